@@ -1,0 +1,1 @@
+"""The renderers: one file each; records in, a table, figure or page out."""

@@ -1,0 +1,1 @@
+"""What a spiking network is: neuron, surrogate, encoding, architectures, conversion."""

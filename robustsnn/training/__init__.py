@@ -1,0 +1,1 @@
+"""How recipes train a network: one file a method."""
