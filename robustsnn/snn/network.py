@@ -1,0 +1,209 @@
+"""The network: images in [0, 1] to logits, with normalisation, encoding and read-out inside."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from robustsnn.errors import InputError
+from robustsnn.snn.architectures import architecture
+from robustsnn.snn.architectures.description import Residual, Sizes
+from robustsnn.snn.encoding import direct, poisson
+from robustsnn.snn.neuron import LIF, FixedDropout
+from robustsnn.snn.surrogate import Surrogate, make_surrogate
+
+Positive = Annotated[int, Field(ge=1)]
+State = dict[str, Tensor]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SurrogateConfig(_Strict):
+    """A surrogate by name; see `robustsnn.snn.surrogate`."""
+
+    name: str = "triangle"
+    width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    amplitude: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+
+    def make(self) -> Surrogate:
+        """The surrogate itself."""
+        return make_surrogate(self.name, self.width, self.amplitude)
+
+
+class NetworkConfig(_Strict):
+    """Everything but the weights: enough to rebuild a network.
+
+    `image` is (channel, height, width); `mean` and `std` are per channel, in pixel units of
+    [0, 1]; `widths` and `classifier` default to the published sizes.
+    """
+
+    architecture: str
+    kind: Literal["ann", "snn"]
+    classes: Annotated[int, Field(ge=2)]
+    image: tuple[Positive, Positive, Positive]
+    widths: tuple[Positive, ...] | None = None
+    classifier: tuple[Positive, ...] | None = None
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    encoding: Literal["direct", "poisson"] = "direct"
+    time_steps: Positive = 1
+    readout: Literal["sum", "mean"] = "sum"
+    surrogate: SurrogateConfig = SurrogateConfig()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NetworkConfig:
+        channels = self.image[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ValueError(f"mean and std need {channels} numbers, one a channel")
+        if not all(math.isfinite(m) for m in self.mean):
+            raise ValueError("mean must be finite")
+        if self.kind == "ann" and (self.time_steps != 1 or self.encoding != "direct"):
+            raise ValueError("an ANN has one time step and takes the image directly")
+        if self.encoding == "poisson" and any(v != 0.5 for v in (*self.mean, *self.std)):
+            raise ValueError("poisson encoding needs mean and std 0.5: pixels scaled to [-1, 1]")
+        return self
+
+    def sizes(self) -> Sizes:
+        """The sizes to build with, the published ones where none are given."""
+        published = architecture(self.architecture)
+        return Sizes(
+            widths=published.widths if self.widths is None else self.widths,
+            classifier=published.classifier if self.classifier is None else self.classifier,
+            classes=self.classes,
+            image=self.image,
+            dropout=self.dropout,
+        )
+
+
+class Network(nn.Module):
+    """An ANN or an SNN of some architecture.
+
+    `forward(images [batch, channel, height, width]) -> logits [batch, class]`, images in pixel
+    units of [0, 1] (any real value is taken). State starts fresh at every forward. Inside,
+    tensors are `[time, batch, ...]`: layers without state run once over `time x batch`, and a
+    static input stays at one step until the first spikes.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        spiking = config.kind == "snn"
+        layers = architecture(config.architecture).build(
+            config.sizes(),
+            (lambda: LIF(surrogate=config.surrogate.make())) if spiking else nn.ReLU,
+        )
+        self.features = layers.features
+        self.classifier = layers.classifier
+        self.time_steps = config.time_steps
+        shape = (1, -1, 1, 1)
+        self.register_buffer("mean", torch.tensor(config.mean).reshape(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(config.std).reshape(shape), persistent=False)
+        self._names = {module: name for name, module in self.named_modules()}
+
+    @property
+    def kind(self) -> str:
+        """`ann` or `snn`."""
+        return self.config.kind
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.config.classes
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channel, height, width)."""
+        return self.config.image
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether logits depend on draws, which `keys` then fix."""
+        return self.config.encoding == "poisson"
+
+    def spiking_layers(self) -> dict[str, LIF]:
+        """The LIF layers by name, in order of execution."""
+        return {name: m for name, m in self.named_modules() if isinstance(m, LIF)}
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Logits `[batch, class]` of images `[batch, channel, height, width]`.
+
+        Args:
+            images: Pixels, in units of [0, 1].
+            keys: int64 `[batch]`; only a stochastic encoding uses them, see `encoding.poisson`.
+                Without, image i of the batch has key i.
+
+        Raises:
+            InputError: The images have another shape than the network was built for.
+        """
+        return self.run(images, keys=keys)[0]
+
+    def run(
+        self,
+        images: Tensor,
+        *,
+        steps: int | None = None,
+        state: State | None = None,
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """Logits and final membranes, from given initial membranes and over given time steps.
+
+        Args:
+            images: Pixels `[batch, channel, height, width]`, in units of [0, 1].
+            steps: Time steps of this run; by default `time_steps`.
+            state: Membrane potential `[batch, ...]` of each spiking layer by name; zero if absent.
+                The read-out always starts at zero.
+            keys: As in `forward`.
+
+        Raises:
+            InputError: The images have another shape than the network was built for.
+        """
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:
+            raise InputError(
+                f"the network takes images [batch, {', '.join(map(str, self.input_shape))}] "
+                f"(channel, height, width), got {list(images.shape)}: choose data of that shape."
+            )
+        steps = self.time_steps if steps is None else steps
+        x = (images - self.mean) / self.std
+        if self.stochastic:
+            if keys is None:
+                keys = torch.arange(len(images))
+            x = poisson(x, steps, keys)
+        else:
+            x = direct(x)
+        final: State = {}
+
+        def step(module: nn.Module, x: Tensor) -> Tensor:
+            if isinstance(module, LIF):
+                name = self._names[module]
+                spikes, final[name] = module(x, steps, None if state is None else state.get(name))
+                return spikes
+            if isinstance(module, Residual):
+                return module.run(x, step)
+            if isinstance(module, FixedDropout):
+                dropped: Tensor = module(x)
+                return dropped
+            out: Tensor = module(x.flatten(0, 1))
+            return out.unflatten(0, x.shape[:2])
+
+        for module in (*self.features, *self.classifier):
+            x = step(module, x)
+        # The last layer has no neurons: its current is accumulated, without leak or reset.
+        logits = x.sum(0) * (steps // x.shape[0])
+        if self.config.readout == "mean":
+            logits = logits / steps
+        return logits, final
+
+    def clamp_(self) -> None:
+        """Keep every threshold and leak in range; called after every optimizer step."""
+        for layer in self.spiking_layers().values():
+            layer.clamp_()
