@@ -248,7 +248,8 @@ def load_dataset(
     Args:
         name: A key of `DATASETS`, or "folder" for any images in class sub-folders.
         root: Folder with torchvision's files, Hugging Face Parquet files or class
-            sub-folders; None for the bundled Fashion-MNIST test sample.
+            sub-folders; None for the bundled Fashion-MNIST test sample. Class folders may be
+            below `train` and `test` (or `val`); where neither is there, they serve as either.
         split: "test" or "train".
         samples: How many of the first images to keep; None for all.
         download: Let torchvision download into `root` where nothing readable is there.

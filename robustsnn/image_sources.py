@@ -10,7 +10,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff .webp".split())
 IMAGE_COLUMNS = ("image", "img")
+# Where nothing says how many classes there are, a label above is taken for a mistake.
+MOST_CLASSES = 100_000
 # A whole folder of images often calls what we test on its validation images.
 FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 OTHER_SPLIT = {"train": "test", "test": "train"}
@@ -68,10 +70,13 @@ def read(name: str, known: DataSet | None, root: Path, split: str, download: boo
     if not root.exists() and not download:
         raise InputError(f"there is no data root {root}: check the path, or ask for a download.")
     if root.exists():
-        for place in _places(name, root):
-            source = _find(name, known, place, split)
-            if source is not None:
-                return source
+        try:
+            for place in _places(name, root):
+                source = _find(name, known, place, split)
+                if source is not None:
+                    return source
+        except OSError as error:
+            raise InputError(f"cannot read the data root {root}: {error}.") from error
     if known is not None and download:
         return _checked(known, *_from_torchvision(known, root, split, download=True), str(root))
     layouts = (
@@ -88,10 +93,7 @@ def _places(name: str, root: Path) -> list[Path]:
     wanted = _plain(name)
     if name == "folder":
         return [root]
-    try:
-        below = sorted(path for path in root.iterdir() if path.is_dir())
-    except OSError as error:
-        raise InputError(f"cannot read the data root {root}: {error.strerror}.") from error
+    below = sorted(path for path in root.iterdir() if path.is_dir())
     return [*(path for path in below if _plain(path.name) == wanted), root]
 
 
@@ -196,66 +198,64 @@ def _parquet_files(root: Path, split: str) -> list[Path]:
     return list({path.resolve(): path for path in cropped or found}.values())
 
 
-def _check_shards(files: Sequence[Path]) -> None:
-    shards: dict[tuple[Path, str, int], set[int]] = {}
+def _check_complete(files: Sequence[Path]) -> None:
+    """One folder, and of files numbered `-00000-of-00002` every one."""
+    folders = sorted({path.parent for path in files})
+    if len(folders) > 1:
+        raise InputError(
+            f"Parquet files of one split are in {len(folders)} folders, such as {folders[0]} and "
+            f"{folders[1]}: name the one that is meant as the data root."
+        )
+    present: dict[tuple[str, int], set[int]] = {}
     for path in files:
         match = re.fullmatch(r"(.+)-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet", path.name)
         if match:
-            key = (path.parent, match[1], int(match[3]))
-            shards.setdefault(key, set()).add(int(match[2]))
-    for (folder, split, total), present in shards.items():
-        missing = set(range(total)) - present
-        if missing:
+            present.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+    for (split, total), shards in present.items():
+        missing = next((shard for shard in range(total) if shard not in shards), None)
+        if missing is not None:
             raise InputError(
-                f"{folder} has {len(present)} of {total} {split} files: "
-                f"{split}-{min(missing):05d}-of-{total:05d}.parquet is missing; fetch it."
+                f"{folders[0]} has {len(shards)} of {total} {split} files: "
+                f"{split}-{missing:05d}-of-{total:05d}.parquet is missing; fetch it."
             )
 
 
 def _from_parquet(name: str, known: DataSet | None, files: Sequence[Path]) -> Source:
-    _check_shards(files)
+    _check_complete(files)
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
-    names: tuple[str, ...] | None = None
+    places: list[str] = []
+    names = known.class_names if known else ()
     for path in files:
         try:
             with pq.ParquetFile(path) as table:
                 image, label = _columns(path, name, table.schema_arrow)
                 stored = _stored_names(table.schema_arrow, label)
-                if names is not None and stored != names:
+                if names and stored and [*map(_plain, stored)] != [*map(_plain, names)]:
                     raise InputError(
-                        f"{path} names other classes than {files[0]}: name the folder of one "
-                        "data set as the data root."
+                        f"{path} names the classes {', '.join(stored[:3])}, ..., but those of "
+                        f"{known.title if known else files[0]} are {', '.join(names[:3])}, ...: "
+                        "name another data set or data root."
                     )
-                names = stored
+                names = names or stored
                 for row, (encoded, value) in enumerate(_rows(table, image, label)):
                     where = f"row {row} of {path}"
                     if encoded is None:
                         raise InputError(f"{where} has no image bytes: embed the images.")
                     if value is None:
                         raise InputError(f"{where} has no label: fill column {label!r}.")
+                    _check_label(value, len(names) or MOST_CLASSES, where)
                     images.append(_decode(io.BytesIO(encoded), where))
                     labels.append(value)
+                    places.append(where)
         except (pa.ArrowException, OSError) as error:
             raise InputError(
                 f"{path} is not a readable Parquet file (truncated?): fetch it again."
             ) from error
-    where = f"{files[0]}" if len(files) == 1 else f"{files[0].parent}"
     if not images:
-        raise InputError(f"{where} holds no rows: name a data root with images.")
-    values = np.asarray(labels, dtype=np.int64)
-    if known is None:
-        if not names:
-            names = tuple(str(label) for label in range(max(int(values.max()), 0) + 1))
-        _check_labels(values, names, where)
-        return Source(_stack(images, lambda index: f"image {index} of {where}"), values, names)
-    if names and [_plain(text) for text in names] != [_plain(text) for text in known.class_names]:
-        raise InputError(
-            f"{where} names the classes {', '.join(names[:3])}, ..., which are not those of "
-            f"{known.title}: name another data set or data root."
-        )
-    stacked = _stack(images, lambda index: f"image {index} of {where}", known)
-    return _checked(known, stacked, values, where)
+        raise InputError(f"{files[0]} holds no rows: name a data root with images.")
+    names = names or tuple(str(label) for label in range(max(labels) + 1))
+    return Source(_stack(images, places, known), np.asarray(labels, dtype=np.int64), names)
 
 
 def _columns(path: Path, name: str, schema: pa.Schema) -> tuple[str, str]:
@@ -313,6 +313,8 @@ def _from_folders(name: str, known: DataSet | None, root: Path, split: str) -> S
         return None
     place = own or root
     folders = _class_folders(place)
+    if not folders:
+        return None
     if known is None:
         # The training classes give the numbering, so a test class without images shifts nothing.
         numbering = _class_folders(other) if split == "test" and other else folders
@@ -322,18 +324,12 @@ def _from_folders(name: str, known: DataSet | None, root: Path, split: str) -> S
     paths: list[Path] = []
     labels: list[int] = []
     for folder in folders:
-        files = _image_files(folder)
-        # A named data set may sit beside folders that hold no images at all.
-        if files or known is None:
-            label = _label_of(folder, names, name)
-            paths += files
-            labels += [label] * len(files)
-    if not paths:
-        return None
+        files = sorted(_image_files(folder))
+        paths += files
+        labels += [_label_of(folder, names, name)] * len(files)
     images = [_decode(path, str(path)) for path in paths]
-    values = np.asarray(labels, dtype=np.int64)
-    stacked = _stack(images, lambda index: str(paths[index]), known)
-    return Source(stacked, values, names)
+    stacked = _stack(images, [str(path) for path in paths], known)
+    return Source(stacked, np.asarray(labels, dtype=np.int64), names)
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
@@ -347,18 +343,16 @@ def _split_folder(root: Path, split: str) -> Path | None:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    return sorted(
-        (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")),
-        key=lambda path: path.name,
-    )
+    """Sub-folders with images anywhere below them, by name."""
+    below = (path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = [path for path in below if next(_image_files(path), None) is not None]
+    return sorted(found, key=lambda path: path.name)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-    )
+def _image_files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file():
+            yield path
 
 
 def _label_of(folder: Path, names: Sequence[str], name: str) -> int:
@@ -400,43 +394,34 @@ def _decode(file: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
 
 
 def _stack(
-    images: Sequence[NDArray[np.uint8]],
-    where: Callable[[int], str],
-    known: DataSet | None = None,
+    images: Sequence[NDArray[np.uint8]], places: Sequence[str], known: DataSet | None
 ) -> NDArray[np.uint8]:
     """Images of one size as uint8 `[n, height, width, channel]`."""
+    title = known.title if known else places[0]
     channels = known.shape[0] if known else max(image.shape[2] for image in images)
-    size = known.shape[1:] if known else images[0].shape[:2]
-    for index, image in enumerate(images):
-        if image.shape[:2] == tuple(size):
-            continue
-        found = f"{image.shape[1]}x{image.shape[0]}"
-        wanted = f"{size[1]}x{size[0]}"
-        if known:
+    height, width = known.shape[1:] if known else images[0].shape[:2]
+    stacked = np.empty((len(images), height, width, channels), dtype=np.uint8)
+    for index, (image, place) in enumerate(zip(images, places, strict=True)):
+        if image.shape[:2] != (height, width):
+            remedy = "name another data set or data root" if known else "resize them to one size"
             raise InputError(
-                f"{where(index)} is {found} pixels, those of {known.title} are {wanted}: "
-                "name another data set or data root."
+                f"images differ in size: {title} is {width}x{height}, {place} is "
+                f"{image.shape[1]}x{image.shape[0]}; {remedy}."
             )
-        raise InputError(
-            f"images differ in size: {where(0)} is {wanted}, {where(index)} is {found}; "
-            "resize them to one size."
-        )
-    stacked = np.empty((len(images), *size, channels), dtype=np.uint8)
-    for index, image in enumerate(images):
         if image.shape[2] > channels and bool((image != image[..., :1]).any()):
-            raise InputError(f"{where(index)} is in colour, {known and known.title} is grey.")
+            raise InputError(
+                f"{place} is in colour, {title} is grey: name another data set or data root."
+            )
         # One grey channel fills three; of three equal ones the first is the grey one.
         stacked[index] = image[..., :channels]
     return stacked
 
 
-def _check_labels(labels: NDArray[np.int64], names: Sequence[str], where: str) -> None:
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if len(wrong):
-        first = int(wrong[0])
+def _check_label(label: int, classes: int, where: str) -> None:
+    if not 0 <= label < classes:
         raise InputError(
-            f"label {int(labels[first])} of image {first} in {where} is outside "
-            f"0..{len(names) - 1}: name the data set these labels belong to, or correct them."
+            f"the label {label} of {where} is outside 0..{classes - 1}: name the data set these "
+            "labels belong to, or correct them."
         )
 
 
@@ -450,7 +435,8 @@ def _checked(known: DataSet, images: NDArray[Any], labels: NDArray[Any], where: 
     if images.dtype != np.uint8 or len(images) != len(labels) or len(images) == 0:
         raise InputError(f"{where} is damaged: fetch it again.")
     values = np.asarray(labels, dtype=np.int64)
-    _check_labels(values, known.class_names, where)
+    for label in (int(values.min()), int(values.max())):
+        _check_label(label, known.classes, where)
     return Source(np.ascontiguousarray(images), values, known.class_names)
 
 

@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m robustsnn.sample ROOT [FOLDER]", file=sys.stderr)
         return 2
     try:
-        print(write_sample(Path(arguments[0]), *(Path(folder) for folder in arguments[1:])))
+        root, folder = (*map(Path, arguments), SAMPLE)[:2]
+        print(write_sample(root, folder))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
