@@ -61,7 +61,8 @@ class _LIFSequence(torch.autograd.Function):
             out = torch.div(u, threshold, out=spikes[t])
             out.sub_(1).gt_(0)
             post = u - threshold * out
-        ctx.save_for_backward(threshold, leak, initial, *membranes)
+        # The spikes are an output: saved this way autograd holds them without a cycle.
+        ctx.save_for_backward(threshold, leak, initial, spikes, *membranes)
         ctx.static = static
         ctx.surrogate = surrogate
         assert post is not None
@@ -70,7 +71,7 @@ class _LIFSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_spikes, grad_final = grads
-        threshold, leak, initial, *membranes = ctx.saved_tensors
+        threshold, leak, initial, spikes, *membranes = ctx.saved_tensors
         needs_current, needs_threshold, needs_leak, needs_initial = ctx.needs_input_grad[:4]
         surrogate: Surrogate = ctx.surrogate
         steps = len(membranes)
@@ -89,7 +90,7 @@ class _LIFSequence(torch.autograd.Function):
             u = membranes[t]
             z = (u / threshold).sub_(1)
             if needs_threshold and post_grad is not None:
-                grad_threshold -= (post_grad * (z > 0)).sum()
+                grad_threshold -= (post_grad * spikes[t]).sum()
             d = surrogate.derivative(z).div_(threshold)
             if grad_spikes is None:
                 d.zero_()
@@ -102,8 +103,7 @@ class _LIFSequence(torch.autograd.Function):
             if needs_leak and (t > 0 or initial is not None):
                 before = initial
                 if t > 0:
-                    fired = (membranes[t - 1] / threshold).sub_(1) > 0
-                    before = membranes[t - 1] - threshold * fired
+                    before = membranes[t - 1] - threshold * spikes[t - 1]
                 grad_leak += (d * before).sum()
             if grad_current is not None:
                 if ctx.static:

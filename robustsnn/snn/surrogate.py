@@ -50,7 +50,8 @@ class Triangle:
 
     def derivative(self, z: Tensor) -> Tensor:
         """Surrogate derivative, zero from |z| = width on."""
-        return (1 - z.abs() / self.width).clamp_(min=0).mul_(self.amplitude)
+        slope = self.amplitude / self.width
+        return z.abs().mul_(-slope).add_(self.amplitude).clamp_(min=0)
 
     def primitive(self, z: Tensor) -> Tensor:
         """Antiderivative: a quadratic sigmoid of height `amplitude * width`."""

@@ -1,0 +1,247 @@
+"""Checkpoints: `model.safetensors` and `model.json` in a folder. Loading never executes code.
+
+The exception is a model named `python.module:factory`, which is the user's own code by request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from robustsnn.errors import InputError
+from robustsnn.registry import zoo_folder
+from robustsnn.snn.network import Network, NetworkConfig
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder, read and checked but for its weights.
+
+    `meta` holds what is not the network: data, class_names, substitute, provenance.
+    """
+
+    name: str
+    folder: Path
+    config: NetworkConfig
+    meta: dict[str, Any]
+    sha256: str
+
+
+def save_checkpoint(
+    network: Network,
+    folder: Path,
+    *,
+    data: str,
+    class_names: tuple[str, ...],
+    provenance: dict[str, Any],
+    substitute: str | None = None,
+) -> str:
+    """Write a checkpoint, weights first, and return the sha256 of its weights.
+
+    Args:
+        network: What to save.
+        folder: Made if absent.
+        data: Name of the data set that it was trained on.
+        class_names: One a class.
+        provenance: How it came to be: recipe, seed, versions.
+        substitute: Zoo name of the network that a black-box attacker would use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    blob = save_tensors(tensors)
+    digest = hashlib.sha256(blob).hexdigest()
+    description = {
+        "format": FORMAT,
+        "network": network.config.model_dump(mode="json", exclude_none=True),
+        "data": data,
+        "class_names": list(class_names),
+        "substitute": substitute,
+        "provenance": provenance,
+        "sha256": digest,
+    }
+    _write(folder / WEIGHTS, blob)
+    _write(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    return digest
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
+
+
+def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
+    """The description of a checkpoint, by zoo name or folder, with its sha256 checked.
+
+    Raises:
+        InputError: There is none, it is malformed, truncated, or its weights were changed.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        folder, name = path, path.name
+    elif path.exists():
+        raise InputError(
+            f"{path} is a file; a checkpoint is a folder with {WEIGHTS} and {DESCRIPTION} "
+            "(official HIRE-SNN state dicts: robustsnn zoo import)."
+        )
+    else:
+        folder, name = zoo_folder(str(name_or_path)), str(name_or_path)
+    for needed in (DESCRIPTION, WEIGHTS):
+        if not (folder / needed).is_file():
+            raise InputError(f"{folder} is not a checkpoint: it has no {needed}.")
+    where = folder / DESCRIPTION
+    try:
+        description = json.loads(where.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON ({error}): restore it.") from None
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise InputError(f"{where} is not a checkpoint description of format {FORMAT}: restore it.")
+    try:
+        config = NetworkConfig.model_validate_json(json.dumps(description.pop("network", None)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "network"
+        raise InputError(f"{where}: network.{field}: {first['msg']}.") from None
+    names = description.get("class_names")
+    if not isinstance(names, list) or len(names) != config.classes:
+        raise InputError(f"{where}: class_names must be a list of {config.classes} names.")
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    if digest != description.get("sha256"):
+        raise InputError(
+            f"{folder / WEIGHTS} does not match the sha256 in {DESCRIPTION}: "
+            "it is truncated or was changed; restore both files."
+        )
+    return Checkpoint(name, folder, config, description, digest)
+
+
+def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Network:
+    """A fresh network with the checkpoint's weights, in evaluation mode and frozen.
+
+    Raises:
+        InputError: The weights are malformed, do not fit the description, or are not finite.
+    """
+    path = checkpoint.folder / WEIGHTS
+    try:
+        tensors = load_tensors(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a safetensors file ({error}): restore it.") from None
+    network = Network(checkpoint.config)
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise InputError(f"{path} lacks {name!r}: it does not fit {DESCRIPTION}.")
+        if name not in expected:
+            raise InputError(f"{path} holds {name!r}, which {DESCRIPTION} does not describe.")
+        if tensors[name].shape != expected[name].shape:
+            raise InputError(
+                f"{path}: {name!r} has shape {list(tensors[name].shape)}, "
+                f"{DESCRIPTION} asks for {list(expected[name].shape)}."
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise InputError(f"{path}: {name!r} holds NaN or infinity: the checkpoint is broken.")
+    network.load_state_dict(tensors)
+    return freeze(network.to(device))
+
+
+def freeze(network: Network) -> Network:
+    """Evaluation mode, and no parameter asks for a gradient."""
+    network.eval()
+    network.requires_grad_(False)
+    return network
+
+
+def load_model(
+    name_or_path: str | Path, weights: Path | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """A network by zoo name, checkpoint folder or `python.module:factory`.
+
+    Args:
+        name_or_path: `fashion-mnist/vgg5-snn`, a folder, or a factory that returns an `nn.Module`
+            from images in [0, 1] to logits. Naming a factory runs that module's code.
+        weights: For a factory only: a safetensors file, or a plain state dict written by
+            `torch.save`, which is read without executing code.
+        device: Where to put it.
+
+    Raises:
+        InputError: It cannot be found or read.
+    """
+    text = str(name_or_path)
+    if ":" in text and not Path(text).exists():
+        return _from_factory(text, weights).to(device)
+    if weights is not None:
+        raise InputError(f"--weights goes with python.module:factory, not with {text!r}.")
+    return load_network(read_checkpoint(name_or_path), device)
+
+
+def _from_factory(text: str, weights: Path | None) -> nn.Module:
+    module_name, _, attribute = text.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"cannot find {text!r} ({error}): give module:factory, importable from here."
+        ) from None
+    network = factory() if callable(factory) else None
+    if isinstance(factory, nn.Module):
+        network = factory
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
+    if weights is not None:
+        tensors = read_state_dict(weights)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(f"{weights} does not fit {text!r}: {error}") from None
+    network.eval()
+    network.requires_grad_(False)
+    return network
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file or a `torch.save`d plain state dict, never running code.
+
+    Raises:
+        InputError: The file is missing, truncated, or holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}: name a state dict.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_tensors(path.read_bytes())
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is not a safetensors file ({error}).") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch.load raises many types on a foreign file; none of them is worth telling apart.
+        kind = type(error).__name__
+        raise InputError(
+            f"{path} is not a plain state dict ({kind}): it is truncated, foreign, or a pickle "
+            "that would run code, which is refused; save it with torch.save(model.state_dict())."
+        ) from None
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
+    ):
+        raise InputError(f"{path} holds {type(loaded).__name__}, not tensors by name.")
+    return dict(loaded)
