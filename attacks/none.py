@@ -1,0 +1,28 @@
+"""No attack: the clean images, so that clean accuracy is one row among the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustsnn.randomness import Rng
+from robustsnn.threat import ThreatModel
+from robustsnn.victim import Victim
+
+
+@dataclass(frozen=True)
+class NoAttack:
+    """Propose each image itself."""
+
+    kind: ClassVar[str] = "none"
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Copies of the images, `[batch, ...]`."""
+        return images.clone()
+
+
+ATTACK = NoAttack

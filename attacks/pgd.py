@@ -1,0 +1,133 @@
+"""PGD: many small steps along the gradient, each back into the ball and the range."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from robustsnn.errors import InputError
+from robustsnn.losses import loss_function, margin
+from robustsnn.randomness import Rng
+from robustsnn.threat import ThreatModel, parse_epsilon
+from robustsnn.victim import Victim
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent, for Linf (signs) and L2 (normalised gradients).
+
+    Args:
+        steps: Number of steps, >= 1.
+        step_size: In the units of epsilon, as written (`2/255`); by default
+            `2.5 * epsilon / steps`.
+        random_start: Start uniformly in the ball instead of at the image.
+        restarts: Runs from independent starts, >= 1; the best proposal of each image is kept.
+        iterate: `best` proposes the iterate of largest margin that was seen, the start and the
+            last included; `last` is what papers report, and over restarts the best of the last.
+        early_exit: Stop with an image once it is misclassified. Not done on a stochastic
+            network, where a single misclassified pass proves little.
+        loss: What the steps raise, one of `robustsnn.losses.LOSSES`.
+
+    Raises:
+        InputError: A value out of its range.
+
+    Source: Madry et al., ICLR 2018, section 2.1.
+    """
+
+    kind: ClassVar[str] = "fixed-epsilon"
+    steps: int = 20
+    step_size: str | float | None = None
+    random_start: bool = True
+    restarts: int = 1
+    iterate: Literal["best", "last"] = "best"
+    early_exit: bool = True
+    loss: str = "cross-entropy"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise InputError("pgd: steps and restarts must be at least 1.")
+        if self.restarts > 1 and not self.random_start:
+            raise InputError("pgd: restarts would all be the same without random_start.")
+        if self.iterate not in ("best", "last"):
+            raise InputError(f"pgd: iterate must be 'best' or 'last', not {self.iterate!r}.")
+        if self.step_size is not None and parse_epsilon(str(self.step_size), "step_size") == 0:
+            raise InputError("pgd: step_size must be above 0.")
+        loss_function(self.loss)
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Proposed images, `[batch, ...]`."""
+        proposal = images.clone()
+        best = torch.full((len(images),), -torch.inf, dtype=images.dtype, device=images.device)
+        active = torch.arange(len(images))
+        for restart in range(self.restarts):
+            if len(active) == 0:
+                break
+            found, scores = self._run(
+                victim.select(active),
+                images[active],
+                labels[active],
+                threat,
+                rng.select(active).stream(f"start-{restart}"),
+            )
+            better = (scores > best[active]).cpu()
+            if restart == 0:
+                # Kept even where the network gives no number to compare by.
+                better = torch.ones_like(better)
+            proposal[active[better]] = found[better]
+            best[active[better]] = scores[better]
+            if self._exits(victim):
+                active = (best <= 0).nonzero().flatten().cpu()
+        return proposal
+
+    def _run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """One restart: proposals, and the margin of each as far as it was asked for."""
+        step_size = (
+            2.5 * threat.radius / self.steps
+            if self.step_size is None
+            else parse_epsilon(str(self.step_size), "step_size")
+        )
+        x = threat.random_point(images, rng) if self.random_start else images.clone()
+        kept = x.clone()
+        scores = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        active = torch.arange(len(x))
+
+        def score(logits: Tensor) -> Tensor:
+            """Keep what is better, or newer; says which of the active images are fooled."""
+            margins = margin(logits, labels[active]).to(scores.dtype).nan_to_num(nan=-torch.inf)
+            better = margins > scores[active]
+            if self.iterate == "last":
+                better = torch.ones_like(better)
+            where = active[better.cpu()]
+            scores[where] = margins[better]
+            kept[where] = x[where]
+            return margins > 0
+
+        for _ in range(self.steps):
+            found = victim.select(active).gradient(x[active], labels[active], self.loss)
+            gradient = found.gradient
+            fooled = score(found.logits)
+            if self._exits(victim) and bool(fooled.any()):
+                gradient = gradient[~fooled]
+                active = active[~fooled.cpu()]
+                if len(active) == 0:
+                    return kept, scores
+            ahead = x[active] + step_size * threat.ascent(gradient)
+            x[active] = threat.project(ahead, images[active])
+        if self.iterate == "last" and self.restarts == 1:
+            kept[active] = x[active]
+        else:
+            score(victim.select(active).logits(x[active]))
+        return kept, scores
+
+    def _exits(self, victim: Victim) -> bool:
+        return self.early_exit and not victim.stochastic
+
+
+ATTACK = PGD

@@ -1,0 +1,66 @@
+"""Transfer: craft on a substitute network, and let the victim only judge (black box)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustsnn.errors import InputError
+from robustsnn.randomness import Rng
+from robustsnn.registry import load_attack
+from robustsnn.threat import ThreatModel
+from robustsnn.victim import Victim
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An attack run entirely on `victim.substitute`, with that victim's own estimator.
+
+    Args:
+        attack: Specification of the attack to run there, such as `pgd:steps=7,step_size=0.01`.
+
+    Raises:
+        InputError: No such attack, or one that needs no network or another transfer.
+
+    Source: Papernot et al., AsiaCCS 2017.
+    """
+
+    kind: ClassVar[str] = "transfer"
+    attack: str = "pgd"
+
+    def __post_init__(self) -> None:
+        kind = load_attack(self.attack).kind
+        if kind not in ("fixed-epsilon", "minimum-norm"):
+            raise InputError(f"transfer: {self.attack!r} is of kind {kind}: use one such as pgd.")
+
+    @classmethod
+    def from_spec(cls, text: str) -> Transfer:
+        """From what follows `transfer:`, such as `pgd:steps=7`; PGD if nothing does."""
+        return cls(text.removeprefix("attack=")) if text else cls()
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of the attack that runs."""
+        return getattr(load_attack(self.attack), "steps", None)
+
+    @property
+    def restarts(self) -> int | None:
+        """Restarts of the attack that runs."""
+        return getattr(load_attack(self.attack), "restarts", None)
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Proposed images, `[batch, ...]`; the victim itself is never asked.
+
+        Raises:
+            InputError: There is no substitute.
+        """
+        if victim.substitute is None:
+            raise InputError("transfer needs a substitute network: name one with --substitute.")
+        return load_attack(self.attack)(victim.substitute, images, labels, threat, rng)
+
+
+ATTACK = Transfer

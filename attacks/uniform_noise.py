@@ -1,0 +1,28 @@
+"""Uniform noise in the ball: where a random search for an adversarial image would start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustsnn.randomness import Rng
+from robustsnn.threat import ThreatModel
+from robustsnn.victim import Victim
+
+
+@dataclass(frozen=True)
+class UniformNoise:
+    """One uniform draw from the ball around each image, then clipped to the pixel range."""
+
+    kind: ClassVar[str] = "noise"
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Noisy images, `[batch, ...]`; the network is not asked."""
+        return threat.random_point(images, rng)
+
+
+ATTACK = UniformNoise

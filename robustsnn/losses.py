@@ -1,0 +1,59 @@
+"""Per-sample losses that an attacker raises: the higher, the better for the attacker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustsnn.errors import InputError, unknown
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LossName = Literal["cross-entropy", "margin", "dlr"]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits `[batch, class]` and labels `[batch]`, as `[batch]`."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """`max_{j != y} z_j - z_y`: above 0 is misclassified, 0 is a tie at the top.
+
+    Source: Carlini and Wagner, S&P 2017, objective f6, without its confidence.
+    """
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return (others.max(1, keepdim=True).values - own).squeeze(1)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio: the margin over `z_(1) - z_(3)`, so free of their scale.
+
+    Spike-count read-outs tie often; 1e-12 in the denominator keeps it finite.
+
+    Raises:
+        InputError: Fewer than three classes.
+
+    Source: Croce and Hein, ICML 2020, equation 6.
+    """
+    if logits.shape[1] < 3:
+        raise InputError("the dlr loss needs at least 3 classes: use margin.")
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def loss_function(name: str) -> Loss:
+    """The loss of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    return LOSSES[name]

@@ -1,0 +1,298 @@
+"""A network under attack: logits, gradients, and a count of what was asked for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.gradients import Estimator
+from robustsnn.losses import loss_function
+from robustsnn.randomness import derive, positions
+
+MICRO_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What one gradient call gives.
+
+    Args:
+        loss: Loss of each image, `[batch]`.
+        logits: Logits, `[batch, class]`.
+        gradient: Gradient of each image's own loss, finite, shaped like the images.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    gradient: Tensor
+
+
+@dataclass
+class _Ledger:
+    """Counts per image, int64 `[image]`; shared by a victim and all its selections."""
+
+    forward: Tensor
+    backward: Tensor
+    zero: Tensor
+    nonfinite: Tensor
+
+    @classmethod
+    def empty(cls, images: int) -> _Ledger:
+        return cls(*(torch.zeros(images, dtype=torch.int64) for _ in range(4)))
+
+
+class Victim:
+    """What an attack may touch of a network.
+
+    The network is evaluated frozen and in evaluation mode, with the estimator in force, only
+    inside each call: between calls it is as it was. Every forward runs in micro-batches padded
+    to one shape, because a spike at the threshold flips with the shape of the batch.
+
+    Args:
+        network: Images in pixel units, `[batch, channel, height, width]`, to logits
+            `[batch, class]`. A plain module works; one that declares `stochastic` is given
+            `keys`, fresh at every pass and derived from the seed, the image and its pass count.
+        estimator: How to differentiate.
+        image_ids: The id of each image that will be attacked, in order.
+        micro_batch: Images per forward.
+        seed: Of a stochastic network's draws.
+        substitute: The victim that a transfer attack crafts on instead, with the same images.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        estimator: Estimator,
+        image_ids: Sequence[int] | Tensor,
+        micro_batch: int = MICRO_BATCH,
+        seed: int = 0,
+        substitute: Victim | None = None,
+    ) -> None:
+        ids = image_ids.tolist() if isinstance(image_ids, Tensor) else image_ids
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        if substitute is not None and len(substitute) != len(ids):
+            raise ValueError("the substitute victim holds another number of images")
+        self._network = network
+        self.estimator = estimator
+        self.image_ids: tuple[int, ...] = tuple(int(i) for i in ids)
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self.substitute = substitute
+        self._ledger = _Ledger.empty(len(self.image_ids))
+        self._rows = torch.arange(len(self.image_ids))
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes of the same image may differ."""
+        return bool(getattr(self._network, "stochastic", False))
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, if the network says so."""
+        classes = getattr(self._network, "classes", None)
+        return None if classes is None else int(classes)
+
+    @property
+    def forward_passes(self) -> Tensor:
+        """Forward passes of each image so far, int64 `[batch]`."""
+        return self._ledger.forward[self._rows]
+
+    @property
+    def backward_passes(self) -> Tensor:
+        """Backward passes of each image so far, int64 `[batch]`."""
+        return self._ledger.backward[self._rows]
+
+    @property
+    def zero_grad(self) -> Tensor:
+        """Backward passes whose gradient was all zero, int64 `[batch]`."""
+        return self._ledger.zero[self._rows]
+
+    @property
+    def nonfinite_grad(self) -> Tensor:
+        """Backward passes with a NaN or infinite entry, int64 `[batch]`."""
+        return self._ledger.nonfinite[self._rows]
+
+    def select(self, index: Tensor | Sequence[int], micro_batch: int | None = None) -> Victim:
+        """The victim of a sub-batch, at those positions or under that mask; counts are shared.
+
+        Args:
+            index: Positions in this victim's images, or a boolean mask over them.
+            micro_batch: Another number of images per forward.
+        """
+        chosen = positions(index, len(self))
+        sub = Victim.__new__(Victim)
+        sub.__dict__.update(self.__dict__)
+        sub.image_ids = tuple(self.image_ids[i] for i in chosen.tolist())
+        sub.micro_batch = self.micro_batch if micro_batch is None else micro_batch
+        sub._rows = self._rows[chosen]
+        if self.substitute is not None:
+            sub.substitute = self.substitute.select(chosen, micro_batch)
+        return sub
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits `[batch, class]`, without gradient; one forward pass of each image."""
+        self._check(images)
+        with torch.no_grad(), self._attacked():
+            return self._forward(images.detach(), self._count_forward(len(images)))
+
+    def gradient(self, images: Tensor, labels: Tensor, loss: str = "cross-entropy") -> Gradient:
+        """Loss, logits and input gradient of each image; one forward and one backward pass.
+
+        A gradient that does not reach the input is all zero, and a NaN or infinite entry is
+        replaced by 0; both are counted per image.
+
+        Args:
+            images: `[batch, channel, height, width]` in pixel units.
+            labels: True classes, int64 `[batch]`.
+            loss: One of `robustsnn.losses.LOSSES`; raised by following the gradient.
+
+        Raises:
+            InputError: No such loss.
+        """
+        self._check(images)
+        function = loss_function(loss)
+        keys = self._count_forward(len(images))
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        with torch.inference_mode(False), torch.enable_grad(), self._attacked():
+            for start in range(0, len(images), self.micro_batch):
+                here = slice(start, start + self.micro_batch)
+                x = images[here].detach().clone().requires_grad_()
+                logits = self._forward(x, keys[here] if keys is not None else None)
+                values = function(logits, labels[here].clone())
+                # The sum keeps each image's gradient its own: a mean would scale with the batch.
+                found = (
+                    torch.autograd.grad(values.sum(), x, allow_unused=True)[0]
+                    if values.requires_grad
+                    else None
+                )
+                gradient = torch.zeros_like(x) if found is None else found
+                parts.append((values.detach(), logits.detach(), gradient.detach()))
+        if not parts:
+            logits = self.logits(images)
+            return Gradient(logits.new_empty(0), logits, torch.zeros_like(images))
+        values, logits, gradient = (torch.cat(p) for p in zip(*parts, strict=True))
+        return Gradient(values, logits, self._count_backward(gradient))
+
+    @property
+    def network(self) -> nn.Module:
+        """The network as a module in pixel units, for other libraries; passes are counted.
+
+        It evaluates as every other call does. A batch of another length than this victim's
+        cannot be told apart by image: its passes are spread over all of them, rounded up.
+        """
+        return _Exposed(self)
+
+    def _check(self, images: Tensor) -> None:
+        if len(images) != len(self):
+            raise ValueError(f"{len(images)} images for a victim of {len(self)}: use select")
+
+    @contextmanager
+    def _attacked(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self._network.modules()]
+        frozen = [p for p in self._network.parameters() if p.requires_grad]
+        try:
+            self._network.eval()
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            with self.estimator.applied(self._network):
+                yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            for module, training in modes:
+                module.training = training
+
+    def _forward(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """Logits in micro-batches of one shape; a gradient may flow."""
+        outputs = []
+        for start in range(0, max(len(images), 1), self.micro_batch):
+            chunk = images[start : start + self.micro_batch].contiguous()
+            real = len(chunk)
+            missing = self.micro_batch - real if real else 0
+            if missing:
+                chunk = torch.cat([chunk, chunk[-1:].detach().expand(missing, *chunk.shape[1:])])
+            if keys is None:
+                outputs.append(self._network(chunk)[:real])
+                continue
+            some = keys[start : start + self.micro_batch]
+            if missing:
+                some = torch.cat([some, some[-1:].expand(missing)])
+            outputs.append(self._network(chunk, keys=some)[:real])
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _count_forward(self, rows: int) -> Tensor | None:
+        """Count one pass of that many images, and the keys of their draws, if any are made."""
+        keys = None
+        if self.stochastic:
+            passes = self.forward_passes.tolist()
+            keys = torch.tensor(
+                [
+                    derive(
+                        self.seed,
+                        "key",
+                        self.image_ids[i % len(self)],
+                        passes[i % len(self)],
+                        i // len(self),
+                    )
+                    for i in range(rows)
+                ],
+                dtype=torch.int64,
+            )
+        self._add(self._ledger.forward, self._passes(rows))
+        return keys
+
+    def _count_backward(self, gradient: Tensor) -> Tensor:
+        """Count one backward pass and its defects; the gradient with only finite entries."""
+        self._add(self._ledger.backward, self._passes(len(gradient)))
+        flat = gradient.flatten(1)
+        finite = flat.isfinite().all(1)
+        zero = (flat == 0).all(1)
+        if len(gradient) == len(self):
+            self._add(self._ledger.zero, zero)
+            self._add(self._ledger.nonfinite, ~finite)
+        if bool(finite.all()):
+            return gradient
+        return torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
+
+    def _passes(self, rows: int) -> Tensor:
+        return torch.full((len(self),), -(-rows // max(len(self), 1)))
+
+    def _add(self, counts: Tensor, amount: Tensor) -> None:
+        counts.index_add_(0, self._rows, amount.to("cpu", torch.int64))
+
+
+class _Exposed(nn.Module):
+    """The victim's network, counted and evaluated as the victim does, whatever mode is set."""
+
+    def __init__(self, victim: Victim) -> None:
+        super().__init__()
+        # In a tuple, so that no outer call reaches the network's own mode through this module.
+        self._victim = (victim,)
+        self.training = False
+
+    def train(self, mode: bool = True) -> _Exposed:
+        """Nothing: the victim sets the mode, in each call."""
+        return self
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The network's, from which libraries take the device."""
+        return self._victim[0]._network.parameters(recurse)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[batch, class]` of images in pixel units."""
+        victim = self._victim[0]
+        keys = victim._count_forward(len(images))
+        x = images
+        if torch.is_grad_enabled() and images.requires_grad:
+            x = images.view_as(images)
+            x.register_hook(victim._count_backward)  # type: ignore[no-untyped-call]
+        with victim._attacked():
+            return victim._forward(x, keys)
