@@ -1,0 +1,118 @@
+"""Accuracy against the size of the perturbation, with Wilson bands, a line for every model."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from robustsnn import figures, formats
+from robustsnn.comparison import CLEAN_THREAT, Comparison, Threat, comparisons
+from robustsnn.formats import WORST_CASE
+from robustsnn.reporting import Runs
+
+#: An attack, or the worst case, under one norm.
+Panel = tuple[str, str]
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """One figure for each comparison that has an attack at three sizes or more."""
+    written = []
+    for comparison in comparisons(runs):
+        if comparison.is_curve:
+            written += _draw(comparison, runs.models, output)
+    return written
+
+
+def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list[Path]:
+    panels = _panels(comparison)
+    legend = [*comparison.models, "chance"]
+    below = figures.legend_height(figures.WIDTH, legend)
+    height = 2.9 * len(panels) + below + 0.1
+    with figures.style():
+        figure = Figure(figsize=(figures.WIDTH, height))
+        grid = figure.subplots(len(panels), 1, squeeze=False)
+        for axes, panel in zip(grid[:, 0], panels, strict=True):
+            _draw_panel(axes, comparison, models, panel)
+        figure.subplots_adjust(
+            left=0.115,
+            right=0.975,
+            top=1 - 0.32 / height,
+            bottom=(below + 0.62) / height,
+            hspace=0.42,
+        )
+        handles = [
+            figures.line(figures.colour(models, m), figures.marker(models, m))
+            for m in comparison.models
+        ]
+        handles.append(figures.line(figures.MUTED, dashes=":"))
+        figures.legend(figure, handles, legend, below)
+    return figures.save(
+        figure,
+        output,
+        f"accuracy-vs-epsilon-{comparison.slug}",
+        "Accuracy against epsilon",
+        f"{comparison.title}: fraction of {formats.count(comparison.samples, 'image')} still"
+        " classified right as the perturbation grows, with 95 % Wilson bands. A sound attack ends"
+        " at or below chance (dotted); a curve that does not says more about the attack than about"
+        " the model.",
+    )
+
+
+def _panels(comparison: Comparison) -> list[Panel]:
+    """Every attack run at three sizes or more; the worst case where it is not one of them."""
+    sizes: dict[Panel, set[str]] = {}
+    for threat in comparison.attacks:
+        sizes.setdefault((threat.attack, threat.norm), set()).add(threat.epsilon)
+    panels = [panel for panel, found in sizes.items() if len(found) >= 3]
+    for norm in dict.fromkeys(norm for _, norm in panels):
+        if len({attack for attack, other in panels if other == norm}) > 1:
+            panels.insert(0, (WORST_CASE, norm))
+    return panels
+
+
+def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], panel: Panel) -> None:
+    attack, norm = panel
+    threats = [t for t in comparison.threats if (t.attack, t.norm) == panel]
+    threats = sorted((t for t in threats if math.isfinite(t.radius)), key=lambda t: t.radius)
+    in_255 = norm == "Linf"
+    unit = 255 if in_255 else 1
+    for model in comparison.models:
+        rows = [(t, comparison.cells[model, t]) for t in threats if (model, t) in comparison.cells]
+        if not any(t.radius == 0 for t, _ in rows):
+            rows.insert(0, (CLEAN_THREAT, comparison.cells[model, CLEAN_THREAT]))
+        x = [t.radius * unit for t, _ in rows]
+        shade = figures.colour(models, model)
+        axes.fill_between(
+            x,
+            [row["ci_low"] for _, row in rows],
+            [row["ci_high"] for _, row in rows],
+            color=shade,
+            alpha=0.18,
+            linewidth=0,
+        )
+        axes.plot(
+            x,
+            [row["accuracy"] for _, row in rows],
+            color=shade,
+            marker=figures.marker(models, model),
+            markersize=5,
+            markeredgecolor=figures.PAPER,
+            markeredgewidth=0.7,
+            linewidth=1.8,
+        )
+    axes.axhline(1 / comparison.runs[0].classes, color=figures.MUTED, linestyle=":", linewidth=1.4)
+    figures.percent_axis(axes)
+    axes.set_xlim(left=0)
+    axes.set_title(Threat(attack, norm, "").title)
+    size = f"{formats.norm(norm)} size ε of the perturbation"
+    axes.set_xlabel(f"{size}, in 1/255" if in_255 else size)
+    ticks = sorted({t.radius * unit for t in threats} | {0.0})
+    # Doubling sizes crowd at the left; leave out labels that would touch.
+    shown: list[float] = []
+    for tick in reversed(ticks):
+        if not shown or shown[-1] - tick >= 0.045 * ticks[-1]:
+            shown.append(tick)
+    axes.set_xticks(shown, [f"{tick:.4g}" for tick in shown])

@@ -1,0 +1,97 @@
+"""Accuracy under every attack, grouped bars with Wilson whiskers, a colour for every model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from robustsnn import figures, formats
+from robustsnn.comparison import Comparison, Threat, comparisons
+from robustsnn.formats import WORST_CASE
+from robustsnn.reporting import Runs
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """One figure for each comparison that is no curve."""
+    written = []
+    for comparison in comparisons(runs):
+        if comparison.attacks and not comparison.is_curve:
+            written += _draw(comparison, runs.models, output)
+    return written
+
+
+def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list[Path]:
+    # A worst case over a single attack repeats that attack.
+    threats = [t for t in comparison.threats if t.attack != WORST_CASE or _several(comparison, t)]
+    count = len(comparison.models)
+    # Bars lie down: names of attacks stay level and the figure grows with their number.
+    thickness = 0.17 if count > 1 else 0.24
+    row = count * thickness + 0.19
+    legend_labels = list(comparison.models)
+    below = figures.legend_height(figures.WIDTH, legend_labels) if count > 1 else 0.0
+    height = len(threats) * row + below + 0.72
+    with figures.style():
+        figure = Figure(figsize=(figures.WIDTH, height))
+        axes = figure.subplots()
+        for index, model in enumerate(comparison.models):
+            for place, threat in enumerate(threats):
+                cell = comparison.cells.get((model, threat))
+                if cell is None:
+                    continue
+                y = place * row + (index - (count - 1) / 2) * thickness
+                accuracy = float(cell["accuracy"])
+                axes.barh(
+                    y,
+                    accuracy,
+                    height=thickness * 0.86,
+                    color=figures.colour(models, model),
+                )
+                axes.plot(
+                    [cell["ci_low"], cell["ci_high"]],
+                    [y, y],
+                    color=figures.INK,
+                    linewidth=1.1,
+                    solid_capstyle="butt",
+                )
+                axes.text(
+                    float(cell["ci_high"]) + 0.012,
+                    y,
+                    f"{100 * accuracy:.1f}",
+                    va="center",
+                    fontsize=8.5,
+                )
+        axes.set_yticks(
+            [place * row for place in range(len(threats))],
+            [f"{t.title}\n{t.size}" if t.size else t.title for t in threats],
+        )
+        axes.set_ylim((len(threats) - 0.5) * row, -0.5 * row)
+        axes.set_xlim(0, 1.1)
+        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
+        axes.set_xlabel("accuracy, %")
+        axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", visible=True)
+        axes.axvline(
+            1 / comparison.runs[0].classes, color=figures.MUTED, linestyle=":", linewidth=1.4
+        )
+        figure.subplots_adjust(
+            left=0.235, right=0.985, top=1 - 0.08 / height, bottom=(below + 0.56) / height
+        )
+        if count > 1:
+            handles = [Patch(color=figures.colour(models, m)) for m in comparison.models]
+            figures.legend(figure, handles, legend_labels, below)
+    return figures.save(
+        figure,
+        output,
+        f"attack-bars-{comparison.slug}",
+        "Accuracy under each attack",
+        f"{comparison.title}: fraction of {formats.count(comparison.samples, 'image')} classified"
+        " right, with 95 % Wilson intervals; chance is dotted. The worst case counts an image only"
+        " if it survives every attack of that norm and size.",
+    )
+
+
+def _several(comparison: Comparison, worst: Threat) -> bool:
+    same = [t for t in comparison.attacks if (t.norm, t.epsilon) == (worst.norm, worst.epsilon)]
+    return len(same) > 1

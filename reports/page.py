@@ -1,0 +1,184 @@
+"""One page that needs no network: the verdict first, then tables, figures and provenance."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from robustsnn import figures, formats, sheets, verdict
+from robustsnn.comparison import Comparison, comparisons
+from robustsnn.reporting import GENERATOR, Run, Runs
+
+#: The page shows what the other renderers wrote, so it comes after them.
+ORDER = 1
+
+#: Colours of the figures that the style sheet of the page sets anew for light and dark.
+_THEMED = {
+    figures.INK: "ink",
+    figures.MUTED: "muted",
+    figures.GRID: "line",
+    figures.PAPER: "paper",
+    figures.RIGHT: "right",
+    figures.WRONG: "wrong",
+    **{colour: f"model-{index}" for index, colour in enumerate(figures.PALETTE)},
+}
+
+#: Parts of the header of a run that have a place of their own on the page, or none.
+_ELSEWHERE = frozenset({"flags", "preflight", "class_names", "verdict", "energy", "status"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it stands in the page."""
+
+    name: str
+    title: str
+    caption: str
+    width: int
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """A comparison with its verdicts and tables."""
+
+    title: str
+    images: str
+    verdicts: list[verdict.Verdict]
+    accuracy: sheets.Sheet
+    others: list[sheets.Sheet]
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """Write `index.html`, which shows every figure and names every table found in `output`."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [_section(comparison) for comparison in comparisons(runs)]
+    text = environment.get_template("page.html.j2").render(
+        generator=f"{GENERATOR} {_version()}".strip(),
+        title=_title(runs),
+        models=runs.models,
+        colours=_colours(runs),
+        sections=sections,
+        pictures=[_picture(path) for path in sorted((output / "figures").glob("*.svg"), key=_rank)],
+        flags=verdict.flag_sentences(runs.runs),
+        checked=_checked(runs),
+        provenance=[_provenance(run) for run in runs.runs],
+        files=sorted(
+            path.relative_to(output).as_posix()
+            for folder in ("tables", "figures")
+            for path in (output / folder).glob("*.*")
+        ),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return [path]
+
+
+def _version() -> str:
+    try:
+        return metadata.version("robustsnn")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _title(runs: Runs) -> str:
+    data = formats.listing(list(dict.fromkeys(formats.data(run.data) for run in runs.runs)))
+    models = runs.models
+    who = models[0] if len(models) == 1 else formats.count(len(models), "model")
+    return f"{who} under attack on {data}"
+
+
+def _colours(runs: Runs) -> dict[str, str]:
+    return {
+        model: f"var(--model-{figures.PALETTE.index(figures.colour(runs.models, model))})"
+        for model in runs.models
+    }
+
+
+def _section(comparison: Comparison) -> Section:
+    accuracy, *others = sheets.sheets_of(comparison)
+    return Section(
+        title=comparison.title,
+        images=formats.count(comparison.samples, "image"),
+        verdicts=verdict.verdicts(comparison),
+        accuracy=accuracy,
+        others=others,
+    )
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    order = ("attack-bars", "accuracy-vs-epsilon", "gallery", "spikes")
+    found = [index for index, stem in enumerate(order) if path.name.startswith(stem)]
+    return (found[0] if found else len(order), path.name)
+
+
+def _picture(path: Path) -> Picture:
+    svg = path.read_text(encoding="utf-8")
+
+    def said(tag: str) -> str:
+        found = re.search(rf"<dc:{tag}>(.*?)</dc:{tag}>", svg, re.DOTALL)
+        return html.unescape(found[1]) if found else ""
+
+    width = re.search(r'<svg[^>]*\bwidth="([\d.]+)pt"', svg)
+    title = said("title") or path.stem
+    return Picture(
+        name=path.stem,
+        title=title,
+        caption=said("description"),
+        width=round(float(width[1]) * 4 / 3) if width else 540,
+        svg=_inline(svg, path.stem, title),
+    )
+
+
+def _inline(svg: str, prefix: str, title: str) -> Markup:
+    """An SVG file as an element of a page: identifiers of its own, colours of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    for colour, name in _THEMED.items():
+        svg = svg.replace(colour, f"var(--{name}, {colour})")
+    # The page scales the figure by its view box.
+    svg = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", svg, count=1)
+    label = html.escape(title, quote=True)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
+
+
+def _checked(runs: Runs) -> int:
+    return sum(len(run.preflight) for run in runs.runs)
+
+
+def _provenance(run: Run) -> tuple[str, str, list[tuple[str, str]]]:
+    kept = {key: value for key, value in run.manifest.items() if key not in _ELSEWHERE}
+    return run.label, run.suite, list(_flat(kept))
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{before}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name} · ")
+        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
+            yield name, " ".join(value)
+        elif isinstance(value, float):
+            yield name, f"{value:,.6g}"
+        elif value is not None and value != "":
+            yield name, value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,87 @@
+"""Spikes per neuron and time step by layer, for the spiking models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from robustsnn import figures, formats
+from robustsnn.reporting import Run, Runs
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """One figure over all spiking models; nothing if there is none."""
+    # Several runs of a model differ in the images only: take the one that saw the most.
+    largest: dict[str, Run] = {}
+    for run in runs.runs:
+        if len(run.activity) and (
+            run.label not in largest or run.samples > largest[run.label].samples
+        ):
+            largest[run.label] = run
+    return _draw(runs, largest, output) if largest else []
+
+
+def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
+    layers = list(dict.fromkeys(name for r in spiking.values() for name in r.activity["layer"]))
+    labels = [f"{name} (T = {run.time_steps})" for name, run in spiking.items()]
+    below = figures.legend_height(figures.WIDTH, labels)
+    longest = max(len(name) for name in layers)
+    slanted = longest * len(layers) > 58
+    under = 0.075 * min(longest, 16) + 0.1 if slanted else 0.2
+    height = 2.5 + under + below
+    with figures.style():
+        figure = Figure(figsize=(figures.WIDTH, height))
+        axes = figure.subplots()
+        for index, (model, run) in enumerate(spiking.items()):
+            by_layer = run.activity.groupby("layer")["spikes_per_neuron"]
+            mean, low, high = by_layer.mean(), by_layer.min(), by_layer.max()
+            offset = (index - (len(spiking) - 1) / 2) * min(0.16, 0.7 / len(spiking))
+            present = [i for i, name in enumerate(layers) if name in mean.index]
+            x = [i + offset for i in present]
+            names = [layers[i] for i in present]
+            shade = figures.colour(runs.models, model)
+            axes.vlines(x, 0, [mean[n] for n in names], color=shade, linewidth=1.2, alpha=0.35)
+            axes.vlines(x, [low[n] for n in names], [high[n] for n in names], color=shade, lw=2.6)
+            axes.plot(
+                x,
+                [mean[n] for n in names],
+                color=shade,
+                marker=figures.marker(runs.models, model),
+                markersize=6.5,
+                markeredgecolor=figures.PAPER,
+                markeredgewidth=0.8,
+                linestyle="none",
+            )
+        axes.set_xticks(
+            range(len(layers)),
+            [figures.shorten(name, 16) for name in layers],
+            **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}),
+        )
+        axes.set_xlim(-0.55, len(layers) - 0.45)
+        axes.set_ylim(bottom=0)
+        axes.margins(y=0.1)
+        axes.set_ylabel("spikes per neuron and step")
+        figure.subplots_adjust(
+            left=0.135, right=0.985, top=1 - 0.1 / height, bottom=(below + under + 0.12) / height
+        )
+        handles = [
+            figures.line(figures.colour(runs.models, m), figures.marker(runs.models, m))
+            for m in spiking
+        ]
+        figures.legend(figure, handles, labels, below)
+    silent = [run.label for run in runs.runs if run.kind == "ann"]
+    without = formats.listing(list(dict.fromkeys(silent)))
+    note = (
+        f" Not shown: {without}, which does not spike."
+        if len(set(silent)) == 1
+        else (f" Not shown: {without}, which do not spike." if silent else "")
+    )
+    return figures.save(
+        figure,
+        output,
+        "spikes",
+        "Spikes per neuron and step",
+        "Mean over clean images and time steps in each spiking layer (marker) and the range of the"
+        f" single steps (bar).{note}",
+    )

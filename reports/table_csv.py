@@ -1,0 +1,25 @@
+"""The tables as CSV: tidy results, the comparison, and spikes by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustsnn.comparison import comparison_frame
+from robustsnn.reporting import Runs
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """`results.csv` as the runs hold it, `comparison.csv`, and `spikes.csv` if anything spikes."""
+    folder = output / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"results": runs.results, "comparison": comparison_frame(runs)}
+    if len(runs.activity):
+        activity = runs.activity
+        front = ["model", *(name for name in activity.columns if name != "model")]
+        tables["spikes"] = activity[front]
+    written = []
+    for name, table in tables.items():
+        path = folder / f"{name}.csv"
+        table.to_csv(path, index=False, lineterminator="\n")
+        written.append(path)
+    return written

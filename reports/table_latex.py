@@ -1,0 +1,78 @@
+"""The tables as LaTeX, for a paper; they need the package booktabs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustsnn.reporting import Runs
+from robustsnn.sheets import Cell, Sheet, sheets
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "∞": r"$_\infty$",
+    "µ": r"$\mu$",
+    "–": "--",
+    "…": r"\dots{}",
+    "\n": " ",
+}
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """All tables in `comparison.tex`, each a `table` environment of its own."""
+    path = output / "tables" / "comparison.tex"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(_table(sheet) for sheet in sheets(runs))
+    path.write_text(f"% Needs \\usepackage{{booktabs}}.\n{text}\n", encoding="utf-8")
+    return [path]
+
+
+def _table(sheet: Sheet) -> str:
+    first = 2 if sheet.head[0].main == "Model" else 1
+    columns = "l" * first + "r" * (len(sheet.head) - first)
+    notes = " ".join(escape(note) for note in sheet.notes)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{escape(sheet.title)}. {notes}}}",
+            rf"  \label{{tab:{_label(sheet.name)}}}",
+            rf"  \begin{{tabular}}{{{columns}}}",
+            r"    \toprule",
+            _row(sheet.head),
+            r"    \midrule",
+            *map(_row, sheet.rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def _row(cells: tuple[Cell, ...]) -> str:
+    # A row that starts with a bracket would be read as the argument of the line break before it.
+    texts = [escape(cell.text) for cell in cells]
+    texts[0] = f"{{{texts[0]}}}" if texts[0].startswith(("[", "*")) else texts[0]
+    return f"    {' & '.join(texts)} \\\\"
+
+
+def _label(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c == "-") else "-" for c in name)
+
+
+def escape(text: str) -> str:
+    """A text that LaTeX prints as it is."""
+    return "".join(_ESCAPES.get(char, char) for char in text)

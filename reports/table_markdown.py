@@ -1,0 +1,47 @@
+"""The tables as Markdown, for a README or an issue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from robustsnn.reporting import Runs
+from robustsnn.sheets import Cell, Sheet, sheets
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """All tables below one another in `comparison.md`."""
+    path = output / "tables" / "comparison.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n\n".join(_table(sheet) for sheet in sheets(runs)) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return [path]
+
+
+def _table(sheet: Sheet) -> str:
+    numbers = [_is_number(column) for column in zip(*sheet.rows, strict=True)]
+    rule = "|".join("---:" if right else "---" for right in numbers)
+    lines = [
+        f"**{escape(sheet.title)}**",
+        "",
+        _row(sheet.head),
+        f"|{rule or '---|' * len(sheet.head)}|",
+        *map(_row, sheet.rows),
+    ]
+    for note in sheet.notes:
+        lines += ["", escape(note)]
+    return "\n".join(lines)
+
+
+def _is_number(column: tuple[Cell, ...]) -> bool:
+    return all(cell.main[:1] in "0123456789+−±–<>" for cell in column)
+
+
+def _row(cells: tuple[Cell, ...]) -> str:
+    return f"| {' | '.join(escape(cell.text) for cell in cells)} |"
+
+
+def escape(text: str) -> str:
+    """A text that Markdown shows as it is, also inside a table."""
+    for char in "\\`*_[]|~$":
+        text = text.replace(char, f"\\{char}")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

@@ -1,0 +1,28 @@
+"""The accuracy table as a terminal shows it, in a text file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from robustsnn.reporting import Runs
+from robustsnn.terminal import comparison_table, comparison_tables
+
+__all__ = ["comparison_table", "render"]
+
+#: Columns of a terminal that has never been resized.
+WIDTH = 80
+
+
+def render(runs: Runs, output: Path) -> list[Path]:
+    """The tables as plain text in `comparison.txt`."""
+    path = output / "tables" / "comparison.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = io.StringIO()
+    width = max(WIDTH, 20 + 21 * len(runs.models))
+    Console(file=stream, width=width, color_system=None).print(comparison_tables(runs))
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    path.write_text("\n".join(lines).strip("\n") + "\n", encoding="utf-8")
+    return [path]

@@ -1,0 +1,98 @@
+"""How numbers and names are written for readers, the same in every table, figure and sentence."""
+
+from __future__ import annotations
+
+import math
+
+#: Rows that are no attack of their own.
+CLEAN, WORST_CASE = "clean", "worst-case"
+
+_NORMS = {"Linf": "L∞", "L2": "L2", "L1": "L1", "L0": "L0"}
+_ACRONYMS = frozenset(
+    "aa apgd bb bim bptt cw difgsm dlr eot fab fgsm fgm jsma mifgsm mim nifgsm pgd rfgsm rga sga"
+    " sinifgsm spsa tifgsm upgd vmifgsm vnifgsm".split()
+)
+_WORDS = {"linf": "L∞", "l2": "L2", "ann": "ANN", "snn": "SNN", "deepfool": "DeepFool"}
+_DATA = {
+    "fashion-mnist": "Fashion-MNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+}
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as a percentage, "3.2 %"; an en dash where there is none."""
+    return "–" if math.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+
+
+def bounds(low: float, high: float) -> str:
+    """An interval of fractions in per cent, "[1.9, 5.1]"."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign: "+3.0", "−0.4"."""
+    rounded = round(100 * difference, 1)
+    if rounded == 0:
+        return "±0.0"
+    return f"{'+' if rounded > 0 else '−'}{abs(rounded):.1f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value with its relation, "p = 0.031" or "p < 0.001"; an en dash where there is none."""
+    if math.isnan(p):
+        return "–"
+    if p < 0.001:
+        return "p < 0.001"
+    return "p = 1" if p == 1 else f"p = {p:.3f}" if p < 0.9995 else "p > 0.999"
+
+
+def norm(name: str) -> str:
+    """The name of a norm as it is printed, "L∞" for "Linf"."""
+    return _NORMS.get(name, name)
+
+
+def threat(norm_name: str, epsilon: str) -> str:
+    """A threat as it is printed, "L∞ 8/255"; empty where nothing was perturbed."""
+    return f"{norm(norm_name)} {epsilon}".strip() if epsilon and norm_name else epsilon
+
+
+def attack(slug: str) -> str:
+    """The name of an attack as it is printed: "BB PGD-7" for "bb-pgd-7"."""
+    words: list[str] = []
+    for word in slug.split("-"):
+        if word.isdigit() and words:
+            words[-1] += f"-{word}"
+        elif word in _WORDS:
+            words.append(_WORDS[word])
+        else:
+            first = word.capitalize() if not words else word
+            words.append(word.upper() if word in _ACRONYMS else first)
+    return " ".join(words)
+
+
+def data(name: str) -> str:
+    """The name of a data set as it is printed: "Fashion-MNIST" for "fashion-mnist"."""
+    return _DATA.get(name, name)
+
+
+def energy(microjoule: float) -> str:
+    """An energy per image in microjoule to three digits; an en dash where there is none."""
+    if math.isnan(microjoule):
+        return "–"
+    digits = 0 if microjoule == 0 else max(0, 2 - math.floor(math.log10(abs(microjoule))))
+    return f"{microjoule:.{digits}f}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """A count with its noun in the right number: "1 image", "2,000 images"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listing(items: list[str]) -> str:
+    """Words as a list in a sentence: "a", "a and b", "a, b and c"."""
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
