@@ -9,35 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from robustsnn.epsilon import parse_epsilon as parse_epsilon
 from robustsnn.errors import InputError, unknown
 from robustsnn.randomness import Rng
 
 NORMS = ("Linf", "L2")
-
-
-def parse_epsilon(text: str, what: str = "epsilon") -> float:
-    """The number that `8/255`, `0.031` or `0` stands for, in pixel units of [0, 1].
-
-    Args:
-        text: A decimal number or a fraction of two.
-        what: What the number is, for the error message.
-
-    Raises:
-        InputError: Not a number, a division by zero, negative, or not finite.
-    """
-    top, slash, bottom = str(text).strip().partition("/")
-    remedy = "write a number such as 8/255 or 0.031."
-    try:
-        value = float(top) / float(bottom) if slash else float(top)
-    except ZeroDivisionError:
-        raise InputError(f"{what} {text!r} divides by zero: {remedy}") from None
-    except ValueError:
-        raise InputError(f"{what} {text!r} is not a number: {remedy}") from None
-    if not math.isfinite(value):
-        raise InputError(f"{what} {text!r} is not finite: {remedy}")
-    if value < 0:
-        raise InputError(f"{what} {text!r} is negative: {remedy}")
-    return abs(value)
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

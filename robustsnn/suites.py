@@ -1,0 +1,243 @@
+"""Suites: named, versioned lists of attacks, gradient estimators and budgets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from robustsnn.epsilon import parse_epsilon
+from robustsnn.errors import InputError, unknown
+from robustsnn.registry import attack_names, suite_names, suite_path
+from robustsnn.strict_yaml import line_of, read_yaml
+
+NORMS = ("Linf", "L2")
+RESERVED = ("clean", "worst-case")
+_PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
+
+
+def _text(value: Any) -> Any:
+    # YAML reads 0.031 and 0 as numbers; epsilon is kept as written.
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _epsilons(value: Any) -> Any:
+    return [_text(v) for v in value] if isinstance(value, list) else [_text(value)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Entry(_Strict):
+    """One attack of a suite.
+
+    `label` is what tables show; `norm` and `epsilon` replace those of the suite; `substitute`
+    says that it crafts on a second network (black box).
+    """
+
+    label: Annotated[str, Field(min_length=1, max_length=60)]
+    attack: Annotated[str, Field(min_length=1)]
+    estimator: str = "bptt"
+    norm: Literal["Linf", "L2"] | None = None
+    epsilon: Annotated[str | None, BeforeValidator(_text)] = None
+    substitute: bool = False
+
+    @property
+    def slug(self) -> str:
+        """The label as the `attack` column has it."""
+        return slug(self.label)
+
+    @model_validator(mode="after")
+    def _known(self) -> Entry:
+        try:
+            _check_attack(self.attack)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        if self.epsilon is not None:
+            _check_epsilon(self.epsilon)
+        if not self.slug or self.slug in RESERVED:
+            raise ValueError(f"the label {self.label!r} is reserved or empty: choose another")
+        return self
+
+
+class Suite(_Strict):
+    """What is run on a model. The clean images are always part of it.
+
+    `epsilon` is one size or several; `fixed` suites refuse another norm or epsilon;
+    `attack_misclassified` attacks images that are wrong already too, as papers do: their
+    accuracy can then be regained by the attack.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    version: Annotated[int, Field(ge=1)] = 1
+    description: str = ""
+    norm: Literal["Linf", "L2"] = "Linf"
+    epsilon: Annotated[tuple[str, ...], BeforeValidator(_epsilons), Field(min_length=1)]
+    fixed: bool = False
+    attack_misclassified: bool = False
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Suite:
+        for epsilon in self.epsilon:
+            _check_epsilon(epsilon)
+        if len({_number(e) for e in self.epsilon}) < len(self.epsilon):
+            raise ValueError("epsilon: the same size is given twice: drop one")
+        slugs = [entry.slug for entry in self.entries]
+        for one in slugs:
+            if slugs.count(one) > 1:
+                raise ValueError(f"entries: two have the label {one!r}: give them different ones")
+        return self
+
+    def digest(self) -> str:
+        """Identity of what is run: sha256 of the canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude={"description"}), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def budgets(self, entry: Entry, values: int) -> list[tuple[str, str]]:
+        """The (norm, epsilon) that an entry runs at.
+
+        Args:
+            entry: One of the suite's.
+            values: d, the pixel values of one image; `0.031*sqrt(d)` becomes a number.
+        """
+        norm = entry.norm or self.norm
+        written = self.epsilon if entry.epsilon is None else (entry.epsilon,)
+        return [(norm, resolve_epsilon(e, values)) for e in written]
+
+    def at(self, norm: str | None = None, epsilon: str | None = None) -> Suite:
+        """The same suite in another norm or at other sizes.
+
+        Args:
+            norm: `Linf` or `L2`.
+            epsilon: As written; several separated by commas.
+
+        Raises:
+            InputError: The suite is fixed, the norm or a size is none, or the norm changes and
+                no size of the new norm is given.
+        """
+        if norm is None and epsilon is None:
+            return self
+        if self.fixed:
+            asked = "--norm" if epsilon is None else "--epsilon"
+            raise InputError(
+                f"the suite {self.name} fixes its threat model ({self.norm} "
+                f"{', '.join(self.epsilon)}): drop {asked}, or choose another suite."
+            )
+        if norm is not None and norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
+        if norm not in (None, self.norm) and epsilon is None:
+            raise InputError(
+                f"--norm {norm} needs an epsilon too: that of {self.name} is for {self.norm}; "
+                "add --epsilon."
+            )
+        if epsilon is not None:
+            for part in epsilon.split(","):
+                parse_epsilon(part)
+        fields = self.model_dump()
+        fields["norm"] = norm or self.norm
+        if epsilon is not None:
+            fields["epsilon"] = [part.strip() for part in epsilon.split(",")]
+        return _validated(fields, f"--epsilon {epsilon}")
+
+
+def load_suite(name_or_path: str | Path) -> Suite:
+    """A suite by name or YAML file.
+
+    Raises:
+        InputError: There is none, or it is malformed; the message names line and field.
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml") or "/" in text:
+        if not path.is_file():
+            raise InputError(
+                f"no suite file {text!r}: give the path of an existing YAML file, "
+                f"or one of {', '.join(suite_names())}."
+            )
+    else:
+        path = suite_path(text)
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a suite is a mapping of fields to values.")
+    return _validated(document, str(path), path)
+
+
+def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf") -> Suite:
+    """A suite of attacks named on the command line, each labelled by its own specification.
+
+    Raises:
+        InputError: An unknown attack, one given twice, or a norm or size that is none.
+    """
+    entries = []
+    for spec in attacks:
+        _check_attack(spec)
+        head, _, rest = spec.partition(":")
+        label = slug(f"{Path(head).stem if head.endswith('.py') else head}-{rest}")
+        entries.append(
+            {
+                "label": label.replace("-steps-", "-", 1),
+                "attack": spec,
+                "substitute": head == "transfer",
+            }
+        )
+    fields = {"name": "custom", "norm": norm, "epsilon": epsilon.split(","), "entries": entries}
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    for part in epsilon.split(","):
+        parse_epsilon(part)
+    return _validated(fields, "--attack")
+
+
+def slug(text: str) -> str:
+    """Lower case, with dashes between words: `pgd-10` for "PGD-10"."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def resolve_epsilon(text: str, values: int) -> str:
+    """An epsilon as written, but for `0.031*sqrt(d)`, which becomes a number of 4 digits."""
+    match = _PER_VALUE.fullmatch(text)
+    if match is None:
+        return text.strip()
+    return f"{parse_epsilon(match[1]) * math.sqrt(values):.4g}"
+
+
+def _number(text: str) -> float:
+    match = _PER_VALUE.fullmatch(text)
+    return parse_epsilon(text) if match is None else parse_epsilon(match[1])
+
+
+def _check_epsilon(text: str) -> None:
+    try:
+        _number(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+def _check_attack(spec: str) -> None:
+    """Refuse an attack that does not exist, without loading one that does."""
+    head = spec.strip().partition(":")[0].strip()
+    if head.endswith(".py") or "/" in head:
+        if not Path(head).expanduser().is_file():
+            raise InputError(f"no attack file {head!r}: give the path of an existing .py file.")
+    elif head not in attack_names():
+        raise unknown("attack", head, attack_names())
+
+
+def _validated(document: dict[str, Any], where: str, path: Path | None = None) -> Suite:
+    try:
+        return Suite.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [p for p in first["loc"] if isinstance(p, str | int)]
+        field = ".".join(map(str, location)) or "suite"
+        line = line_of(path, location) if path is not None else ""
+        message = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+        raise InputError(f"{where}{line}: {field}: {message}.") from None
