@@ -1,1 +1,24 @@
-"""How recipes train a network: one file a method."""
+"""How recipes train a network: one file a method.
+
+A method is a module here with `update_batch`; `robustsnn.training.run` does the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def train_recipe(
+    path: Path,
+    data_root: Path | None,
+    output: Path | None = None,
+    *,
+    resume: bool = False,
+    overrides: dict[str, Any] | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Train what a recipe describes and return the checkpoint folder; see `run.train`."""
+    from robustsnn.training.run import train
+
+    return train(path, data_root, output, resume=resume, overrides=overrides, device=device)

@@ -1,0 +1,7 @@
+"""Training of an ANN: plain cross-entropy on clean images."""
+
+from __future__ import annotations
+
+from robustsnn.training.update import plain_update
+
+update_batch = plain_update

@@ -1,0 +1,69 @@
+"""The card beside a checkpoint: what it is, how it came to be, what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustsnn.snn.network import Network
+from robustsnn.statistics import wilson
+from robustsnn.training.recipe import Recipe
+
+METHODS = {
+    "ann": "an ANN trained with plain cross-entropy",
+    "hybrid": "an SNN converted from its ANN, then trained with surrogate gradients",
+    "hire": "an SNN converted from its ANN, then trained with HIRE-SNN's crafted input noise",
+}
+
+
+def write_card(
+    folder: Path,
+    recipe: Recipe,
+    network: Network,
+    accuracy: float,
+    images: int,
+    log: list[dict[str, Any]],
+    sha256: str,
+) -> None:
+    """Write `card.md`; every number in it was measured in this run."""
+    low, high = wilson(round(accuracy * images), images)
+    seconds = sum(float(row["seconds"]) for row in log)
+    parameters = sum(p.numel() for p in network.parameters())
+    config = network.config
+    lines = [
+        f"# {recipe.name}",
+        "",
+        f"{config.architecture.upper()}: {METHODS[recipe.method]}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| clean accuracy | {100 * accuracy:.2f} % of {images:,} test images "
+        f"(95 % Wilson {100 * low:.2f} to {100 * high:.2f}), scored once, after the last epoch |",
+        f"| data | {recipe.data}, all training images; crop by {recipe.augmentation.crop}, "
+        f"{'flip' if recipe.augmentation.flip else 'no flip'} |",
+        f"| parameters | {parameters:,} |",
+        f"| time steps, encoding | {config.time_steps}, {config.encoding} |",
+        f"| epochs, batch size, seed | {recipe.epochs}, {recipe.batch_size}, {recipe.seed} |",
+        f"| training time | {seconds / 60:.1f} min on {torch.get_num_threads()} CPU thread(s) |",
+        f"| started from | {recipe.init or 'random weights'} |",
+        f"| black-box substitute | {recipe.substitute or 'none'} |",
+        f"| sha256 of the weights | `{sha256}` |",
+        "",
+    ]
+    if config.kind == "snn":
+        layers = network.spiking_layers()
+        lines += ["| layer | threshold | leak |", "|---|---|---|"]
+        lines += [
+            f"| {name} | {layer.threshold.item():.4f} | {layer.leak.item():.4f} |"
+            for name, layer in layers.items()
+        ]
+        lines.append("")
+    lines += [
+        "Reproduce: `robustsnn train recipe.yaml --data-root DATA`, with the recipe in this "
+        "folder; `training.csv` is its log, a line an epoch.",
+        "",
+        "Intended for measuring attacks and defences; not for use on anything that matters.",
+    ]
+    (folder / "card.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,152 @@
+"""Recipes: strictly validated YAML that says how a checkpoint came to be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from robustsnn.errors import InputError
+from robustsnn.snn.network import NetworkConfig
+from robustsnn.strict_yaml import line_of, read_yaml
+from robustsnn.threat import parse_epsilon
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Conversion(_Strict):
+    """How the trained ANN becomes the SNN that training starts from.
+
+    `scale` multiplies the calibrated thresholds; `steps` and `images` are those of calibration.
+    """
+
+    scale: Rate = 0.3
+    percentile: Annotated[float, Field(gt=0, le=100)] = 99.7
+    steps: Positive = 20
+    images: Positive = 512
+    leak: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class Optimizer(_Strict):
+    """Optimizer and its cosine schedule from `lr` to zero over all updates."""
+
+    name: Literal["adam", "sgd"] = "adam"
+    lr: Rate = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class Augmentation(_Strict):
+    """Random crop after zero padding by `crop` pixels, and a horizontal flip."""
+
+    crop: Count = 0
+    flip: bool = False
+
+
+class Hire(_Strict):
+    """Settings of HIRE-SNN; see `robustsnn.training.hire`.
+
+    `step` and `bound` are in pixel units, as written: `4/255`.
+    """
+
+    periods: Positive = 2
+    step: str = "8/255"
+    bound: str = "8/255"
+    order: Literal["free", "updated"] = "free"
+    carry: Literal["reset", "detach"] = "reset"
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Hire:
+        for value in (self.step, self.bound):
+            try:
+                parse_epsilon(value)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+
+class Recipe(_Strict):
+    """How a checkpoint came to be: data, architecture, method, settings, seed.
+
+    `init` names the ANN checkpoint that a spiking network is converted from (a zoo name or a
+    folder, relative to the recipe); `holdout` keeps that many training images out, for choosing
+    settings; `train_images` takes only the first so many of the rest.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
+    data: str
+    method: Literal["ann", "hybrid", "hire"]
+    network: NetworkConfig
+    init: str | None = None
+    conversion: Conversion | None = None
+    hire: Hire | None = None
+    optimizer: Optimizer = Optimizer()
+    augmentation: Augmentation = Augmentation()
+    epochs: Positive
+    batch_size: Positive = 64
+    holdout: Count = 0
+    train_images: Positive | None = None
+    seed: Count = 0
+    substitute: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        spiking = self.method != "ann"
+        if spiking != (self.network.kind == "snn"):
+            raise ValueError(f"method {self.method} does not train a {self.network.kind}")
+        if spiking and (self.init is None or self.conversion is None):
+            raise ValueError(f"method {self.method} needs init and conversion")
+        if not spiking and (self.init is not None or self.conversion is not None):
+            raise ValueError("method ann takes neither init nor conversion")
+        if (self.method == "hire") != (self.hire is not None):
+            raise ValueError("the hire section goes with method hire, and only with it")
+        if self.hire is not None and self.network.time_steps % self.hire.periods:
+            raise ValueError(
+                f"hire.periods {self.hire.periods} does not divide "
+                f"time_steps {self.network.time_steps}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Identity of the recipe: sha256 of its canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: A YAML file.
+        overrides: Values by dotted field name (`optimizer.lr`) that replace those of the file.
+
+    Raises:
+        InputError: It is missing or malformed; the message names line and field.
+    """
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a recipe is a mapping of fields to values.")
+    for dotted, value in (overrides or {}).items():
+        *parents, last = dotted.split(".")
+        node = document
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"--set {dotted}: {parent!r} is not a section of {path}.")
+        node[last] = value
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [p for p in first["loc"] if isinstance(p, str | int)]
+        field = ".".join(map(str, location)) or "recipe"
+        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None

@@ -1,0 +1,98 @@
+"""The state of an unfinished training run: weights, optimizer, position; safetensors and JSON.
+
+Draws are a function of (seed, epoch), so the position stands for the random state too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from robustsnn.errors import InputError
+from robustsnn.snn.network import Network
+
+STATE = "state.safetensors"
+
+
+def save_state(
+    folder: Path,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    epoch: int,
+    recipe: str,
+    log: list[dict[str, Any]],
+) -> None:
+    """Write the state after an epoch as one file, replacing the last one in one step."""
+    tensors = {f"network.{n}": t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    scalars: dict[str, dict[str, float]] = {}
+    described = optimizer.state_dict()
+    for index, entries in described["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                # Own memory: an optimizer may keep views into one buffer.
+                tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().clone().contiguous()
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    about = {
+        "recipe": recipe,
+        "epoch": epoch,
+        "optimizer_scalars": scalars,
+        "optimizer_groups": described["param_groups"],
+        "scheduler": {k: v for k, v in scheduler.state_dict().items() if _plain(v)},
+        "log": log,
+    }
+    blob = save_tensors(tensors, metadata={"state": json.dumps(about)})
+    part = folder / f".{STATE}.part"
+    part.write_bytes(blob)
+    os.replace(part, folder / STATE)
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, int | float | str | bool | list)
+
+
+def load_state(
+    folder: Path,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    recipe: str,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Put a saved state back; returns the finished epochs and their log.
+
+    Raises:
+        InputError: There is none, it is broken, or it belongs to another recipe.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise InputError(f"nothing to resume in {folder}: leave out --resume.")
+    try:
+        blob = path.read_bytes()
+        length = int.from_bytes(blob[:8], "little")
+        about = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["state"])
+        tensors = load_tensors(blob)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is broken ({error}): start again without --resume.") from None
+    if about["recipe"] != recipe:
+        raise InputError(f"{folder} holds a run of another recipe: choose another --output.")
+    network.load_state_dict(
+        {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
+    )
+    state: dict[int, dict[str, Any]] = {
+        int(i): dict(values) for i, values in about["optimizer_scalars"].items()
+    }
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": about["optimizer_groups"]})
+    scheduler.load_state_dict(about["scheduler"])
+    return int(about["epoch"]), list(about["log"])
