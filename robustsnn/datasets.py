@@ -3,7 +3,8 @@
 The order is class-balanced round-robin: class 0, 1, ..., k - 1, 0, 1, ... as long as
 classes last; within a class by the sha256 of the decoded pixels. It is a function of
 the images alone, so the first N are the same N from torchvision's folders, from
-Parquet and from class folders, and on every machine.
+Parquet and from class folders, and on every machine. (Decoders of JPEG may differ in the
+last bit; lossless files leave nothing to differ in.)
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ their md5 matched; Parquet holds encoded images; images go through a short list 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,12 +81,9 @@ def read(name: str, known: DataSet | None, root: Path, split: str, download: boo
             raise InputError(f"cannot read the data root {root}: {error}.") from error
     if known is not None and download:
         return _checked(known, *_from_torchvision(known, root, split, download=True), str(root))
-    layouts = (
-        "Parquet files or class folders"
-        if known is None
-        else ("torchvision's files, Parquet files or class folders")
-    )
-    remedy = "name another data root" if known is None else "name another, or ask for a download"
+    layouts, remedy = "Parquet files or class folders", "name another data root"
+    if known is not None:
+        layouts, remedy = f"torchvision's files, {layouts}", f"{remedy}, or ask for a download"
     raise InputError(f"no {split} images of {name!r} in {root} ({layouts} are read): {remedy}.")
 
 
@@ -119,9 +118,8 @@ def _torchvision_file(known: DataSet, root: Path, split: str) -> Path:
         return root / f"{split}_32x32.mat"
     if known.torchvision in ("MNIST", "FashionMNIST"):
         return _idx_file(known, root, split, "images-idx3")
-    return (
-        root / {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}[known.torchvision]
-    )
+    folders = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
+    return root / folders[known.torchvision]
 
 
 def _idx_file(known: DataSet, root: Path, split: str, kind: str) -> Path:
@@ -136,10 +134,10 @@ def _from_torchvision(
     from torchvision import datasets
 
     kind = getattr(datasets, known.torchvision)
-    folders = f"{known.title} as torchvision stores it in {root}"
     try:
-        # Pickles of 2009 make NumPy warn about how they spell a dtype.
-        with warnings.catch_warnings():
+        # Pickles of 2009 make NumPy warn about how they spell a dtype, and some releases of
+        # torchvision report a download on stdout, which belongs to results.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             if known.torchvision in ("MNIST", "FashionMNIST"):
                 if download:
@@ -152,7 +150,8 @@ def _from_torchvision(
             stored = kind(str(root), train=split == "train", download=download)
             return stored.data, np.asarray(stored.targets)
     except ImportError as error:
-        raise InputError(f"{known.title} needs {error.name}: pip install {error.name}.") from error
+        package = (error.name or "").partition(".")[0]
+        raise InputError(f"{known.title} needs {package}: pip install {package}.") from error
     except InputError:
         raise
     except Exception as error:
@@ -162,7 +161,8 @@ def _from_torchvision(
                 "the folder, or fetch it elsewhere and name its folder as the data root."
             ) from error
         raise InputError(
-            f"{folders} is incomplete or damaged: delete it and download it again."
+            f"{known.title} as torchvision stores it in {root} is incomplete or damaged: delete "
+            "it and download it again."
         ) from error
 
 
@@ -432,8 +432,6 @@ def _checked(known: DataSet, images: NDArray[Any], labels: NDArray[Any], where: 
             f"the images in {where} are {list(images.shape[1:])} (height, width, channel), those "
             f"of {known.title} are {[height, width, channels]}: name another data set."
         )
-    if images.dtype != np.uint8 or len(images) != len(labels) or len(images) == 0:
-        raise InputError(f"{where} is damaged: fetch it again.")
     values = np.asarray(labels, dtype=np.int64)
     for label in (int(values.min()), int(values.max())):
         _check_label(label, known.classes, where)

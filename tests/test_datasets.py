@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import struct
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-import robustsnn
 from robustsnn.datasets import (
     DATASETS,
     SAMPLE,
@@ -96,7 +94,7 @@ def write_idx(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray)
     n, height, width, _ = images.shape
     header = struct.pack(">IIII", 0x803, n, height, width)
     (folder / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-    header = struct.pack(">II", 0x801, n)
+    header = struct.pack(">II", 0x801, len(labels))
     (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels.astype("u1").tobytes())
 
 
@@ -273,6 +271,12 @@ def test_torchvision_idx_files(tmp_path, name):
     write_idx(raw, "t10k", images, labels)
     (raw / "t10k-labels-idx1-ubyte").unlink()
     assert "damaged" in refusal(name, tmp_path)
+    write_idx(raw, "t10k", images, labels[:-1])
+    assert "damaged" in refusal(name, tmp_path)
+    write_idx(raw, "t10k", images[:, ::2], labels)
+    assert "[14, 28, 1]" in refusal(name, tmp_path)
+    write_idx(raw, "t10k", images[:0], labels[:0])
+    assert "damaged" in refusal(name, tmp_path)
     write_idx(raw, "t10k", images, labels + 10)
     assert "outside 0..9" in refusal(name, tmp_path)
 
@@ -365,13 +369,16 @@ def test_torchvision_svhn(tmp_path, monkeypatch):
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setitem(tv.SVHN.split_list, "test", ["", path.name, md5])
     assert_same(load_dataset("svhn", tmp_path), images, labels)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    assert "pip install scipy." in refusal("svhn", tmp_path)
 
 
-def test_download_only_when_asked(tmp_path, monkeypatch):
+def test_download_only_when_asked(tmp_path, monkeypatch, capsys):
     images, labels = mini("mnist")
     asked = []
 
     def download(self):
+        print("Downloading", self.root)
         asked.append(self.root)
         for prefix in ("train", "t10k"):
             write_idx(Path(self.raw_folder), prefix, images, labels)
@@ -386,6 +393,7 @@ def test_download_only_when_asked(tmp_path, monkeypatch):
     assert_same(load_dataset("mnist", root, download=True), images, labels)
     assert_same(load_dataset("mnist", root, download=True), images, labels)
     assert len(asked) == 1
+    assert capsys.readouterr().out == ""
 
     def offline(self):
         raise OSError("no route to host")
@@ -495,12 +503,22 @@ def test_missing_and_empty_roots(tmp_path):
     assert "no test images" in refusal("mnist", tmp_path / "only")
 
 
+def test_unreadable_root(tmp_path, monkeypatch):
+    def iterdir(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert "Permission denied" in refusal("mnist", tmp_path)
+
+
 @pytest.mark.parametrize("samples", [0, -3, 41])
 def test_number_of_samples(tmp_path, samples):
     write_parquet(tmp_path / "test-0.parquet", *mini("mnist"))
     message = refusal("mnist", tmp_path, samples=samples)
     assert str(samples) in message
     assert samples < 1 or "has 40" in message
+    with pytest.raises(InputError, match=message[:15]):
+        load_dataset("mnist", tmp_path).first(samples)
     assert len(load_dataset("mnist", tmp_path, samples=40)) == 40
 
 
@@ -668,8 +686,7 @@ def test_bundled_sample_is_the_head_of_the_whole_test_set(tmp_path):
     assert whole.first(2000).fingerprint == bundled.fingerprint
 
     # The command writes the same images again.
-    command = [sys.executable, "-m", "robustsnn.sample", str(root), str(tmp_path)]
-    subprocess.run(command, check=True, cwd=Path(robustsnn.__file__).parents[1])
+    assert main([str(root), str(tmp_path)]) == 0
     assert load_dataset("fashion-mnist", tmp_path).fingerprint == bundled.fingerprint
 
 
