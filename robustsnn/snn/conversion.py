@@ -28,9 +28,9 @@ def percentile(values: Tensor, q: float) -> float:
 
     Source: the `percentile` helper of HIRE-SNN and DIET-SNN.
     """
-    flat = values.flatten()
+    flat = values.detach().flatten()
     rank = 1 + round(0.01 * q * (flat.numel() - 1))
-    return float(flat.kthvalue(rank).values)
+    return flat.kthvalue(rank).values.item()
 
 
 @torch.no_grad()

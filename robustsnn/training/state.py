@@ -31,7 +31,9 @@ def save_state(
     log: list[dict[str, Any]],
 ) -> None:
     """Write the state after an epoch as one file, replacing the last one in one step."""
-    tensors = {f"network.{n}": t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    tensors = {
+        f"network.{n}": t.detach().cpu().contiguous() for n, t in network.state_dict().items()
+    }
     scalars: dict[str, dict[str, float]] = {}
     described = optimizer.state_dict()
     for index, entries in described["state"].items():
