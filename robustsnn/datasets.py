@@ -12,14 +12,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from robustsnn import image_sources
 from robustsnn.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE = Path(__file__).parent / "sample"
 """The bundled data root: the first 2,000 Fashion-MNIST test images of the fixed order."""
@@ -157,11 +159,15 @@ class ImageSet:
 
     def tensor(self, index: slice | NDArray[np.int64] = slice(None)) -> Tensor:
         """Images as float32 `[n, channel, height, width]` in [0, 1]."""
+        import torch
+
         chosen = np.ascontiguousarray(self.images[index].transpose(0, 3, 1, 2))
         return torch.from_numpy(chosen).to(torch.float32).div_(255)
 
     def targets(self, index: slice | NDArray[np.int64] = slice(None)) -> Tensor:
         """Labels as int64 `[n]`."""
+        import torch
+
         return torch.from_numpy(self.labels[index].copy())
 
     def first(self, samples: int) -> ImageSet:
@@ -309,6 +315,8 @@ def check_images(images: Tensor) -> Tensor:
         InputError: If the type or number of dimensions is another, there is no image, or
             a value is NaN or outside [0, 1].
     """
+    import torch
+
     if images.ndim != 4 or images.numel() == 0:
         shape = list(images.shape)
         raise InputError(f"images must be [n, channel, height, width] with n >= 1, not {shape}.")
