@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from robustsnn import figures, formats
 from robustsnn.comparison import CLEAN_THREAT, Comparison, Threat, comparisons
@@ -102,17 +103,19 @@ def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], pan
             markeredgecolor=figures.PAPER,
             markeredgewidth=0.7,
             linewidth=1.8,
+            clip_on=False,
+            zorder=3,
         )
     axes.axhline(1 / comparison.runs[0].classes, color=figures.MUTED, linestyle=":", linewidth=1.4)
     figures.percent_axis(axes)
-    axes.set_xlim(left=0)
     axes.set_title(Threat(attack, norm, "").title)
     size = f"{formats.norm(norm)} size ε of the perturbation"
     axes.set_xlabel(f"{size}, in 1/255" if in_255 else size)
     ticks = sorted({t.radius * unit for t in threats} | {0.0})
-    # Doubling sizes crowd at the left; leave out labels that would touch.
-    shown: list[float] = []
-    for tick in reversed(ticks):
-        if not shown or shown[-1] - tick >= 0.045 * ticks[-1]:
-            shown.append(tick)
-    axes.set_xticks(shown, [f"{tick:.4g}" for tick in shown])
+    if len(ticks) > 2 and ticks[-1] >= 8 * ticks[1]:
+        # Sizes that double would crowd at the left: as far from 0 to the first as from one to the
+        # next.
+        axes.set_xscale("symlog", base=2, linthresh=ticks[1], linscale=0.5)
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(0, ticks[-1])
+    axes.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks])

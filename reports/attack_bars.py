@@ -61,6 +61,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
                     f"{100 * accuracy:.1f}",
                     va="center",
                     fontsize=8.5,
+                    bbox={"facecolor": figures.PAPER, "edgecolor": "none", "pad": 0.8},
                 )
         axes.set_yticks(
             [place * row for place in range(len(threats))],
@@ -68,12 +69,17 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         )
         axes.set_ylim((len(threats) - 0.5) * row, -0.5 * row)
         axes.set_xlim(0, 1.1)
+        axes.spines["bottom"].set_bounds(0, 1)
         axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
         axes.set_xlabel("accuracy, %")
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.axvline(
-            1 / comparison.runs[0].classes, color=figures.MUTED, linestyle=":", linewidth=1.4
+            1 / comparison.runs[0].classes,
+            color=figures.MUTED,
+            linestyle=":",
+            linewidth=1.4,
+            zorder=0.6,
         )
         figure.subplots_adjust(
             left=0.235, right=0.985, top=1 - 0.08 / height, bottom=(below + 0.56) / height

@@ -18,9 +18,14 @@ IMAGES = 5
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """One figure for each comparison whose runs hold example images of a common attack."""
-    written = []
-    for comparison in comparisons(runs):
+    """One figure for each comparison whose runs hold example images of a common attack.
+
+    A curve shows the same attacks at other sizes, so it has one only where there is no other.
+    """
+    written: list[Path] = []
+    for comparison in sorted(comparisons(runs), key=lambda c: c.is_curve):
+        if comparison.is_curve and written:
+            break
         shown = [run for run in comparison.runs if "clean" in run.examples]
         if shown and (threat := _threat(comparison, shown)) is not None:
             written += _draw(comparison, shown, threat, output)
@@ -64,7 +69,7 @@ def _draw(comparison: Comparison, shown: list[Run], threat: Threat, output: Path
     largest = max(float(np.abs(delta).max()) for delta in added.values()) or 1.0
     columns = 1 + 2 * len(shown)
     cell = max(0.78, min(1.1, figures.WIDTH / columns))
-    head, caption = 0.62, 0.36
+    head, caption = 0.6, 0.29
     width, height = columns * cell + 0.1, head + len(ids) * (cell + caption)
     with figures.style():
         figure = Figure(figsize=(width, height))
@@ -85,7 +90,7 @@ def _draw(comparison: Comparison, shown: list[Run], threat: Threat, output: Path
             figure.text(
                 (0.05 + (column + span / 2) * cell) / width,
                 1 - y / height,
-                figures.shorten(text, max(8, int(span * cell / 0.082))),
+                figures.shorten(text, max(8, int(span * cell / 0.1))),
                 ha="center",
                 va="center",
                 **style,
@@ -169,7 +174,9 @@ def _image(axes: Axes, image: NDArray[Any]) -> None:
 
 def _added(axes: Axes, delta: NDArray[Any], largest: float) -> None:
     if delta.shape[0] == 1:
-        axes.imshow(delta[0], cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+        # Short of the ends of the map, which are nearly black.
+        reach = 1.4 * largest
+        axes.imshow(delta[0], cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
     else:
         shown = np.clip(0.5 + 0.5 * np.moveaxis(delta[:3], 0, -1) / largest, 0, 1)
         axes.imshow(shown, interpolation="nearest")
@@ -177,7 +184,7 @@ def _added(axes: Axes, delta: NDArray[Any], largest: float) -> None:
 
 def _under(axes: Axes, text: str, colour: str, cell: float) -> None:
     axes.annotate(
-        figures.shorten(text, max(8, int(cell / 0.068))),
+        figures.shorten(text, max(8, int(cell / 0.06))),
         (0.5, 0),
         xytext=(0, -4),
         xycoords="axes fraction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from robustsnn import figures, formats, sheets, verdict
 from robustsnn.comparison import Comparison, comparisons
@@ -53,6 +54,7 @@ class Section:
 
     title: str
     images: str
+    lead: str
     verdicts: list[verdict.Verdict]
     accuracy: sheets.Sheet
     others: list[sheets.Sheet]
@@ -67,7 +69,9 @@ def render(runs: Runs, output: Path) -> list[Path]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [_section(comparison) for comparison in comparisons(runs)]
+    environment.filters["names"] = _names
+    noted: set[str] = set()
+    sections = [_section(comparison, noted) for comparison in comparisons(runs)]
     text = environment.get_template("page.html.j2").render(
         generator=f"{GENERATOR} {_version()}".strip(),
         title=_title(runs),
@@ -88,6 +92,17 @@ def render(runs: Runs, output: Path) -> list[Path]:
     path = output / "index.html"
     path.write_text(text, encoding="utf-8")
     return [path]
+
+
+def _names(text: str) -> Markup:
+    """A text as HTML in which names such as PGD-10 are not torn apart at their hyphens."""
+    whole = re.compile(r"(?<![\w.&-])[\w.]+(?:-[\w.]+)+(?![\w-])")
+
+    def keep(found: re.Match[str]) -> str:
+        word = found[0]
+        return f'<span class="nb">{word}</span>' if len(word) <= 24 else word
+
+    return Markup(whole.sub(keep, str(escape(text))))
 
 
 def _version() -> str:
@@ -111,15 +126,23 @@ def _colours(runs: Runs) -> dict[str, str]:
     }
 
 
-def _section(comparison: Comparison) -> Section:
-    accuracy, *others = sheets.sheets_of(comparison)
+def _section(comparison: Comparison, noted: set[str]) -> Section:
+    accuracy, *others = (_noted_once(sheet, noted) for sheet in sheets.sheets_of(comparison))
     return Section(
         title=comparison.title,
         images=formats.count(comparison.samples, "image"),
+        lead=verdict.lead(comparison),
         verdicts=verdict.verdicts(comparison),
         accuracy=accuracy,
         others=others,
     )
+
+
+def _noted_once(sheet: sheets.Sheet, noted: set[str]) -> sheets.Sheet:
+    """A sheet without the notes that an earlier one of the page had."""
+    notes = tuple(note for note in sheet.notes if note not in noted)
+    noted.update(notes)
+    return dataclasses.replace(sheet, notes=notes)
 
 
 def _rank(path: Path) -> tuple[int, str]:

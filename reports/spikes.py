@@ -24,7 +24,7 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
     layers = list(dict.fromkeys(name for r in spiking.values() for name in r.activity["layer"]))
-    labels = [f"{name} (T = {run.time_steps})" for name, run in spiking.items()]
+    labels = list(spiking)
     below = figures.legend_height(figures.WIDTH, labels)
     longest = max(len(name) for name in layers)
     slanted = longest * len(layers) > 58
@@ -41,8 +41,14 @@ def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
             x = [i + offset for i in present]
             names = [layers[i] for i in present]
             shade = figures.colour(runs.models, model)
-            axes.vlines(x, 0, [mean[n] for n in names], color=shade, linewidth=1.2, alpha=0.35)
-            axes.vlines(x, [low[n] for n in names], [high[n] for n in names], color=shade, lw=2.6)
+            axes.vlines(
+                x,
+                [low[n] for n in names],
+                [high[n] for n in names],
+                color=shade,
+                linewidth=3.2,
+                alpha=0.35,
+            )
             axes.plot(
                 x,
                 [mean[n] for n in names],
@@ -53,11 +59,10 @@ def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
                 markeredgewidth=0.8,
                 linestyle="none",
             )
-        axes.set_xticks(
-            range(len(layers)),
-            [figures.shorten(name, 16) for name in layers],
-            **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if slanted else {}),
-        )
+        axes.set_xticks(range(len(layers)), [figures.shorten(name, 16) for name in layers])
+        if slanted:
+            for text in axes.get_xticklabels():
+                text.set(rotation=40, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.55, len(layers) - 0.45)
         axes.set_ylim(bottom=0)
         axes.margins(y=0.1)
@@ -70,18 +75,15 @@ def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
             for m in spiking
         ]
         figures.legend(figure, handles, labels, below)
-    silent = [run.label for run in runs.runs if run.kind == "ann"]
-    without = formats.listing(list(dict.fromkeys(silent)))
-    note = (
-        f" Not shown: {without}, which does not spike."
-        if len(set(silent)) == 1
-        else (f" Not shown: {without}, which do not spike." if silent else "")
-    )
+    steps = formats.listing([str(t) for t in sorted({r.time_steps for r in spiking.values()})])
+    silent = list(dict.fromkeys(run.label for run in runs.runs if run.kind == "ann"))
+    verb = "does" if len(silent) == 1 else "do"
+    note = f" Not shown: {formats.listing(silent)}, which {verb} not spike." if silent else ""
     return figures.save(
         figure,
         output,
         "spikes",
         "Spikes per neuron and step",
-        "Mean over clean images and time steps in each spiking layer (marker) and the range of the"
-        f" single steps (bar).{note}",
+        f"Mean over clean images and the {steps} time steps in each spiking layer (marker) and the"
+        f" range of the single steps (bar).{note}",
     )

@@ -27,6 +27,7 @@ _ESCAPES = {
     "µ": r"$\mu$",
     "–": "--",
     "…": r"\dots{}",
+    "\u00a0": "~",
     "\n": " ",
 }
 
@@ -41,8 +42,7 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 
 def _table(sheet: Sheet) -> str:
-    first = 2 if sheet.head[0].main == "Model" else 1
-    columns = "l" * first + "r" * (len(sheet.head) - first)
+    columns = "".join("r" if right else "l" for right in sheet.numeric)
     notes = " ".join(escape(note) for note in sheet.notes)
     return "\n".join(
         [

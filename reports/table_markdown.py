@@ -18,22 +18,17 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 
 def _table(sheet: Sheet) -> str:
-    numbers = [_is_number(column) for column in zip(*sheet.rows, strict=True)]
-    rule = "|".join("---:" if right else "---" for right in numbers)
+    rule = "|".join("---:" if right else "---" for right in sheet.numeric)
     lines = [
         f"**{escape(sheet.title)}**",
         "",
         _row(sheet.head),
-        f"|{rule or '---|' * len(sheet.head)}|",
+        f"|{rule}|",
         *map(_row, sheet.rows),
     ]
     for note in sheet.notes:
         lines += ["", escape(note)]
     return "\n".join(lines)
-
-
-def _is_number(column: tuple[Cell, ...]) -> bool:
-    return all(cell.main[:1] in "0123456789+−±–<>" for cell in column)
 
 
 def _row(cells: tuple[Cell, ...]) -> str:

@@ -351,5 +351,5 @@ def published_data(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def _published() -> list[dict[str, str]]:
     file = resources.files("robustsnn.reports") / "published.csv"
-    with file.open(encoding="utf-8", newline="") as lines:
+    with file.open(encoding="utf-8") as lines:
         return list(csv.DictReader(lines))

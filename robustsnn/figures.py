@@ -6,8 +6,10 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,10 +25,10 @@ PALETTE = ("#0b72b5", "#d1590c", "#0a9270", "#b565a7", "#b58900", "#46a5d8")
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
-#: Inches; shown at 5.6 in the type is 10 pt, and about 7 pt on a phone.
-WIDTH = 5.6
+#: Inches. Narrow, so that the type is still legible where a phone shrinks the figure.
+WIDTH = 5.0
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": MUTED,
     "axes.facecolor": "none",
@@ -87,7 +89,7 @@ def marker(models: Sequence[str], model: str) -> str:
     return MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
 
 
-def shorten(text: str, length: int = 30) -> str:
+def shorten(text: str, length: int = 26) -> str:
     """A text that is no longer than `length`, with its middle left out; ends tell models apart."""
     if len(text) <= length:
         return text
@@ -95,7 +97,7 @@ def shorten(text: str, length: int = 30) -> str:
     return f"{text[:head]}…{text[head + 1 - length :]}"
 
 
-def legend(figure: Figure, handles: Sequence[object], labels: Sequence[str], top: float) -> None:
+def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], top: float) -> None:
     """A legend below the axes in as many columns as its longest label leaves room for.
 
     Args:
@@ -120,9 +122,13 @@ def legend(figure: Figure, handles: Sequence[object], labels: Sequence[str], top
 
 
 def legend_columns(width: float, labels: Sequence[str]) -> int:
-    """How many columns of these labels fit a figure of this width in inches."""
-    longest = max((min(len(label), 30) for label in labels), default=1)
-    return max(1, min(len(labels), int((width - 0.3) / (0.55 + 0.088 * longest))))
+    """How many columns of these labels fit a figure of this width in inches, in even rows."""
+    widths = [0.62 + 0.082 * len(shorten(label)) for label in labels]
+    if sum(widths) <= width:
+        return len(labels)
+    fit = max(1, min(len(labels), int(width / max(widths))))
+    rows = -(-len(labels) // fit)
+    return -(-len(labels) // rows)
 
 
 def legend_height(width: float, labels: Sequence[str]) -> float:
@@ -131,7 +137,7 @@ def legend_height(width: float, labels: Sequence[str]) -> float:
     return 0.1 + 0.215 * -(-len(labels) // columns)
 
 
-def line(colour: str, marker: str | None = None, dashes: str = "-") -> Line2D:
+def line(colour: str, marker: str | None = None, dashes: Literal["-", ":"] = "-") -> Line2D:
     """A handle for a legend."""
     return Line2D([], [], color=colour, marker=marker, linestyle=dashes, linewidth=1.8)
 

@@ -7,6 +7,9 @@ import math
 #: Rows that are no attack of their own.
 CLEAN, WORST_CASE = "clean", "worst-case"
 
+#: Keeps a number and its unit on one line.
+NBSP = "\u00a0"
+
 _NORMS = {"Linf": "L∞", "L2": "L2", "L1": "L1", "L0": "L0"}
 _ACRONYMS = frozenset(
     "aa apgd bb bim bptt cw difgsm dlr eot fab fgsm fgm jsma mifgsm mim nifgsm pgd rfgsm rga sga"
@@ -24,12 +27,12 @@ _DATA = {
 
 def percent(fraction: float, digits: int = 1) -> str:
     """A fraction as a percentage, "3.2 %"; an en dash where there is none."""
-    return "–" if math.isnan(fraction) else f"{100 * fraction:.{digits}f} %"
+    return "–" if math.isnan(fraction) else f"{100 * fraction:.{digits}f}{NBSP}%"
 
 
 def bounds(low: float, high: float) -> str:
     """An interval of fractions in per cent, "[1.9, 5.1]"."""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{100 * low:.1f},{NBSP}{100 * high:.1f}]"
 
 
 def points(difference: float) -> str:
@@ -56,7 +59,7 @@ def norm(name: str) -> str:
 
 def threat(norm_name: str, epsilon: str) -> str:
     """A threat as it is printed, "L∞ 8/255"; empty where nothing was perturbed."""
-    return f"{norm(norm_name)} {epsilon}".strip() if epsilon and norm_name else epsilon
+    return f"{norm(norm_name)}{NBSP}{epsilon}" if epsilon and norm_name else epsilon
 
 
 def attack(slug: str) -> str:

@@ -192,7 +192,8 @@ class Runs:
         return self._stack("activity")
 
     def _stack(self, name: str) -> pd.DataFrame:
-        frames = [getattr(run, name).assign(model=run.label) for run in self.runs]
+        tables: list[pd.DataFrame] = [getattr(run, name) for run in self.runs]
+        frames = [t.assign(model=r.label) for t, r in zip(tables, self.runs, strict=True)]
         frames = [frame for frame in frames if len(frame)] or frames[:1]
         return pd.concat(frames, ignore_index=True)
 

@@ -30,7 +30,8 @@ class Cell(NamedTuple):
     @property
     def text(self) -> str:
         """Number and detail on one line."""
-        return f"{self.main} {self.detail}".strip()
+        joint = " " if self.detail.startswith(("[", "(")) else ", "
+        return f"{self.main}{joint}{self.detail}" if self.detail else self.main
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ class Sheet:
     head: tuple[Cell, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers and belong to the right."""
+        columns = zip(*self.rows, strict=True)
+        found = tuple(all(c.main[:1] in "0123456789+−±–<>" for c in column) for column in columns)
+        return found or (False,) * len(self.head)
 
 
 def sheets(runs: Runs) -> list[Sheet]:
@@ -68,7 +76,7 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
             Cell(threat.title, threat.size),
             *(_accuracy(comparison, run.label, threat) for run in runs),
         )
-        for threat in comparison.threats
+        for threat in _shown(comparison)
     ]
     spikes = [run.spikes_per_neuron_and_step for run in runs]
     joules = [energy(run) for run in runs]
@@ -78,6 +86,10 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
     if not all(map(math.isnan, joules)):
         cells = (Cell(formats.energy(j), _relative(j, joules[0])) for j in joules)
         rows.append((Cell("Energy", "µJ per image"), *cells))
+    own = [energy(run, same_layer=True) for run in runs]
+    if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
+        cells = (Cell(formats.energy(o), _relative(o, own[0])) for o in own)
+        rows.append((Cell("Energy, own spikes", "µJ per image"), *cells))
     return Sheet(
         name=f"accuracy-{comparison.slug}",
         title=f"Accuracy, {comparison.title}, {formats.count(comparison.samples, 'image')}",
@@ -85,6 +97,11 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
         rows=tuple(rows),
         notes=tuple(_accuracy_notes(comparison, joules)),
     )
+
+
+def _shown(comparison: Comparison) -> list[Threat]:
+    """The threats worth a row: an attack of size 0 only repeats the clean images."""
+    return [t for t in comparison.threats if t.attack == CLEAN or t.radius != 0]
 
 
 def _accuracy(comparison: Comparison, model: str, threat: Threat) -> Cell:
@@ -117,7 +134,8 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
     if not all(map(math.isnan, joules)):
         yield (
             "Energy counts arithmetic only, multiply-accumulates and an accumulate for every spike"
-            " that enters a layer: an estimate, no measurement."
+            " that enters a layer (own spikes: that leaves it, as several papers count): an"
+            " estimate, no measurement."
         )
 
 
@@ -137,7 +155,7 @@ def paired_sheet(comparison: Comparison) -> Sheet:
     """Every model against the baseline on the same images, with the discordant counts."""
     rows = []
     for model in comparison.models[1:]:
-        for threat in comparison.threats:
+        for threat in _shown(comparison):
             row = comparison.cells.get((model, threat))
             if row is None or math.isnan(row["difference"]):
                 continue
@@ -172,7 +190,7 @@ def success_sheet(comparison: Comparison) -> Sheet:
     """The three definitions of attack success rate side by side."""
     rows = []
     for model in comparison.models:
-        for threat in comparison.threats:
+        for threat in _shown(comparison):
             row = comparison.cells.get((model, threat))
             if row is None or threat.attack == CLEAN:
                 continue
@@ -236,7 +254,7 @@ def published_sheet(comparison: Comparison) -> Sheet | None:
     others = formats.listing([formats.data(data) for data in sets])
     ours = formats.data(own)
     if same:
-        heads = (f"Ours, {ours}", f"Published, {ours}")
+        heads: tuple[str, ...] = (f"Ours, {ours}", f"Published, {ours}")
         note = f"Same architecture, training method and attack on {ours}; widths and seeds differ."
     else:
         heads = (f"Ours, {ours}", f"Published, {ours}", f"Published, {others}")
@@ -245,6 +263,7 @@ def published_sheet(comparison: Comparison) -> Sheet | None:
             f" training method on {others} stands beside ours for orientation only: other data,"
             " other widths; the difference of the two numbers means nothing."
         )
+    note += " Derived: from a difference the paper prints, not from the accuracy itself."
     return Sheet(
         name=f"published-{comparison.slug}",
         title="Beside the literature",

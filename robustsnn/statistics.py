@@ -71,7 +71,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     for k in range(min(b, c)):
         term = term * (n - k) // (k + 1)
         tail += term
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / (1 << n)))
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> Paired:
@@ -115,5 +115,4 @@ def worst_case(margins: ArrayLike) -> NDArray[np.bool_]:
     Returns:
         Whether every margin of the image is negative, [images].
     """
-    result: NDArray[np.bool_] = (np.asarray(margins, dtype=float) < 0).all(axis=0)
-    return result
+    return np.all(np.asarray(margins, dtype=float) < 0, axis=0)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustsnn.comparison import comparisons
-from robustsnn.formats import WORST_CASE
+from robustsnn.formats import NBSP, WORST_CASE
 from robustsnn.reporting import Runs
 from robustsnn.sheets import Cell, Sheet, accuracy_sheet
 
@@ -66,7 +66,7 @@ def _lines(main: str, detail: str) -> Text:
 
 def _number(cell: Cell) -> Text:
     # The title names the unit: three models fit 80 columns without it.
-    text = Text(cell.main.removesuffix(" %"), style="bold")
+    text = Text(cell.main.removesuffix(f"{NBSP}%"), style="bold")
     if cell.detail:
         text.append(f" {cell.detail}", style="dim not bold")
     if cell.note:

@@ -14,25 +14,30 @@ from robustsnn.reporting import Run
 
 SIGNIFICANCE = 0.05
 
+#: From more models than this a sentence names the extremes only.
+MANY = 4
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one model: the number first, then the rest of the sentences."""
+    """What is said of one model: a number, what the number is, the sentences, and a caution."""
 
     model: str
     number: str
+    meaning: str
     sentence: str
     caution: str
 
 
+def lead(comparison: Comparison) -> str:
+    """What a comparison says, in one sentence."""
+    return _curve_lead(comparison) if comparison.is_curve else _lead(comparison)
+
+
 def verdicts(comparison: Comparison) -> list[Verdict]:
     """One verdict for each model of a comparison."""
-    say = _curve if comparison.is_curve else _headline
-    found = []
-    for run in comparison.runs:
-        number, sentence = say(comparison, run)
-        found.append(Verdict(run.label, number, sentence, _caution(run)))
-    return found
+    say = _curve if comparison.is_curve else _single
+    return [Verdict(run.label, *say(comparison, run), _caution(run)) for run in comparison.runs]
 
 
 def headline_threat(comparison: Comparison) -> Threat:
@@ -57,37 +62,58 @@ def _same_size(comparison: Comparison, threat: Threat) -> list[Threat]:
     return [t for t in comparison.attacks if (t.norm, t.epsilon) == (threat.norm, threat.epsilon)]
 
 
-def _headline(comparison: Comparison, run: Run) -> tuple[str, str]:
+def _lead(comparison: Comparison) -> str:
+    threat = headline_threat(comparison)
+    said = []
+    for model in comparison.models:
+        if (row := comparison.cells.get((model, threat))) is not None:
+            number = formats.percent(row["accuracy"])
+            interval = formats.bounds(row["ci_low"], row["ci_high"])
+            said.append((model, float(row["accuracy"]), f"{number} {interval}"))
+    images = formats.count(comparison.samples, "image")
+    if len(said) > MANY:
+        said = [min(said, key=_accuracy), max(said, key=_accuracy)]
+        (low, least), (high, most) = ((m, t) for m, _, t in said)
+        kept = f"{len(comparison.models)} models stay right on {least} ({low}) to {most} ({high})"
+    else:
+        (first, _, number), *rest = said
+        others = [f"{model} on {text}" for model, _, text in rest]
+        stays = "is" if threat == CLEAN_THREAT else "stays"
+        kept = formats.listing([f"{first} {stays} right on {number}", *others])
+    if threat == CLEAN_THREAT:
+        return f"No attack was run: {kept} of {images}."
+    if threat.attack == WORST_CASE:
+        names = [t.title for t in _same_size(comparison, threat)]
+        under = (
+            f"Against the strongest of {formats.listing(names)} for each image"
+            f" ({threat.size}, {images})"
+        )
+    else:
+        under = f"Under the strongest attack run here ({threat.title}, {threat.size}, {images})"
+    bound = "an upper bound" if len(said) == 1 else "upper bounds"
+    return f"{under}, {kept}: {bound}, since a stronger attack can only take more."
+
+
+def _accuracy(said: tuple[str, float, str]) -> float:
+    return said[1]
+
+
+def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     threat = headline_threat(comparison)
     row = comparison.cells.get((run.label, threat))
-    clean = comparison.cells[run.label, CLEAN_THREAT]
-    images = formats.count(comparison.samples, "image")
     if row is None:
-        return "–", f"{run.label} was not attacked with {threat.title}."
+        return "–", "not attacked", f"It was not attacked with {threat.title}."
     number = formats.percent(row["accuracy"])
     interval = formats.bounds(row["ci_low"], row["ci_high"])
     if threat == CLEAN_THREAT:
-        return number, f"{run.label} gets {number} {interval} of {images} right; no attack was run."
+        return number, f"clean {interval}", _against(comparison, run.label, threat)
+    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
+    sentence = f"Down from {clean} on clean images."
     hardest = strongest(comparison, run.label)
-    if threat.attack != WORST_CASE or hardest is None:
-        under = f"Under the strongest attack run here ({threat.title} at {threat.size}, {images})"
-        alone = ""
-    else:
-        names = [
-            t.title for t in _same_size(comparison, threat) if (run.label, t) in comparison.cells
-        ]
-        under = (
-            f"Under the strongest of {formats.listing(names)} for each image"
-            f" ({threat.size}, {images})"
-        )
+    if threat.attack == WORST_CASE and hardest is not None:
         left = formats.percent(comparison.cells[run.label, hardest]["accuracy"])
-        alone = f"; {hardest.title} alone leaves {left}"
-    sentence = (
-        f"{under} {run.label} still gets {number} {interval} right, of"
-        f" {formats.percent(clean['accuracy'])} clean{alone}. An upper bound: a stronger attack"
-        " can only lower it."
-    )
-    return number, f"{sentence} {_against(comparison, run.label, threat)}".strip()
+        sentence += f" The strongest attack alone, {hardest.title}, leaves {left}."
+    return number, interval, f"{sentence} {_against(comparison, run.label, threat)}".strip()
 
 
 def _against(comparison: Comparison, model: str, threat: Threat) -> str:
@@ -105,40 +131,71 @@ def _against(comparison: Comparison, model: str, threat: Threat) -> str:
     return f"That is {size} points {more} than {baseline} on the same images ({test})."
 
 
-def _curve(comparison: Comparison, run: Run) -> tuple[str, str]:
-    cells = {
-        threat: comparison.cells[run.label, threat]
-        for threat in sorted(comparison.attacks, key=lambda t: t.radius)
-        if threat.radius > 0 and (run.label, threat) in comparison.cells
-    }
-    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
-    if not cells:
-        return clean, f"{run.label} gets {clean} right; no attack was run."
-    # The last of equal sizes would do as well; the lowest of each size is the harder attack.
-    by_size: dict[tuple[str, str], Threat] = {}
-    for threat, row in cells.items():
-        key = (threat.norm, threat.epsilon)
-        if key not in by_size or row["accuracy"] < cells[by_size[key]]["accuracy"]:
-            by_size[key] = threat
-    steps = list(by_size.values())
-    shown = list(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]))
-    path = formats.listing(
-        [f"{formats.percent(cells[t]['accuracy'])} at {t.epsilon}" for t in shown]
-    )
+def _hardest_by_size(comparison: Comparison, model: str) -> list[Threat]:
+    """The attack that leaves the least at each size, the sizes growing."""
+    found: dict[tuple[str, str], Threat] = {}
+    right = comparison.verdicts[model]
+    for threat in sorted(comparison.attacks, key=lambda t: t.radius):
+        if threat.radius > 0 and threat in right:
+            best = found.setdefault(threat[1:], threat)
+            if right[threat].mean() < right[best].mean():
+                found[threat[1:]] = threat
+    return list(found.values())
+
+
+def _reaches_chance(comparison: Comparison, run: Run) -> Threat | None:
+    """The smallest size at which the interval of the accuracy holds chance or lies below it."""
+    sizes = _hardest_by_size(comparison, run.label)
     level = 1 / run.classes
-    chance = f"chance ({formats.percent(level, 0 if (100 / run.classes).is_integer() else 1)})"
-    reached = [t for t in steps if cells[t]["ci_low"] <= level]
-    last = cells[steps[-1]]
-    if reached:
-        end = f"It reaches {chance} at {reached[0].epsilon}."
-    else:
-        end = (
-            f"It stays above {chance} even at {steps[-1].epsilon}, which speaks against the attack"
-            " and not for the model."
+    return next((t for t in sizes if comparison.cells[run.label, t]["ci_low"] <= level), None)
+
+
+def _chance(run: Run) -> str:
+    whole = 100 % run.classes == 0
+    return f"chance ({formats.percent(1 / run.classes, 0 if whole else 1)})"
+
+
+def _curve_lead(comparison: Comparison) -> str:
+    reached: dict[str, list[str]] = {}
+    never = []
+    for run in comparison.runs:
+        if (threat := _reaches_chance(comparison, run)) is None:
+            never.append(run.label)
+        else:
+            reached.setdefault(threat.size, []).append(run.label)
+    chance = _chance(comparison.runs[0])
+    parts = []
+    for index, (size, models) in enumerate(reached.items()):
+        fall = f" {'falls' if len(models) == 1 else 'fall'} to {chance}" if index == 0 else ""
+        parts.append(f"{formats.listing(models)}{fall} at {size}")
+    said = [formats.listing(parts)] if parts else []
+    if never:
+        stay = "stays" if len(never) == 1 else "stay"
+        largest = max(comparison.attacks, key=lambda t: t.radius).size
+        said.append(
+            f"{formats.listing(never)} {stay} above {chance} even at {largest}, which speaks"
+            " against the attack and not for the model"
         )
     images = formats.count(comparison.samples, "image")
-    sentence = f"As the perturbation grows {run.label} falls from {clean} clean to {path}"
-    return formats.percent(last["accuracy"]), f"{sentence} ({images}). {end}"
+    return f"As the perturbation grows ({images}), {'; '.join(said)}."
+
+
+def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
+    sizes = _hardest_by_size(comparison, run.label)
+    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
+    if not sizes:
+        return clean, "clean", "It was not attacked."
+
+    def left(threat: Threat) -> str:
+        accuracy = comparison.cells[run.label, threat]["accuracy"]
+        return f"{formats.percent(accuracy)} at {threat.epsilon}"
+
+    shown = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
+    sentence = f"From {clean} clean to {formats.listing([left(t) for t in shown])}."
+    threat = _reaches_chance(comparison, run)
+    if threat is None:
+        return "never", "reaches chance", sentence
+    return threat.epsilon, "reaches chance", sentence
 
 
 def _caution(run: Run) -> str:
