@@ -293,6 +293,6 @@ class _Exposed(nn.Module):
         x = images
         if torch.is_grad_enabled() and images.requires_grad:
             x = images.view_as(images)
-            x.register_hook(victim._count_backward)  # type: ignore[no-untyped-call]
+            x.register_hook(victim._count_backward)
         with victim._attacked():
             return victim._forward(x, keys)
