@@ -1,1 +1,34 @@
 """RobustSNN: how robust a spiking neural network is, and whether to believe the number."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustsnn.campaigns import compare, report
+    from robustsnn.checkpoint import load_model
+    from robustsnn.evaluation import evaluate
+    from robustsnn.training import train_recipe as train
+
+__all__ = ["compare", "evaluate", "load_model", "report", "train"]
+
+# Imported when asked for: `robustsnn --help` must not wait for torch.
+_WHERE = {
+    "compare": ("robustsnn.campaigns", "compare"),
+    "evaluate": ("robustsnn.evaluation", "evaluate"),
+    "load_model": ("robustsnn.checkpoint", "load_model"),
+    "report": ("robustsnn.campaigns", "report"),
+    "train": ("robustsnn.training", "train_recipe"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

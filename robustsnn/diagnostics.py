@@ -16,6 +16,8 @@ from robustsnn.formats import CLEAN, WORST_CASE
 MOST_ZERO_GRADIENTS = 0.05
 #: Accuracy by which an attack may be beaten by a weaker one before it is said.
 MARGIN = 0.005
+#: L-inf size at which an attack that works leaves nothing.
+LARGE = 32 / 255
 
 Key = tuple[str, str, str]
 
@@ -89,6 +91,10 @@ def by_row(flags: Sequence[Flag], results: pd.DataFrame) -> dict[Key, list[str]]
 def _keys(frame: pd.DataFrame) -> list[Key]:
     columns = (frame["attack"], frame["norm"], frame["epsilon"])
     return [(str(a), str(n), str(e)) for a, n, e in zip(*columns, strict=True)]
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
 def _title(key: Key) -> str:
@@ -189,16 +195,14 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Flag]
     ]
     flags = []
     for (norm, epsilon), some in attacks.groupby(["norm", "epsilon"], sort=False):
-        rows = some.to_dict("records")
         if parse_epsilon(str(epsilon)) == 0:
             continue
+        rows: list[dict[str, Any]] = _rows(some)
         for slug, weaker, stronger, meaning in orders:
-            for weak in filter(weaker, rows):
+            for weak in (r for r in rows if weaker(r)):
                 # FGSM made elsewhere is to be compared with FGSM made here.
                 rivals = [
-                    r
-                    for r in rows
-                    if stronger(r) and (not black(weak) or steps(r) == steps(weak))
+                    r for r in rows if stronger(r) and (not black(weak) or steps(r) == steps(weak))
                 ]
                 for strong in rivals:
                     gap = float(strong["accuracy"] - weak["accuracy"])
@@ -225,7 +229,7 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
         if some["epsilon"].nunique() < 3 or kinds.get(str(attack)) == "noise":
             continue
         some = some.assign(radius=[parse_epsilon(str(e)) for e in some["epsilon"]])
-        rows = some.sort_values("radius").to_dict("records")
+        rows = _rows(some.sort_values("radius"))
         keys = [(str(attack), str(norm), str(r["epsilon"])) for r in rows]
         rises = [
             (float(after["accuracy"] - before["accuracy"]), key)
@@ -246,13 +250,18 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
             )
         last = rows[-1]
         if float(last["ci_low"]) > 1 / classes:
+            large = norm == "Linf" and float(last["radius"]) >= LARGE
+            meaning = (
+                "the attack is too weak or its gradients are masked"
+                if large
+                else "the curve ends before it says whether the attack works; add larger sizes"
+            )
             flags.append(
                 Flag(
                     "curve-above-chance",
-                    "invalid",
+                    "invalid" if large else "caution",
                     f"{_title(keys[-1])} still leaves {formats.percent(last['accuracy'])}, above "
-                    f"chance ({formats.percent(1 / classes)}): the attack is too weak or its "
-                    "gradients are masked.",
+                    f"chance ({formats.percent(1 / classes)}): {meaning}.",
                     float(last["accuracy"]),
                     (keys[-1],),
                 )

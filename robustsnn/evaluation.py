@@ -405,8 +405,8 @@ def _part(index: int) -> str:
 def _kept(plan: Plan, where: slice) -> int:
     """How many images of a batch, from its start, are stored with their pixels."""
     if plan.save_images:
-        return where.stop - where.start
-    return max(0, min(EXAMPLES, where.stop) - where.start)
+        return int(where.stop - where.start)
+    return max(0, min(EXAMPLES, int(where.stop)) - int(where.start))
 
 
 def _inputs(plan: Plan, where: slice) -> tuple[Tensor, Tensor, list[int]]:
@@ -583,14 +583,13 @@ def _preflight(plan: Plan) -> list[dict[str, Any]]:
     logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)
     check_classes(logits.shape[1], plan.subject.name, plan.images)
     return [
-        check.row()
-        for check in preflight(network, images, labels, ids, plan.batch_size, plan.seed)
+        check.row() for check in preflight(network, images, labels, ids, plan.batch_size, plan.seed)
     ]
 
 
 def _header(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
     network = plan.subject.load()
-    known = isinstance(network, Network)
+    ours = network if isinstance(network, Network) else None
     provenance = plan.subject.meta.get("provenance") or {}
     sizes = list(dict.fromkeys(task.threat.epsilon for task in plan.tasks))
     return {
@@ -600,10 +599,10 @@ def _header(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "model": plan.subject.name,
         "origin": plan.subject.origin,
         "checkpoint_sha256": plan.subject.sha256,
-        "kind": network.kind if known else "",
-        "architecture": network.config.architecture if known else type(network).__name__,
-        "time_steps": network.time_steps if known else 1,
-        "encoding": network.config.encoding if known else "",
+        "kind": ours.kind if ours else "",
+        "architecture": ours.config.architecture if ours else type(network).__name__,
+        "time_steps": ours.time_steps if ours else 1,
+        "encoding": ours.config.encoding if ours else "",
         "method": str(provenance.get("method") or ""),
         "stochastic": bool(getattr(network, "stochastic", False)),
         "data": plan.images.name,

@@ -139,9 +139,7 @@ def _alone(
         largest = float((together.argmax(1) != alone.argmax(1)).double().mean())
         passed = largest == 0
     verdict = "are those of the image in a batch." if passed else "depend on its batch."
-    return Check(
-        "alone-as-in-batch", passed, largest, f"The logits of an image alone {verdict}"
-    )
+    return Check("alone-as-in-batch", passed, largest, f"The logits of an image alone {verdict}")
 
 
 def _under_attack(
@@ -226,6 +224,4 @@ def _ties(logits: Tensor) -> Check:
 
 
 def _victim(network: nn.Module, ids: Sequence[int], micro_batch: int, seed: int) -> Victim:
-    return Victim(
-        network, make_estimator("bptt", network), ids, micro_batch=micro_batch, seed=seed
-    )
+    return Victim(network, make_estimator("bptt", network), ids, micro_batch=micro_batch, seed=seed)

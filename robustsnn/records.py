@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +21,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustsnn.errors import InputError
+from robustsnn.folders import MANIFEST, check_output, unwritable, write_atomically
 from robustsnn.formats import CLEAN, WORST_CASE
 from robustsnn.statistics import wilson, worst_case
 
 FORMAT = "robustsnn-run-1"
-MANIFEST = "manifest.json"
 RUNNING, DONE = "running", "done"
 
 RECORDS = pa.schema(
@@ -61,16 +60,6 @@ RESULTS = (
     "backward_passes flags seconds"
 ).split()
 ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def parquet(frame: pd.DataFrame, schema: pa.Schema | None = None) -> bytes:
@@ -219,31 +208,16 @@ def check_folder(path: Path, identity: str) -> None:
     Raises:
         InputError: As said.
     """
-    try:
-        if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file: name another folder as --output.")
-        if (path / MANIFEST).exists():
-            header = RunFolder(path).manifest()
-            if header.get("identity") != identity:
-                raise InputError(
-                    f"{path} holds another run ({header.get('model')}, {header.get('data')}, suite "
-                    f"{header.get('suite')}, {header.get('samples')} images, seed "
-                    f"{header.get('seed')}): name another --output."
-                )
-        elif path.is_dir() and any(not p.name.endswith(".part") for p in path.iterdir()):
-            raise InputError(f"{path} is not empty and holds no run: name another --output.")
-        nearest = path
-        while not nearest.exists() and nearest.parent != nearest:
-            nearest = nearest.parent
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write to {path} ({nearest}): name another --output.")
-    except OSError as error:
-        raise unwritable(path, error) from None
-
-
-def unwritable(path: Path, error: OSError) -> InputError:
-    """What to say of a folder that cannot be written."""
-    return InputError(f"cannot write to {path} ({error.strerror or error}): name another --output.")
+    check_output(path, MANIFEST)
+    if not (path / MANIFEST).exists():
+        return
+    header = RunFolder(path).manifest()
+    if header.get("identity") != identity:
+        raise InputError(
+            f"{path} holds another run ({header.get('model')}, {header.get('data')}, suite "
+            f"{header.get('suite')}, {header.get('samples')} images, seed "
+            f"{header.get('seed')}): name another --output."
+        )
 
 
 def read_results(path: Path) -> pd.DataFrame:

@@ -7,6 +7,7 @@ file is loaded the same way, by its path. Nothing here imports torch by itself.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
 import importlib
@@ -66,6 +67,13 @@ def folder(package: str) -> Path:
 def attack_names() -> list[str]:
     """The attacks that ship: file names with dashes; `x_adapter.py` is `x`."""
     return sorted(_attack_modules())
+
+
+def attack_summary(name: str) -> str:
+    """The first line of an attack's description, read without importing it."""
+    module = _attack_modules()[name]
+    source = (folder("attacks") / f"{module}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def attack_class(name: str) -> type[Attack]:

@@ -99,11 +99,25 @@ def _digest(network: nn.Module) -> str:
 class Images(Protocol):
     """Images with labels in a fixed order; `robustsnn.datasets.ImageSet` is one."""
 
-    name: str
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    fingerprint: str
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """True classes `[n]`."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """A number `[n]` that names each image."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One a class; empty if they are not known."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any pixel or label."""
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -98,7 +98,9 @@ class Suite(_Strict):
 
     def digest(self) -> str:
         """Identity of what is run: sha256 of the canonical JSON."""
-        canonical = json.dumps(self.model_dump(mode="json", exclude={"description"}), sort_keys=True)
+        canonical = json.dumps(
+            self.model_dump(mode="json", exclude={"description"}), sort_keys=True
+        )
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def budgets(self, entry: Entry, values: int) -> list[tuple[str, str]]:

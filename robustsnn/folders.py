@@ -1,0 +1,54 @@
+"""Output folders: who they belong to, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from robustsnn.errors import InputError
+
+MANIFEST = "manifest.json"
+COMPARISON = "comparison.json"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name, then rename it."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        scratch.write_bytes(content)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def check_output(path: Path, *markers: str) -> None:
+    """Refuse an output folder that cannot be made, or that holds something else than ours.
+
+    Args:
+        path: It need not exist.
+        markers: Names of files, one of which a folder that is not empty must hold.
+
+    Raises:
+        InputError: As said.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file: name another folder as --output.")
+        nearest = path
+        while not nearest.exists() and nearest.parent != nearest:
+            nearest = nearest.parent
+        if not nearest.is_dir():
+            raise InputError(f"cannot write to {path}: {nearest} is a file; name another --output.")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write to {path}: no permission; name another --output.")
+        if path.is_dir() and not any((path / marker).is_file() for marker in markers):
+            # What a start that was killed at once leaves is nobody's.
+            if any(not inside.name.endswith(".part") for inside in path.iterdir()):
+                raise InputError(f"{path} is not empty and holds no run: name another --output.")
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """What to say of a folder that cannot be written."""
+    return InputError(f"cannot write to {path} ({error.strerror or error}): name another --output.")
