@@ -185,7 +185,9 @@ class Network(nn.Module):
         def step(module: nn.Module, x: Tensor) -> Tensor:
             if isinstance(module, LIF):
                 name = self._names[module]
-                spikes, final[name] = module(x, steps, None if state is None else state.get(name))
+                before = None if state is None else state.get(name)
+                spikes: Tensor
+                spikes, final[name] = module(x, steps, before)
                 return spikes
             if isinstance(module, Residual):
                 return module.run(x, step)
@@ -193,7 +195,7 @@ class Network(nn.Module):
                 dropped: Tensor = module(x)
                 return dropped
             out: Tensor = module(x.flatten(0, 1))
-            return out.unflatten(0, x.shape[:2])
+            return torch.unflatten(out, 0, x.shape[:2])
 
         for module in (*self.features, *self.classifier):
             x = step(module, x)

@@ -16,7 +16,7 @@ Backward, with `do/dU := g(z) / V` and the reset held fixed for U but not for V:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ LEAST_THRESHOLD = 1e-3
 
 
 class LIFOutput(NamedTuple):
-    """Spikes `[time, batch, ...]` in {0, 1} and the membrane after the last reset `[batch, ...]`."""
+    """Spikes `[time, batch, ...]` in {0, 1}, and the final membrane `[batch, ...]` after reset."""
 
     spikes: Tensor
     membrane: Tensor
@@ -132,7 +132,7 @@ def _empty_over_time(like: Tensor, steps: int) -> Tensor:
             device=one.device,
             memory_format=torch.channels_last,
         )
-        return flat.unflatten(0, (steps, one.shape[0]))
+        return flat.view(size)
     return torch.empty(size, dtype=one.dtype, device=one.device)
 
 
@@ -163,11 +163,8 @@ def lif_sequence(
     """
     if current.shape[0] not in (1, steps):
         raise ValueError(f"current has {current.shape[0]} time steps, expected 1 or {steps}")
-    result = cast(
-        tuple[Tensor, Tensor],
-        _LIFSequence.apply(current, threshold, leak, initial, steps, surrogate),  # type: ignore[no-untyped-call]
-    )
-    return LIFOutput(*result)
+    spikes, membrane = _LIFSequence.apply(current, threshold, leak, initial, steps, surrogate)
+    return LIFOutput(spikes, membrane)
 
 
 class LIF(nn.Module):
@@ -202,6 +199,7 @@ class LIF(nn.Module):
         self.leak.clamp_(0, 1)
 
     def extra_repr(self) -> str:
+        """Threshold, leak and surrogate, for printing."""
         return (
             f"threshold={self.threshold.item():g}, leak={self.leak.item():g}, "
             f"surrogate={describe(self.surrogate)}"
@@ -226,4 +224,5 @@ class FixedDropout(nn.Module):
         return x * nn.functional.dropout(torch.ones_like(x[:1]), self.p, training=True)
 
     def extra_repr(self) -> str:
+        """The rate, for printing."""
         return f"p={self.p:g}"

@@ -140,4 +140,4 @@ def _input_side(arch: str, channels: int, units: int) -> int:
             f"a classifier of {units} inputs after {channels} channels is not a square image: "
             f"the file does not hold {arch}."
         )
-    return side * 2 ** pools[arch]
+    return side << pools[arch]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -79,7 +78,7 @@ def train(
     images, labels = training.tensor(used), torch.from_numpy(training.labels[used]).long()
     if len(images) < recipe.batch_size:
         raise InputError(f"{len(images)} training images are left, fewer than one batch.")
-    network = _start(recipe, path, images).to(device, memory_format=torch.channels_last)
+    network = _start(recipe, path, images).to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(recipe, network)
     batches = len(images) // recipe.batch_size
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
@@ -109,7 +108,7 @@ def train(
         save_state(folder, network, optimizer, scheduler, epoch + 1, recipe.digest(), log)
         _write_log(folder / "training.csv", log)
         console.print("  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
-    network = network.to("cpu", memory_format=torch.contiguous_format)
+    network = network.to("cpu").to(memory_format=torch.contiguous_format)
     digest = save_checkpoint(
         network,
         folder,
@@ -281,4 +280,4 @@ def _write_log(path: Path, log: Log) -> None:
         writer = csv.DictWriter(file, fieldnames=list(log[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(log)
-    os.replace(part, path)
+    part.replace(path)

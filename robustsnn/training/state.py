@@ -6,7 +6,6 @@ Draws are a function of (seed, epoch), so the position stands for the random sta
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ def save_state(
     blob = save_tensors(tensors, metadata={"state": json.dumps(about)})
     part = folder / f".{STATE}.part"
     part.write_bytes(blob)
-    os.replace(part, folder / STATE)
+    part.replace(folder / STATE)
 
 
 def _plain(value: Any) -> bool:

@@ -46,7 +46,7 @@ def step(network: Network, optimizer: torch.optim.Optimizer, loss: Tensor) -> No
     if not torch.isfinite(loss):
         raise InputError(f"training diverged: the loss is {loss.item()}; lower optimizer.lr.")
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     network.clamp_()
 

@@ -1,0 +1,234 @@
+"""Training end to end on real images, small enough for every test run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from robustsnn.checkpoint import load_model, load_network, read_checkpoint
+from robustsnn.datasets import SAMPLE, load_dataset
+from robustsnn.errors import InputError
+from robustsnn.snn.network import Network, NetworkConfig
+from robustsnn.training import run, train_recipe
+from robustsnn.training.augmentation import augment
+from robustsnn.training.hire import hire_update
+from robustsnn.training.recipe import Augmentation, Hire, load_recipe
+from robustsnn.training.update import plain_update
+
+ANN = {
+    "name": "tiny-ann",
+    "data": "fashion-mnist",
+    "method": "ann",
+    "network": {
+        "architecture": "vgg5",
+        "kind": "ann",
+        "classes": 10,
+        "image": [1, 28, 28],
+        "widths": [4, 8, 8],
+        "classifier": [16],
+        "mean": [0.286],
+        "std": [0.353],
+        "dropout": 0.1,
+    },
+    "optimizer": {"lr": 0.01},
+    "augmentation": {"crop": 1, "flip": True},
+    "epochs": 3,
+    "batch_size": 50,
+    "holdout": 200,
+}
+
+
+def spiking(method: str, **changes):
+    network = {**ANN["network"], "kind": "snn", "time_steps": 4}
+    return {
+        **ANN,
+        "name": f"tiny-{method}",
+        "method": method,
+        "network": network,
+        "init": "ann",
+        "conversion": {"scale": 0.3, "steps": 8, "images": 100},
+        **changes,
+    }
+
+
+def write(folder: Path, name: str, recipe) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A data root whose training split is the bundled sample, and a trained tiny ANN."""
+    root = tmp_path_factory.mktemp("data")
+    sample = next(SAMPLE.glob("*.parquet"))
+    shutil.copy(sample, root / "train-00000-of-00001.parquet")
+    shutil.copy(sample, root / "test-00000-of-00001.parquet")
+    work = tmp_path_factory.mktemp("work")
+    train_recipe(write(work, "ann", ANN), root, work / "ann")
+    return root, work
+
+
+def rows(folder: Path):
+    with (folder / "training.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_ann_learns_and_logs_every_epoch(place):
+    _, work = place
+    log = rows(work / "ann")
+    assert [r["epoch"] for r in log] == ["1", "2", "3"]
+    assert float(log[-1]["holdout_accuracy"]) > 0.5
+    assert float(log[-1]["loss"]) < float(log[0]["loss"])
+    assert not (work / "ann" / "state.safetensors").exists()
+    assert load_model(work / "ann").kind == "ann"
+
+
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [("hybrid", {}), ("hire", {"hire": {"periods": 2, "step": "4/255", "bound": "4/255"}})],
+)
+def test_a_spiking_network_learns_from_its_ann(place, method, extra):
+    root, work = place
+    recipe = write(work, method, spiking(method, **extra))
+    folder = train_recipe(recipe, root, work / method)
+    log = rows(folder)
+    assert float(log[-1]["holdout_accuracy"]) > 0.5
+    network = load_network(read_checkpoint(folder))
+    for layer in network.spiking_layers().values():
+        assert 1e-3 <= layer.threshold.item() and 0 <= layer.leak.item() <= 1
+    assert any(layer.leak.item() != 1 for layer in network.spiking_layers().values())
+
+
+def test_resuming_gives_the_same_weights(place, tmp_path, monkeypatch):
+    root, work = place
+    recipe = write(work, "again", spiking("hybrid"))
+    whole = train_recipe(recipe, root, tmp_path / "whole")
+    real, calls = run._epoch, []
+
+    def killed_in_the_second_epoch(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(run, "_epoch", killed_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, root, tmp_path / "cut")
+    monkeypatch.undo()
+    assert [r["epoch"] for r in rows(tmp_path / "cut")] == ["1"]
+    with pytest.raises(InputError, match="--resume"):
+        train_recipe(recipe, root, tmp_path / "cut")
+    with pytest.raises(InputError, match="another recipe"):
+        train_recipe(recipe, root, tmp_path / "cut", resume=True, overrides={"optimizer.lr": 0.5})
+    cut = train_recipe(recipe, root, tmp_path / "cut", resume=True)
+    a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    same = ("epoch", "loss", "train_accuracy", "holdout_accuracy")
+    assert [[r[k] for k in same] for r in rows(whole)] == [[r[k] for k in same] for r in rows(cut)]
+
+
+def test_another_seed_gives_other_weights(place, tmp_path):
+    root, work = place
+    recipe = write(work, "seeds", {**ANN, "epochs": 1})
+    one = train_recipe(recipe, root, tmp_path / "one")
+    two = train_recipe(recipe, root, tmp_path / "two", overrides={"seed": 2})
+    digests = {json.loads((f / "model.json").read_text())["sha256"] for f in (one, two)}
+    assert len(digests) == 2
+
+
+def test_without_holdout_the_card_says_what_was_measured(place, tmp_path):
+    root, work = place
+    whole = {k: v for k, v in ANN.items() if k != "holdout"}
+    folder = train_recipe(write(work, "whole", {**whole, "epochs": 1}), root, tmp_path / "whole")
+    test = load_dataset("fashion-mnist", root, split="test")
+    with torch.no_grad():
+        logits = load_model(folder)(test.tensor())
+    right = int((logits.argmax(1).numpy() == test.labels).sum())
+    assert (
+        f"{100 * right / len(test):.2f} % of 2,000 test images" in (folder / "card.md").read_text()
+    )
+
+
+def test_augmentation_shifts_and_flips():
+    images = torch.zeros(400, 1, 5, 5)
+    images[:, :, 2, 1] = 1
+    moved = augment(images, Augmentation(crop=1, flip=True), torch.Generator().manual_seed(0))
+    where = {tuple(p[1:]) for p in moved.nonzero()[:, 1:].tolist()}
+    assert where == {(r, c) for r in (1, 2, 3) for c in (0, 1, 2, 3, 4)} - set()
+    assert (moved.sum((1, 2, 3)) == 1).all()
+    assert torch.equal(images, augment(images, Augmentation(), torch.Generator()))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"method": "hyrbid"}, "method"),
+        ({"optimiser": {}}, "optimiser"),
+        ({"init": "ann"}, "takes neither init"),
+        ({"data": "fashion-mnits"}, "fashion-mnist"),
+    ],
+)
+def test_malformed_recipes_name_the_field(place, tmp_path, change, says):
+    root, _ = place
+    recipe = write(tmp_path, "bad", {**ANN, **change})
+    with pytest.raises(InputError, match=says):
+        train_recipe(recipe, root, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_recipe_errors_name_the_line(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(ANN, sort_keys=False).replace("epochs: 3", "epochs: three"))
+    line = path.read_text().splitlines().index("epochs: three") + 1
+    with pytest.raises(InputError, match=rf"line {line}: epochs"):
+        load_recipe(path)
+
+
+def test_divergence_is_one_clear_error(place, tmp_path):
+    root, work = place
+    recipe = write(work, "diverging", {**ANN, "optimizer": {"name": "sgd", "lr": 1e6}})
+    with pytest.raises(InputError, match=r"diverged.*optimizer\.lr"):
+        train_recipe(recipe, root, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["hybrid", "hire"])
+def test_memory_does_not_grow_over_500_steps(method):
+    torch.manual_seed(0)
+    network = Network(
+        NetworkConfig(
+            architecture="vgg5",
+            kind="snn",
+            classes=10,
+            image=(1, 28, 28),
+            widths=(4, 4, 4),
+            classifier=(16,),
+            mean=(0.3,),
+            std=(0.3,),
+            time_steps=4,
+        )
+    ).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    images, labels = torch.rand(8, 1, 28, 28), torch.randint(0, 10, (8,))
+    settings = Hire(periods=2, step="4/255", bound="4/255")
+    peaks = []
+    for step in range(500):
+        if method == "hire":
+            hire_update(network, optimizer, images, labels, settings)
+        else:
+            plain_update(network, optimizer, images, labels)
+        if step in (99, 499):
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # A sequence kept alive by a step would cost 8 * 4 * 784 * 4 * 4 bytes, 0.4 MB, 400 times.
+    assert peaks[1] - peaks[0] < 30
