@@ -109,8 +109,12 @@ def spiking() -> Network:
             classifier=(16, 12), mean=(0.5,) * 3, std=(0.25,) * 3, time_steps=4,
         )
     )  # fmt: skip
-    for layer in network.spiking_layers().values():
-        layer.threshold.data.fill_(0.1)
+    for layer in network.classifier.modules():
+        if isinstance(layer, nn.Linear):
+            # The published N(0, 0.01) leaves the read-out of so small a network silent.
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    for neurons in network.spiking_layers().values():
+        neurons.threshold.data.fill_(0.3)
     return network
 
 

@@ -1,0 +1,316 @@
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from robustsnn.errors import InputError
+from robustsnn.gradients import Backprop, Bptt, make_estimator
+from robustsnn.losses import LOSSES
+from robustsnn.snn.network import Network, NetworkConfig
+from robustsnn.snn.surrogate import make_surrogate
+from robustsnn.victim import Victim
+
+SHAPE = (1, 8, 8)
+
+
+class Recorder(nn.Module):
+    """A linear network that writes down what it was given, and in which mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(64, 4, dtype=torch.float64)
+        self.dropout = nn.Dropout(0.9)
+        self.batches: list[int] = []
+        self.modes: list[bool] = []
+        self.frozen: list[bool] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(images))
+        self.modes.append(self.training or self.dropout.training)
+        self.frozen.append(not any(p.requires_grad for p in self.parameters()))
+        logits: torch.Tensor = self.linear(self.dropout(images).flatten(1))
+        return logits
+
+
+class Stochastic(nn.Module):
+    """Logits that are the keys it was given."""
+
+    stochastic = True
+    classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[int] = []
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        self.seen += keys.tolist()
+        own = images.flatten(1).sum(1)
+        return torch.stack([own, keys.double()], dim=1)
+
+
+def network(kind="snn", encoding="direct", dtype=torch.float64) -> Network:
+    torch.manual_seed(2)
+    poisson = encoding == "poisson"
+    config = NetworkConfig(
+        architecture="vgg5", kind=kind, classes=4, image=SHAPE, widths=(4, 6, 6),
+        classifier=(12, 10), mean=(0.5,), std=(0.5 if poisson else 0.25,), encoding=encoding,
+        time_steps=4 if kind == "snn" else 1,
+    )  # fmt: skip
+    made = Network(config)
+    for layer in made.classifier.modules():
+        if isinstance(layer, nn.Linear):
+            # The published N(0, 0.01) leaves the read-out of so small a network silent.
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    for spiking in made.spiking_layers().values():
+        spiking.threshold.data.fill_(0.3)
+    return made.to(dtype)
+
+
+def batch(count=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand((count, *SHAPE), generator=generator, dtype=torch.float64)
+    return images.to(dtype), torch.arange(count) % 4
+
+
+def test_every_forward_has_one_shape_and_every_image_is_counted_once():
+    recorder = Recorder()
+    images, labels = batch(10)
+    victim = Victim(recorder, Backprop(), range(10), micro_batch=4)
+    victim.logits(images)
+    victim.gradient(images, labels)
+    victim.select([7]).logits(images[[7]])
+    assert set(recorder.batches) == {4}
+    assert len(recorder.batches) == 3 + 3 + 1
+    assert victim.forward_passes.tolist() == [2] * 7 + [3] + [2] * 2
+    assert victim.backward_passes.tolist() == [1] * 10
+
+
+def test_logits_and_gradients_are_those_of_the_network():
+    plain = Recorder().eval()
+    images, labels = batch(6)
+    victim = Victim(plain, Backprop(), range(6), micro_batch=4)
+    weight = plain.linear.weight.detach()
+    expected = images.flatten(1) @ weight.T + plain.linear.bias.detach()
+    torch.testing.assert_close(victim.logits(images), expected)
+    found = victim.gradient(images, labels)
+    torch.testing.assert_close(found.logits, expected)
+    # Cross-entropy of a linear network: W^T (softmax - onehot), of each image alone.
+    error = expected.softmax(1) - torch.eye(4, dtype=torch.float64)[labels]
+    torch.testing.assert_close(found.gradient.flatten(1), error @ weight)
+    torch.testing.assert_close(
+        found.loss, -expected.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_a_gradient_is_the_image_s_own(loss, kind):
+    made = network(kind)
+    images, labels = batch(5)
+    victim = Victim(made, make_estimator("bptt", made), range(5), micro_batch=8)
+    together = victim.gradient(images, labels, loss)
+    for i in range(5):
+        alone = victim.select([i]).gradient(images[[i]], labels[[i]], loss)
+        torch.testing.assert_close(alone.gradient[0], together.gradient[i])
+    torch.testing.assert_close(together.loss, LOSSES[loss](together.logits, labels))
+
+
+def test_the_network_is_evaluated_frozen_and_given_back_as_it_was():
+    recorder = Recorder().train()
+    recorder.dropout.eval()
+    recorder.linear.bias.requires_grad_(False)
+    images, labels = batch()
+    victim = Victim(recorder, Backprop(), range(5))
+    victim.logits(images)
+    victim.gradient(images, labels)
+    victim.network(images.clone().requires_grad_()).sum().backward()
+    assert recorder.modes == [False] * 3
+    assert recorder.frozen == [True] * 3
+    assert (recorder.training, recorder.dropout.training) == (True, False)
+    assert (recorder.linear.weight.requires_grad, recorder.linear.bias.requires_grad) == (
+        True,
+        False,
+    )
+    assert recorder.linear.weight.grad is None
+
+
+def test_a_failing_network_is_given_back_as_it_was_too():
+    made = network()
+    own = [layer.surrogate for layer in made.spiking_layers().values()]
+    victim = Victim(made, Bptt(make_surrogate("arctan")), range(2))
+    with pytest.raises(InputError, match="takes images"):
+        victim.logits(torch.zeros(2, 1, 5, 5, dtype=torch.float64))
+    assert made.training
+    assert all(p.requires_grad for p in made.parameters())
+    assert [layer.surrogate for layer in made.spiking_layers().values()] == own
+
+
+def test_gradients_work_where_autograd_is_off():
+    images, labels = batch()
+    victim = Victim(network(), Bptt(), range(5))
+    expected = victim.gradient(images, labels).gradient
+    with torch.no_grad():
+        assert torch.equal(victim.gradient(images, labels).gradient, expected)
+    with torch.inference_mode():
+        assert torch.equal(victim.gradient(images, labels).gradient, expected)
+
+
+def test_zero_gradients_are_counted_per_image():
+    class Dead(nn.Module):
+        def forward(self, images):
+            own = images.flatten(1).sum(1)
+            # The gradient dies for dark images only.
+            return torch.stack([own.relu(), 0 * own - 1], dim=1)
+
+    images = torch.stack([-torch.ones(SHAPE), torch.ones(SHAPE), -torch.ones(SHAPE)])
+    victim = Victim(Dead(), Backprop(), range(3))
+    found = victim.gradient(images, torch.zeros(3, dtype=torch.int64), "margin")
+    assert victim.zero_grad.tolist() == [1, 0, 1]
+    assert not found.gradient[0].any()
+    victim.select([2]).gradient(images[[2]], torch.tensor([0]), "margin")
+    assert victim.zero_grad.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("cut", [lambda x: torch.zeros(len(x), 2), lambda x: x.detach().flatten(1)])
+def test_a_cut_graph_counts_as_zero_gradients(cut):
+    class Cut(nn.Module):
+        def forward(self, images):
+            return cut(images)
+
+    victim = Victim(Cut(), Backprop(), range(3))
+    found = victim.gradient(torch.rand(3, 1, 1, 2), torch.zeros(3, dtype=torch.int64))
+    assert not found.gradient.any()
+    assert victim.zero_grad.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("exposed", [False, True])
+def test_nonfinite_gradients_are_counted_and_replaced(exposed):
+    class Root(nn.Module):
+        def forward(self, images):
+            own = images.flatten(1).sqrt().sum(1)
+            return torch.stack([own, -own], dim=1)
+
+    images = torch.full((3, 1, 2, 2), 0.25)
+    images[1, 0, 0, 0] = 0.0
+    victim = Victim(Root(), Backprop(), range(3))
+    labels = torch.zeros(3, dtype=torch.int64)
+    if exposed:
+        x = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(LOSSES["margin"](victim.network(x), labels).sum(), x)
+    else:
+        gradient = victim.gradient(images, labels, "margin").gradient
+    assert victim.nonfinite_grad.tolist() == [0, 1, 0]
+    assert victim.backward_passes.tolist() == [1, 1, 1]
+    assert bool(gradient.isfinite().all())
+    assert float(gradient[1, 0, 0, 0]) == 0
+    assert float(gradient[1, 0, 1, 1]) == pytest.approx(-2.0)
+
+
+def test_keys_are_fresh_at_each_pass_and_belong_to_the_image():
+    made = Stochastic()
+    victim = Victim(made, Backprop(), [4, 9, 2], micro_batch=2, seed=1)
+    images = torch.rand(3, 1, 2, 2)
+    first, second = victim.logits(images)[:, 1], victim.logits(images)[:, 1]
+    assert len(set(first.tolist() + second.tolist())) == 6
+    # Another batch, order and micro-batch: the same keys at the same passes.
+    again = Victim(Stochastic(), Backprop(), [2, 4], micro_batch=8, seed=1)
+    assert again.logits(images[[2, 0]])[:, 1].tolist() == first[[2, 0]].tolist()
+    assert again.select([1]).logits(images[[0]])[:, 1].tolist() == second[[0]].tolist()
+    other = Victim(Stochastic(), Backprop(), [2, 4], micro_batch=8, seed=2)
+    assert not set(other.logits(images[[2, 0]])[:, 1].tolist()) & set(first.tolist())
+
+
+def test_poisson_logits_change_with_the_pass_and_repeat_with_the_victim():
+    made = network(encoding="poisson")
+    images, labels = batch()
+
+    def passes():
+        victim = Victim(made, Bptt(), range(5), micro_batch=2)
+        assert victim.stochastic
+        return victim.logits(images), victim.gradient(images, labels)
+
+    logits, found = passes()
+    logits2, found2 = passes()
+    assert not torch.equal(logits, found.logits)
+    assert torch.equal(logits, logits2)
+    assert torch.equal(found.gradient, found2.gradient)
+    assert found.gradient.any()
+
+
+def test_the_exposed_network_equals_the_victim():
+    made = network().train()
+    images, labels = batch()
+    victim = Victim(made, Bptt(make_surrogate("arctan")), range(5), micro_batch=2)
+    expected = victim.gradient(images, labels)
+    x = images.clone().requires_grad_()
+    exposed = victim.network
+    logits = exposed.eval()(x)
+    (gradient,) = torch.autograd.grad(LOSSES["cross-entropy"](logits, labels).sum(), x)
+    torch.testing.assert_close(logits.detach(), expected.logits)
+    torch.testing.assert_close(gradient, expected.gradient)
+    assert made.training
+    assert next(exposed.parameters()).device == torch.device("cpu")
+    assert victim.forward_passes.tolist() == [2] * 5
+    assert victim.backward_passes.tolist() == [2] * 5
+
+
+def test_passes_of_a_foreign_batch_are_spread_and_rounded_up():
+    victim = Victim(Recorder(), Backprop(), range(4))
+    images, _ = batch(6)
+    victim.network(images)
+    assert victim.forward_passes.tolist() == [2] * 4
+    alone = victim.select([3])
+    alone.network(images)
+    assert victim.forward_passes.tolist() == [2, 2, 2, 8]
+
+
+def test_selections_share_the_ledger_and_carry_the_substitute():
+    images, _ = batch(4)
+    substitute = Victim(Recorder(), Backprop(), [5, 6, 7, 8])
+    victim = Victim(Recorder(), Backprop(), [5, 6, 7, 8], substitute=substitute)
+    sub = victim.select(torch.tensor([False, True, True, False])).select([1])
+    assert sub.image_ids == (7,)
+    assert sub.substitute is not None
+    sub.substitute.logits(images[[2]])
+    sub.logits(images[[2]])
+    sub.logits(images[[2]])
+    assert victim.forward_passes.tolist() == [0, 0, 2, 0]
+    assert substitute.forward_passes.tolist() == [0, 0, 1, 0]
+
+
+def test_an_empty_selection():
+    images, labels = batch(2)
+    victim = Victim(network(), Bptt(), range(2), micro_batch=2)
+    none = victim.select([])
+    found = none.gradient(images[:0], labels[:0])
+    assert found.gradient.shape == (0, *SHAPE)
+    assert found.logits.shape == (0, 4)
+    assert victim.forward_passes.tolist() == [0, 0]
+
+
+def test_the_wrong_number_of_images_is_a_mistake():
+    victim = Victim(Recorder(), Backprop(), range(3))
+    with pytest.raises(ValueError, match="use select"):
+        victim.logits(batch(2)[0])
+
+
+def test_unknown_loss():
+    images, labels = batch(2)
+    with pytest.raises(InputError, match="no loss named"):
+        Victim(Recorder(), Backprop(), range(2)).gradient(images, labels, "hinge")
+
+
+def test_nothing_keeps_the_images_alive():
+    images, labels = batch(3)
+    victim = Victim(network(), Bptt(), range(3))
+    found = victim.gradient(images, labels)
+    exposed = victim.network
+    x = images.clone().requires_grad_()
+    exposed(x).sum().backward()
+    references = [weakref.ref(t) for t in (found.gradient, found.logits, x)]
+    del found, x
+    gc.collect()
+    assert [r() for r in references] == [None] * 3
