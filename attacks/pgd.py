@@ -84,15 +84,19 @@ class PGD:
                 active = (best <= 0).nonzero().flatten().cpu()
         return proposal
 
-    def _run(
-        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
-    ) -> tuple[Tensor, Tensor]:
-        """One restart: proposals, and the margin of each as far as it was asked for."""
+    def advance(self, x: Tensor, gradient: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
+        """The iterate after `x` `[batch, ...]`: a step, then back into ball and range."""
         step_size = (
             2.5 * threat.radius / self.steps
             if self.step_size is None
             else parse_epsilon(str(self.step_size), "step_size")
         )
+        return threat.project(x + step_size * threat.ascent(gradient), images)
+
+    def _run(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """One restart: proposals, and the margin of each as far as it was asked for."""
         x = threat.random_point(images, rng) if self.random_start else images.clone()
         kept = x.clone()
         scores = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
@@ -118,8 +122,7 @@ class PGD:
                 active = active[~fooled.cpu()]
                 if len(active) == 0:
                     return kept, scores
-            ahead = x[active] + step_size * threat.ascent(gradient)
-            x[active] = threat.project(ahead, images[active])
+            x[active] = self.advance(x[active], gradient, images[active], threat)
         if self.iterate == "last" and self.restarts == 1:
             kept[active] = x[active]
         else:
