@@ -1,0 +1,48 @@
+# Each target sets up .venv by itself the first time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo   attack the models that ship and write runs/demo/index.html (minutes)"
+	@echo "make test   lint, types, and every test with coverage"
+	@echo "make lint   lint and types only"
+	@echo "make clean  remove .venv and caches"
+
+demo: $(VENV)/.core
+	$(BIN)/robustsnn demo
+
+# The fast tests first: most mistakes are told within minutes.
+test: lint
+	$(BIN)/pytest -m "not slow" --cov --cov-report=
+	$(BIN)/pytest -m slow --cov --cov-append --cov-report=term
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy robustsnn attacks reports zoo tests
+
+clean:
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+
+# Stamps: the environment is renewed when the dependencies change.
+$(VENV)/.core: pyproject.toml
+	$(venv)
+	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(venv)
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+# An environment without pip is one whose making was interrupted.
+define venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "RobustSNN needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+endef
