@@ -95,7 +95,13 @@ def test_pgd_step_by_step(
         gradient = victim.gradient(before, labels).gradient
         after = theirs(steps)
         assert unequal(after, before) > 0.05
-        assert unequal(ours.advance(before, gradient, images, threat), after) <= 1e-3
+        # torchattacks adds 1e-10 to the norm of the gradient of the mean loss, which shrinks the
+        # L2 step of an image that the network is sure of; ours is a whole step always.
+        clear = gradient.flatten(1).norm(dim=1) / len(images) > 1e-5
+        clear |= torch.tensor(norm == "Linf")
+        assert int(clear.sum()) > len(images) / 3
+        next_ones = ours.advance(before, gradient, images, threat)
+        assert unequal(next_ones[clear], after[clear]) <= 1e-3
         before = after
 
     # At the same batch shape the whole run agrees as well.
@@ -129,8 +135,8 @@ def test_same_robust_accuracy_from_random_starts(model: str) -> None:
     data = load_dataset("fashion-mnist", None, samples=2000)
     labels = torch.as_tensor(data.labels)
     # Small enough to leave something to agree on.
-    threat = ThreatModel("Linf", "3/255")
-    attack = load_attack("pgd:steps=7,step_size=1/255,iterate=last,early_exit=no")
+    threat = ThreatModel("Linf", "2/255")
+    attack = load_attack("pgd:steps=3,step_size=1/255,iterate=last,early_exit=no")
     torch.manual_seed(0)
     correct = torch.zeros(2)
     for start in range(0, 2000, 100):
@@ -138,7 +144,7 @@ def test_same_robust_accuracy_from_random_starts(model: str) -> None:
         images, ids = data.tensor(here), range(start, start + 100)
         victim = Victim(network, make_estimator("bptt", network), ids, micro_batch=100)
         ours = attack(victim, images, labels[here], threat, Rng(0, ids))
-        theirs = torchattacks.PGD(network, eps=3 / 255, alpha=1 / 255, steps=7)(
+        theirs = torchattacks.PGD(network, eps=2 / 255, alpha=1 / 255, steps=3)(
             images, labels[here]
         )
         for i, found in enumerate((ours, theirs)):
