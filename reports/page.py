@@ -173,7 +173,17 @@ def _inline(svg: str, prefix: str, title: str) -> Markup:
     """An SVG file as an element of a page: identifiers of its own, colours of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    # matplotlib names every group, and equal images alike; keep the names that are referred to.
+    used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
+    wanted = {name for pair in used for name in pair if name}
+
+    def named(found: re.Match[str]) -> str:
+        if found[1] not in wanted:
+            return ""
+        wanted.remove(found[1])
+        return f' id="{prefix}-{found[1]}"'
+
+    svg = re.sub(r'\sid="([^"]+)"', named, svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     for colour, name in _THEMED.items():

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import cached_property
 from importlib import resources
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -216,8 +217,18 @@ _NAN = float("nan")
 _NO_TEST = {"difference": _NAN, "gained": _NAN, "lost": _NAN, "p": _NAN, "p_holm": _NAN}
 
 
+_KNOWN: WeakKeyDictionary[Runs, list[Comparison]] = WeakKeyDictionary()
+
+
 def comparisons(runs: Runs) -> list[Comparison]:
     """Group runs that can be compared image by image, in the order of their first run."""
+    # Every renderer asks for the same comparisons, and their tests take a while.
+    if runs not in _KNOWN:
+        _KNOWN[runs] = _grouped(runs)
+    return list(_KNOWN[runs])
+
+
+def _grouped(runs: Runs) -> list[Comparison]:
     groups: dict[tuple[str, ...], list[Run]] = {}
     for run in runs.runs:
         groups.setdefault(run.setting, []).append(run)

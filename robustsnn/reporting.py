@@ -42,7 +42,7 @@ _TEXT = frozenset(
 _UNFINISHED = frozenset({"running", "started", "interrupted", "failed", "partial", "incomplete"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One model under one suite on one data set, as read back from its folder.
 
@@ -157,7 +157,7 @@ class Run:
         return spikes / (float(layers["neurons"].sum()) * steps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Runs:
     """The runs of one report; those of the baseline first."""
 

@@ -20,13 +20,18 @@ MANY = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one model: a number, what the number is, the sentences, and a caution."""
+    """What is said of one model: a number, what the number is, the rest, and a caution."""
 
     model: str
     number: str
     meaning: str
-    sentence: str
+    detail: str
     caution: str
+
+    @property
+    def sentence(self) -> str:
+        """Number and detail as running text, without the caution."""
+        return f"{self.model}: {self.number} {self.meaning}. {self.detail}".strip()
 
 
 def lead(comparison: Comparison) -> str:
@@ -194,19 +199,17 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     sentence = f"From {clean} clean to {formats.listing([left(t) for t in shown])}."
     threat = _reaches_chance(comparison, run)
     if threat is None:
-        return "never", "reaches chance", sentence
-    return threat.epsilon, "reaches chance", sentence
+        return "never", "at chance", sentence
+    return threat.epsilon, "brings it to chance", sentence
 
 
 def _caution(run: Run) -> str:
-    failed = [c for c in run.preflight if not c.get("passed", True)]
-    flags = len(run.flags)
-    if not flags and not failed:
+    flags = len(flag_sentences([run]))
+    if not flags:
         return ""
-    said = [formats.count(flags, "flag")] if flags else []
-    said += [formats.count(len(failed), "failed check")] if failed else []
-    verb = "speaks" if flags + len(failed) == 1 else "speak"
-    return f"{formats.listing(said)} {verb} against taking these numbers as they are; see below."
+    verb = "speaks" if flags == 1 else "speak"
+    said = formats.count(flags, "flag")
+    return f"{said} {verb} against taking these numbers as they are; see below."
 
 
 def flag_sentences(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:

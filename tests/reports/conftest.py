@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+from robustsnn.reporting import load_runs, render
+
 CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -261,20 +263,25 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def three_models(make_run: Callable[..., Path]) -> list[Path]:
-    """Three models of the zoo under a table suite and under a curve."""
+@pytest.fixture(scope="session")
+def three_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three models of the zoo under a table suite and under a curve; to be read only."""
+    base = tmp_path_factory.mktemp("three")
     models = {"vgg5-ann": "ann", "vgg5-snn": "snn", "vgg5-snn-hire": "snn"}
-    folders = []
-    for suite, rates, n in (("quick", QUICK, 240), ("curve", CURVE, 100)):
-        for seed, (name, kind) in enumerate(models.items()):
-            folders.append(
-                make_run(
-                    f"{name}-{suite}",
-                    draw(rates, n, seed),
-                    model=f"fashion-mnist/{name}",
-                    kind=kind,
-                    suite=suite,
-                )
-            )
-    return folders
+    return [
+        write_run(
+            base / f"{name}-{suite}",
+            draw(rates, n, seed),
+            model=f"fashion-mnist/{name}",
+            kind=kind,
+            suite=suite,
+        )
+        for suite, rates, n in (("quick", QUICK, 240), ("curve", CURVE, 100))
+        for seed, (name, kind) in enumerate(models.items())
+    ]
+
+
+@pytest.fixture(scope="session")
+def three_report(three_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report of the three models; to be read only."""
+    return render(load_runs(three_models), tmp_path_factory.mktemp("report")).parent

@@ -1,0 +1,211 @@
+"""Contracts over every renderer there is, and what the tables say cell by cell."""
+
+import hashlib
+import io
+import re
+import subprocess
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from robustsnn import registry
+from robustsnn.reporting import load_runs, render
+from robustsnn.terminal import comparison_table
+
+NASTY = "zoo/<script>alert(1)</script> & $x_1$ 50% {a}^b~c|d [red]e[/red] `f` \\g"
+
+
+@pytest.fixture(params=registry.renderer_names())
+def renderer(request):
+    modules = {module.__name__.rsplit(".", 1)[-1]: module for module in registry.renderers()}
+    return modules[request.param.replace("-", "_")]
+
+
+def nasty(make_run):
+    from .conftest import CURVE, HIRE, draw
+
+    return [
+        make_run(f"{suite}{i}", draw(rates, 60, i), model=model, suite=suite, channels=channels)
+        for suite, rates, channels in (("hire-iccv21", HIRE, 3), ("curve", CURVE, 1))
+        for i, model in enumerate([NASTY, "zoo/_hidden", "zoo/" + "long-name-" * 12, "zoo/名前"])
+    ]
+
+
+def minimal(make_run):
+    return [make_run("a", {("clean", "", ""): np.ones(20, dtype=bool)}, kind="ann")]
+
+
+CASES = {"nasty": nasty, "minimal": minimal}
+
+
+@pytest.fixture(params=[*CASES, "three"])
+def runs(request, make_run):
+    if request.param == "three":
+        return load_runs(request.getfixturevalue("three_models"))
+    return load_runs(CASES[request.param](make_run))
+
+
+def test_a_renderer_writes_what_it_says_and_the_same_again(renderer, runs, tmp_path):
+    digests = []
+    for place in ("one", "two"):
+        output = tmp_path / place
+        written = renderer.render(runs, output)
+        assert sorted(written) == sorted(p for p in output.rglob("*") if p.is_file())
+        assert all(path.stat().st_size for path in written)
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in written])
+    assert digests[0] == digests[1]
+
+
+def test_a_renderer_leaves_the_runs_as_they_were(renderer, three_models, tmp_path):
+    runs = load_runs(three_models)
+    renderer.render(runs, tmp_path / "out")
+    fresh = load_runs(three_models)
+    for ours, theirs in zip(runs.runs, fresh.runs, strict=True):
+        pd.testing.assert_frame_equal(ours.records, theirs.records)
+        pd.testing.assert_frame_equal(ours.results, theirs.results)
+        pd.testing.assert_frame_equal(ours.activity, theirs.activity)
+        for name, array in theirs.examples.items():
+            np.testing.assert_array_equal(ours.examples[name], array)
+
+
+def test_figures_come_as_png_and_svg_that_can_be_read(three_report):
+    figures = three_report / "figures"
+    names = {path.stem for path in figures.iterdir()}
+    assert names == {"attack-bars-quick", "accuracy-vs-epsilon-curve", "gallery-quick", "spikes"}
+    for name in names:
+        with Image.open(figures / f"{name}.png") as image:
+            assert min(image.size) > 500
+        ElementTree.parse(figures / f"{name}.svg")
+
+
+def test_reports_do_without_torch():
+    code = (
+        "import sys; from robustsnn import registry; import robustsnn.reporting;"
+        " registry.renderers(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Page(HTMLParser):
+    """What a browser would load, run and show."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.ids, self.shown = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset"):
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+            assert not name.startswith("on")
+
+    def handle_data(self, data):
+        self.shown.append(data)
+
+
+@pytest.mark.parametrize("case", ["nasty", "three"])
+def test_the_page_stands_alone_and_runs_nothing(case, make_run, request, tmp_path):
+    if case == "three":
+        page = request.getfixturevalue("three_report") / "index.html"
+    else:
+        page = render(load_runs(nasty(make_run)), tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    parsed = Page(text)
+    assert not {"script", "iframe", "object", "embed"} & set(parsed.tags)
+    for link in parsed.links:
+        assert link.startswith(("#", "data:")) or (page.parent / link).is_file(), link
+    assert len(parsed.ids) == len(set(parsed.ids))
+    for inside in re.findall(r"url\(#([^)]+)\)", text):
+        assert inside in parsed.ids
+    assert "http" not in re.sub(r"http://www\.w3\.org/[\w/]*", "", text)
+    if case == "nasty":
+        assert NASTY.removeprefix("zoo/") in "".join(parsed.shown)
+
+
+def test_the_page_holds_verdict_flags_definitions_and_provenance(make_run, tmp_path):
+    from .conftest import QUICK, draw
+
+    flag = {"flag": "zero-gradient", "severity": "invalid", "attack": "fgsm", "sentence": "Blind!"}
+    run = make_run("a", draw(QUICK, 60, 0), flags=[flag])
+    text = render(load_runs([run]), tmp_path / "out").read_text(encoding="utf-8")
+    plain = re.sub(r"\s+", " ", "".join(Page(text).shown).replace("\u00a0", " "))
+    for said in (
+        "Against the strongest of Gaussian, FGSM and PGD-10 for each image",
+        "an upper bound",
+        "1 flag speaks against",
+        "Blind!",
+        "Of clean-correct",
+        "Net loss",
+        "Of all images",
+        "There is no published value for Fashion-MNIST",
+        "robustsnn evaluate fashion-mnist/vgg5-snn",
+        "2.9.0",
+        "sha256:2b9c4c7f0a1d7f0f4cbd5e8e42f1d7a6",
+    ):
+        assert said in plain, said
+
+
+def test_text_tables_hold_the_numbers_of_the_csv(three_models, three_report):
+    tables = three_report / "tables"
+    frame = pd.read_csv(tables / "comparison.csv", dtype={"epsilon": str}).query("suite == 'quick'")
+    markdown = (tables / "comparison.md").read_text(encoding="utf-8").replace("\u00a0", " ")
+    latex = (tables / "comparison.tex").read_text(encoding="utf-8")
+    text = (tables / "comparison.txt").read_text(encoding="utf-8").replace("\u00a0", " ")
+    for _, row in frame.iterrows():
+        number, ends = f"{100 * row['accuracy']:.1f}", (row["ci_low"], row["ci_high"])
+        low, high = (f"{100 * end:.1f}" for end in ends)
+        assert f"{number} % \\[{low}, {high}\\]" in markdown
+        assert f"{number}~\\% [{low},~{high}]" in latex
+        assert f"{number} [{low}, {high}]" in text
+    results = pd.read_csv(tables / "results.csv")
+    assert len(results) == sum(len(pd.read_csv(f / "results.csv")) for f in three_models)
+
+
+def test_names_are_escaped_in_markdown_and_latex(make_run, tmp_path):
+    runs = load_runs(nasty(make_run))
+    for renderer in registry.renderers():
+        if "table" in renderer.__name__:
+            renderer.render(runs, tmp_path)
+    tables = tmp_path / "tables"
+    markdown = (tables / "comparison.md").read_text(encoding="utf-8")
+    rows = [line for line in markdown.splitlines() if line.startswith("|")]
+    widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert "<script" not in markdown
+    assert widths <= {5, 6, 7, 8}
+    latex = (tables / "comparison.tex").read_text(encoding="utf-8")
+    assert r"\$x\_1\$ 50\% \{a\}\textasciicircum{}b\textasciitilde{}c" in latex
+
+
+def test_three_models_fit_a_terminal_of_80_columns(three_models):
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(load_runs(three_models)))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    # Number and interval stay on one line.
+    assert re.search(r"\d+\.\d \[\d+\.\d,\u00a0\d+\.\d\] +\d+\.\d \[", text)
+
+
+def test_a_report_of_the_users_own_is_shown_on_the_page(three_models, tmp_path, monkeypatch):
+    own = types.ModuleType("own")
+    source = (
+        "from matplotlib.figure import Figure\nfrom robustsnn import figures\n"
+        "def render(runs, output):\n"
+        "    return figures.save(Figure(), output, 'extra', 'My own figure', 'Of my own.')\n"
+    )
+    exec(source, own.__dict__)
+    page = next(m for m in registry.renderers() if m.__name__.endswith("page"))
+    monkeypatch.setattr(registry, "renderers", lambda: [page, own])
+    text = render(load_runs(three_models), tmp_path / "out").read_text(encoding="utf-8")
+    assert "My own figure" in text
+    assert "Of my own." in text
