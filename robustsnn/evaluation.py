@@ -152,8 +152,9 @@ def prepare(
     check_fit(network, model.name, images)
     tasks = _tasks(suite, images, network)
     second = _substitute(substitute, model, images, device) if _needs(tasks) else None
+    crafting = second.load() if second else None
     for task in tasks:
-        _estimator_name(task, network, second)
+        _estimator_name(task, network, crafting if task.substitute else None)
     identity = {
         "model": model.identity,
         "data": [images.fingerprint, images.name, len(images)],
@@ -347,12 +348,11 @@ def _substitute(
     return second
 
 
-def _estimator_name(task: Task, network: nn.Module, second: Subject | None) -> str:
+def _estimator_name(task: Task, network: nn.Module, second: nn.Module | None) -> str:
     if task.attack.kind == "noise":
         return "none"
-    if task.substitute and second is not None:
-        return make_estimator(task.estimator, second.load()).name
-    return make_estimator(task.estimator, network).name
+    crafted_on = network if second is None else second
+    return make_estimator(task.estimator, crafted_on).name
 
 
 def _files(suite: Suite) -> list[str]:
@@ -386,9 +386,13 @@ def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
         # A new copy for each attack: whatever one does to it, the next does not meet.
         network = plan.subject.load()
         second = plan.substitute.load() if task.substitute and plan.substitute else None
+        estimator = _estimator_name(task, network, second)
         for batch, where in enumerate(batches):
             if not folder.part(name, batch).exists():
-                _attacked_batch(plan, folder, task, name, batch, where, network, second, judging)
+                rows, saved = _attacked_batch(
+                    plan, folder, task, estimator, batch, where, network, second, judging
+                )
+                folder.write_part(name, batch, rows, saved)
             done += 1
             progress(f"{task.label} {task.threat.norm} {task.threat.epsilon}", done, total)
 
@@ -453,13 +457,14 @@ def _attacked_batch(
     plan: Plan,
     folder: RunFolder,
     task: Task,
-    part: str,
+    estimator: str,
     batch: int,
     where: slice,
     network: nn.Module,
     second: nn.Module | None,
     judging: nn.Module,
-) -> None:
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Records of a batch under an attack, and the images to keep."""
     began = time.perf_counter()
     images, labels, ids = _inputs(plan, where)
     clean = folder.read_part(CLEAN, batch)
@@ -485,11 +490,10 @@ def _attacked_batch(
     logits = score(judging, proposals, ids, plan.batch_size, plan.seed)
     predictions, margins = judge(logits, labels)
     delta = (proposals.double() - images.double()).flatten(1)
-    names = _estimator_name(task, network, plan.substitute)
     substitute = plan.substitute.name if task.substitute and plan.substitute else ""
     rows = pd.DataFrame(
         {
-            **_same(plan, names, task.threat.norm, task.threat.epsilon, task.slug, substitute),
+            **_same(plan, estimator, task.threat.norm, task.threat.epsilon, task.slug, substitute),
             "image_id": ids,
             "label": labels.cpu().numpy(),
             "clean_prediction": clean_predictions.cpu().numpy(),
@@ -508,7 +512,7 @@ def _attacked_batch(
         f"adversarial/{task.key}": proposals[:kept].cpu().numpy(),
         f"prediction/{task.key}": predictions[:kept].cpu().numpy(),
     }
-    folder.write_part(part, batch, rows, saved if kept else None)
+    return rows, saved if kept else {}
 
 
 def _propose(

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from robustsnn.epsilon import parse_epsilon
 from robustsnn.errors import InputError, unknown
@@ -31,6 +39,31 @@ def _epsilons(value: Any) -> Any:
     return [_text(v) for v in value] if isinstance(value, list) else [_text(value)]
 
 
+def _valid_epsilon(text: str) -> str:
+    try:
+        _number(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _valid_attack(spec: str) -> str:
+    try:
+        _check_attack(spec)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return spec
+
+
+def _valid_label(label: str) -> str:
+    if not slug(label) or slug(label) in RESERVED:
+        raise ValueError(f"the label {label!r} is reserved or empty: choose another")
+    return label
+
+
+Epsilon = Annotated[str, AfterValidator(_valid_epsilon)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,29 +75,17 @@ class Entry(_Strict):
     says that it crafts on a second network (black box).
     """
 
-    label: Annotated[str, Field(min_length=1, max_length=60)]
-    attack: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(max_length=60), AfterValidator(_valid_label)]
+    attack: Annotated[str, AfterValidator(_valid_attack)]
     estimator: str = "bptt"
     norm: Literal["Linf", "L2"] | None = None
-    epsilon: Annotated[str | None, BeforeValidator(_text)] = None
+    epsilon: Annotated[Epsilon | None, BeforeValidator(_text)] = None
     substitute: bool = False
 
     @property
     def slug(self) -> str:
         """The label as the `attack` column has it."""
         return slug(self.label)
-
-    @model_validator(mode="after")
-    def _known(self) -> Entry:
-        try:
-            _check_attack(self.attack)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        if self.epsilon is not None:
-            _check_epsilon(self.epsilon)
-        if not self.slug or self.slug in RESERVED:
-            raise ValueError(f"the label {self.label!r} is reserved or empty: choose another")
-        return self
 
 
 class Suite(_Strict):
@@ -79,15 +100,13 @@ class Suite(_Strict):
     version: Annotated[int, Field(ge=1)] = 1
     description: str = ""
     norm: Literal["Linf", "L2"] = "Linf"
-    epsilon: Annotated[tuple[str, ...], BeforeValidator(_epsilons), Field(min_length=1)]
+    epsilon: Annotated[tuple[Epsilon, ...], BeforeValidator(_epsilons), Field(min_length=1)]
     fixed: bool = False
     attack_misclassified: bool = False
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
-        for epsilon in self.epsilon:
-            _check_epsilon(epsilon)
         if len({_number(e) for e in self.epsilon}) < len(self.epsilon):
             raise ValueError("epsilon: the same size is given twice: drop one")
         slugs = [entry.slug for entry in self.entries]
@@ -214,13 +233,6 @@ def resolve_epsilon(text: str, values: int) -> str:
 def _number(text: str) -> float:
     match = _PER_VALUE.fullmatch(text)
     return parse_epsilon(text) if match is None else parse_epsilon(match[1])
-
-
-def _check_epsilon(text: str) -> None:
-    try:
-        _number(text)
-    except InputError as error:
-        raise ValueError(str(error)) from None
 
 
 def _check_attack(spec: str) -> None:

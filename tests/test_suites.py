@@ -1,0 +1,124 @@
+"""Suites: the ones that ship say what the papers did, and mistakes are told by line and field."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from robustsnn.errors import InputError
+from robustsnn.registry import load_attack, suite_names
+from robustsnn.suites import load_suite, resolve_epsilon, suite_of
+from robustsnn.threat import ThreatModel
+
+GOOD = """
+name: mine
+epsilon: 8/255
+entries:
+  - {label: FGSM, attack: fgsm}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_every_suite_that_ships_can_be_built(name):
+    suite = load_suite(name)
+    assert suite.name == name
+    for entry in suite.entries:
+        load_attack(entry.attack)
+        for norm, epsilon in suite.budgets(entry, 784):
+            assert ThreatModel(norm, epsilon).radius >= 0
+
+
+def test_hire_suite_is_the_official_evaluation():
+    suite = load_suite("hire-iccv21")
+    assert suite.fixed and suite.attack_misclassified
+    pgd = load_attack(next(e for e in suite.entries if e.label == "PGD-7").attack)
+    assert (pgd.steps, pgd.step_size, pgd.restarts) == (7, "0.01", 1)
+    assert pgd.random_start and pgd.iterate == "last" and not pgd.early_exit
+    assert {e.label for e in suite.entries if e.substitute} == {"BB FGSM", "BB PGD-7"}
+    budgets = {e.label: suite.budgets(e, 3 * 32 * 32) for e in suite.entries}
+    assert budgets["FGSM"] == [("Linf", "0.031")]
+    (norm, epsilon) = budgets["Gaussian L2"][0]
+    assert norm == "L2" and math.isclose(float(epsilon), 0.031 * math.sqrt(3072), rel_tol=1e-3)
+
+
+def test_quick_steps_by_two_255ths_at_eight():
+    suite = load_suite("quick")
+    pgd = load_attack(suite.entries[-1].attack)
+    assert pgd.steps == 10 and pgd.step_size is None
+    assert math.isclose(2.5 * ThreatModel("Linf", suite.epsilon[0]).radius / 10, 2 / 255)
+
+
+def test_curve_covers_the_sizes():
+    sizes = [ThreatModel("Linf", e).radius for e in load_suite("curve").epsilon]
+    assert sizes == [k / 255 for k in (0, 1, 2, 4, 8, 16, 32)]
+
+
+def test_epsilon_is_kept_as_written(tmp_path):
+    for written in ("8/255", "0.031", '"0.0310"', "0"):
+        suite = load_suite(write(tmp_path, GOOD.replace("8/255", written)))
+        assert suite.epsilon == (written.strip('"'),)
+    assert resolve_epsilon("0.031*sqrt(d)", 784) == "0.868"
+
+
+def test_overrides():
+    suite = load_suite("quick").at(epsilon="4/255, 8/255")
+    assert suite.epsilon == ("4/255", "8/255")
+    assert suite.digest() != load_suite("quick").digest()
+    assert load_suite("quick").at(norm="L2", epsilon="0.5").norm == "L2"
+    with pytest.raises(InputError, match="needs an epsilon"):
+        load_suite("quick").at(norm="L2")
+    for change in ({"norm": "L2"}, {"epsilon": "8/255"}):
+        with pytest.raises(InputError, match="fixes its threat model"):
+            load_suite("hire-iccv21").at(**change)
+
+
+def test_attacks_on_the_command_line():
+    suite = suite_of(["pgd:steps=20", "torchattacks:MIFGSM", "transfer:fgsm"], "4/255")
+    assert [e.slug for e in suite.entries] == ["pgd-20", "torchattacks-mifgsm", "transfer-fgsm"]
+    assert [e.substitute for e in suite.entries] == [False, False, True]
+    with pytest.raises(InputError, match="two have the label"):
+        suite_of(["fgsm", "fgsm"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("attack: fgsm", "attack: fgms"), r"line 5: entries.0.attack: .*'fgsm'"),
+        (GOOD.replace("8/255", "-1/255"), r"line 3: epsilon.0: .*negative"),
+        (GOOD.replace("8/255", "8/0"), r"line 3: epsilon.0: .*divides by zero"),
+        (GOOD + "colour: red\n", r"line 6: colour: Extra inputs"),
+        (GOOD.replace("label: FGSM", "label: clean"), r"line 5: entries.0.label: .*reserved"),
+        (GOOD.replace("name: mine", "name: [1]"), r"line 2: name: "),
+        ("name: mine\nepsilon: 8/255\n", r"entries: Field required"),
+        ("[1, 2]\n", r"a suite is a mapping"),
+        ("name: 'mine\n", r"line \d+"),
+    ],
+)
+def test_mistakes_name_line_and_field(tmp_path, text, said):
+    with pytest.raises(InputError, match=said) as caught:
+        load_suite(write(tmp_path, text))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "suite.yaml") in str(caught.value)
+
+
+def test_yaml_that_expands_without_end_is_refused(tmp_path):
+    lines = ["a0: &a0 [x, x]"] + [
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)
+    ]
+    with pytest.raises(InputError, match="line 2: aliases"):
+        load_suite(write(tmp_path, "\n".join(lines)))
+    with pytest.raises(InputError):
+        load_suite(write(tmp_path, "[" * 100_000))
+
+
+def test_unknown_suite_suggests():
+    with pytest.raises(InputError, match=r"'qiuck'.*'quick'"):
+        load_suite("qiuck")
