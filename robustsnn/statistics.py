@@ -115,4 +115,4 @@ def worst_case(margins: ArrayLike) -> NDArray[np.bool_]:
     Returns:
         Whether every margin of the image is negative, [images].
     """
-    return np.all(np.asarray(margins, dtype=float) < 0, axis=0)
+    return np.asarray(np.all(np.asarray(margins, dtype=float) < 0, axis=0), dtype=bool)

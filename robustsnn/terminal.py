@@ -15,7 +15,10 @@ from robustsnn.sheets import Cell, Sheet, accuracy_sheet
 
 def comparison_table(runs: Runs) -> Table:
     """The accuracies of the first comparison: attacks down, models across."""
-    return _table(accuracy_sheet(comparisons(runs)[0]))
+    sheet = accuracy_sheet(comparisons(runs)[0])
+    table = _table(sheet)
+    table.title = _title(sheet)
+    return table
 
 
 def comparison_tables(runs: Runs) -> RenderableType:
@@ -23,14 +26,22 @@ def comparison_tables(runs: Runs) -> RenderableType:
     parts: list[RenderableType] = []
     for comparison in comparisons(runs):
         sheet = accuracy_sheet(comparison)
-        parts += [_table(sheet), *(Text(note, style="dim") for note in sheet.notes), Text("")]
+        parts += [
+            _title(sheet),
+            _table(sheet),
+            *(Text(note, style="dim") for note in sheet.notes),
+            Text(""),
+        ]
     return Group(*parts)
+
+
+def _title(sheet: Sheet) -> Text:
+    return Text(sheet.title.replace("Accuracy", "Accuracy in %", 1), style="bold")
 
 
 def _table(sheet: Sheet) -> Table:
     # Text objects, not strings: a model called [red] is a name and no markup.
     table = Table(
-        title=Text(sheet.title.replace("Accuracy", "Accuracy in %", 1)),
         title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,

@@ -28,6 +28,9 @@ CLASSES = (
 )
 LAYERS = {"features.0": 16384, "features.3": 8192, "features.6": 4096, "classifier.0": 512}
 
+#: Markup in every language a report is written in.
+HARD_NAME = "<script>alert(1)</script> & $x_1$ 50% {a}^b~c|d [red]e[/red] `f` \\g"
+
 Key = tuple[str, str, str]
 Right = Mapping[Key, Any]
 
@@ -285,3 +288,27 @@ def three_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def three_report(three_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the report of the three models; to be read only."""
     return render(load_runs(three_models), tmp_path_factory.mktemp("report")).parent
+
+
+@pytest.fixture(scope="session")
+def hard_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Models whose names mean something to HTML, LaTeX, Markdown, rich or matplotlib; read only."""
+    base = tmp_path_factory.mktemp("hard")
+    names = [HARD_NAME, "_hidden", "long-name-" * 12, "名前"]
+    return [
+        write_run(
+            base / f"{suite}{seed}",
+            draw(rates, 60, seed),
+            model=f"zoo/{name}",
+            suite=suite,
+            channels=channels,
+        )
+        for suite, rates, channels in (("hire-iccv21", HIRE, 3), ("curve", CURVE, 1))
+        for seed, name in enumerate(names)
+    ]
+
+
+@pytest.fixture(scope="session")
+def hard_report(hard_runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report of the hard runs; to be read only."""
+    return render(load_runs(hard_runs), tmp_path_factory.mktemp("hard-report")).parent

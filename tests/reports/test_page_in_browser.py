@@ -6,10 +6,6 @@ import subprocess
 
 import pytest
 
-from robustsnn.reporting import load_runs, render
-
-from .conftest import CURVE, HIRE, draw
-
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -40,19 +36,8 @@ addEventListener("load", () => {
 </script>"""
 
 
-@pytest.fixture
-def page(make_run, tmp_path):
-    """The hardest page: six models with names of any length, a table and a curve."""
-    names = ["<b>x", "resnet12-" * 9, "_h", "vgg16-snn-pruned-90", "vgg11-ann", "名前"]
-    folders = [
-        make_run(f"{suite}{i}", draw(rates, 60, i), model=f"zoo/{name}", suite=suite)
-        for suite, rates in (("hire-iccv21", HIRE), ("curve", CURVE))
-        for i, name in enumerate(names)
-    ]
-    return render(load_runs(folders), tmp_path / "report")
-
-
-def browse(page, tmp_path, width, *flags):
+def browse(report, tmp_path, width, *flags):
+    page = report / "index.html"
     frame = tmp_path / "frame.html"
     text = FRAME.replace("PAGE", page.as_uri()).replace("WIDTH", str(width))
     frame.write_text(text, encoding="utf-8")
@@ -67,19 +52,32 @@ def browse(page, tmp_path, width, *flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out_and_the_console_is_silent(page, tmp_path, width):
-    scroll, out, _, console = browse(page, tmp_path, width)
+def test_nothing_sticks_out_and_the_console_is_silent(hard_report, tmp_path, width):
+    scroll, out, _, console = browse(hard_report, tmp_path, width)
     assert scroll <= width
     assert out == ""
     assert console == []
 
 
 @pytest.mark.slow
-def test_dark_mode_is_dark(page, tmp_path):
+def test_dark_mode_is_dark(hard_report, tmp_path):
     def brightness(paper):
         return sum(map(int, re.findall(r"\d+", paper)[:3])) / 3
 
-    light = browse(page, tmp_path, 390)[2]
-    dark = browse(page, tmp_path, 390, "--blink-settings=preferredColorScheme=0")[2]
+    light = browse(hard_report, tmp_path, 390)[2]
+    dark = browse(hard_report, tmp_path, 390, "--blink-settings=preferredColorScheme=0")[2]
     assert brightness(light) > 230
     assert brightness(dark) < 40
+
+
+@pytest.mark.slow
+def test_the_check_sees_what_sticks_out_and_what_complains(tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text(
+        "<!doctype html><body style='background:white'><main><p style='width:900px'>wide</p></main>"
+        "<script>console.error('no')</script>"
+    )
+    scroll, out, _, console = browse(tmp_path, tmp_path, 390)
+    assert scroll > 390
+    assert out == "P:wide"
+    assert len(console) == 1

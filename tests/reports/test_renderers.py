@@ -19,7 +19,7 @@ from robustsnn import registry
 from robustsnn.reporting import load_runs, render
 from robustsnn.terminal import comparison_table
 
-NASTY = "zoo/<script>alert(1)</script> & $x_1$ 50% {a}^b~c|d [red]e[/red] `f` \\g"
+from .conftest import HARD_NAME, QUICK, draw
 
 
 @pytest.fixture(params=registry.renderer_names())
@@ -28,28 +28,13 @@ def renderer(request):
     return modules[request.param.replace("-", "_")]
 
 
-def nasty(make_run):
-    from .conftest import CURVE, HIRE, draw
-
-    return [
-        make_run(f"{suite}{i}", draw(rates, 60, i), model=model, suite=suite, channels=channels)
-        for suite, rates, channels in (("hire-iccv21", HIRE, 3), ("curve", CURVE, 1))
-        for i, model in enumerate([NASTY, "zoo/_hidden", "zoo/" + "long-name-" * 12, "zoo/名前"])
-    ]
-
-
-def minimal(make_run):
-    return [make_run("a", {("clean", "", ""): np.ones(20, dtype=bool)}, kind="ann")]
-
-
-CASES = {"nasty": nasty, "minimal": minimal}
-
-
-@pytest.fixture(params=[*CASES, "three"])
+@pytest.fixture(params=["hard", "minimal"])
 def runs(request, make_run):
-    if request.param == "three":
-        return load_runs(request.getfixturevalue("three_models"))
-    return load_runs(CASES[request.param](make_run))
+    if request.param == "minimal":
+        right = {("clean", "", ""): np.ones(20, dtype=bool)}
+        return load_runs([make_run("a", right, kind="ann")])
+    folders = request.getfixturevalue("hard_runs")
+    return load_runs([folders[0], folders[2], folders[4], folders[6]])
 
 
 def test_a_renderer_writes_what_it_says_and_the_same_again(renderer, runs, tmp_path):
@@ -114,12 +99,9 @@ class Page(HTMLParser):
         self.shown.append(data)
 
 
-@pytest.mark.parametrize("case", ["nasty", "three"])
-def test_the_page_stands_alone_and_runs_nothing(case, make_run, request, tmp_path):
-    if case == "three":
-        page = request.getfixturevalue("three_report") / "index.html"
-    else:
-        page = render(load_runs(nasty(make_run)), tmp_path / "out")
+@pytest.mark.parametrize("report", ["hard_report", "three_report"])
+def test_the_page_stands_alone_and_runs_nothing(report, request):
+    page = request.getfixturevalue(report) / "index.html"
     text = page.read_text(encoding="utf-8")
     parsed = Page(text)
     assert not {"script", "iframe", "object", "embed"} & set(parsed.tags)
@@ -129,13 +111,11 @@ def test_the_page_stands_alone_and_runs_nothing(case, make_run, request, tmp_pat
     for inside in re.findall(r"url\(#([^)]+)\)", text):
         assert inside in parsed.ids
     assert "http" not in re.sub(r"http://www\.w3\.org/[\w/]*", "", text)
-    if case == "nasty":
-        assert NASTY.removeprefix("zoo/") in "".join(parsed.shown)
+    if report == "hard_report":
+        assert HARD_NAME in "".join(parsed.shown)
 
 
 def test_the_page_holds_verdict_flags_definitions_and_provenance(make_run, tmp_path):
-    from .conftest import QUICK, draw
-
     flag = {"flag": "zero-gradient", "severity": "invalid", "attack": "fgsm", "sentence": "Blind!"}
     run = make_run("a", draw(QUICK, 60, 0), flags=[flag])
     text = render(load_runs([run]), tmp_path / "out").read_text(encoding="utf-8")
@@ -172,12 +152,8 @@ def test_text_tables_hold_the_numbers_of_the_csv(three_models, three_report):
     assert len(results) == sum(len(pd.read_csv(f / "results.csv")) for f in three_models)
 
 
-def test_names_are_escaped_in_markdown_and_latex(make_run, tmp_path):
-    runs = load_runs(nasty(make_run))
-    for renderer in registry.renderers():
-        if "table" in renderer.__name__:
-            renderer.render(runs, tmp_path)
-    tables = tmp_path / "tables"
+def test_names_are_escaped_in_markdown_and_latex(hard_report):
+    tables = hard_report / "tables"
     markdown = (tables / "comparison.md").read_text(encoding="utf-8")
     rows = [line for line in markdown.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
