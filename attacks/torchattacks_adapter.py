@@ -208,7 +208,7 @@ def _draws(name: str, options: tuple[tuple[str, str], ...]) -> bool:
 def _forked(seed: int) -> Iterator[None]:
     """Every global generator seeded inside, and afterwards as it was."""
     kept_numpy, kept_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         _seed(seed)
         try:
             yield

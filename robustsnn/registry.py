@@ -245,7 +245,7 @@ def _user_attack(path: Path) -> type[Attack]:
         sys.modules[module_name] = module
         try:
             located.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise InputError(
                 f"attack file {str(path)!r} does not load: {type(error).__name__}: {error}."

@@ -141,6 +141,7 @@ def test_two_files_of_one_name_do_not_meet(tmp_path):
         ("def broken(:\n", "does not load: SyntaxError"),
         ("import no_such_module_anywhere\n", "does not load: ModuleNotFoundError"),
         ("1 / 0\n", "does not load: ZeroDivisionError"),
+        ("raise SystemExit(3)\n", "does not load: SystemExit"),
         ("x = 1\n", "ATTACK = YourClass"),
         ("ATTACK = 3\n", "ATTACK = YourClass"),
         ("class A:\n    kind = 'noise'\nATTACK = A\n", "no __call__"),

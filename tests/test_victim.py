@@ -1,5 +1,7 @@
 import gc
+import resource
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +10,11 @@ from torch import nn
 from robustsnn.errors import InputError
 from robustsnn.gradients import Backprop, Bptt, make_estimator
 from robustsnn.losses import LOSSES
+from robustsnn.randomness import Rng
+from robustsnn.registry import load_attack
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.surrogate import make_surrogate
+from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
 
 SHAPE = (1, 8, 8)
@@ -314,3 +319,28 @@ def test_nothing_keeps_the_images_alive():
     del found, x
     gc.collect()
     assert [r() for r in references] == [None] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read there")
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_memory_does_not_grow_over_200_attack_batches(kind):
+    made = network(kind, dtype=torch.float32)
+    images, labels = batch(16, torch.float32)
+    attack = load_attack("pgd:steps=2,early_exit=no")
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    def attacked(first: int, batches: int) -> None:
+        for start in range(first, first + batches):
+            ids = range(16 * start, 16 * start + 16)
+            victim = Victim(made, make_estimator("bptt", made), ids, micro_batch=16)
+            attack(victim, images, labels, ThreatModel("Linf", "8/255"), Rng(0, ids))
+
+    attacked(0, 20)
+    before = resident()
+    attacked(20, 200)
+    # One graph of this network kept per batch would be some 100 MB by now.
+    assert resident() - before < 20e6
