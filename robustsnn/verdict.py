@@ -126,7 +126,7 @@ def _against(comparison: Comparison, model: str, threat: Threat) -> str:
     baseline = comparison.baseline
     if model == baseline or np.isnan(row["difference"]):
         return ""
-    counts = f"{row['gained']:.0f} images gained, {row['lost']:.0f} lost"
+    counts = f"{formats.count(int(row['gained']), 'image')} gained, {row['lost']:.0f} lost"
     test = f"{counts}, {formats.p_value(row['p_holm'])}"
     size = formats.points(abs(row["difference"])).lstrip("+±")
     if row["p_holm"] >= SIGNIFICANCE:

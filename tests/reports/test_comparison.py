@@ -221,21 +221,26 @@ def test_no_attack_at_all(make_run):
     assert comparison.cells[comparison.baseline, CLEAN_THREAT]["accuracy"] == 1
 
 
+def accuracy(*key):
+    found = published(*key)
+    return None if found is None else found.accuracy
+
+
 def test_published_numbers_need_architecture_data_method_and_attack(make_run):
     right = {CLEAN: np.ones(30, dtype=bool), FGSM: np.ones(30, dtype=bool)}
     (ours,) = load_runs([make_run("a", right, model="cifar10/vgg5-snn-hire", data="cifar10")]).runs
-    assert published(ours, Threat(*FGSM)).accuracy == 0.38
-    assert published(ours, Threat("fgsm", "Linf", "0.031")).accuracy == 0.38
+    assert accuracy(ours, Threat(*FGSM)) == 0.38
+    assert accuracy(ours, Threat("fgsm", "Linf", "0.031")) == 0.38
     assert published(ours, Threat("fgsm", "Linf", "4/255")) is None
     assert published(ours, Threat("pgd-10", "Linf", "8/255")) is None
-    assert published(ours, CLEAN_THREAT).accuracy == 0.875
+    assert accuracy(ours, CLEAN_THREAT) == 0.875
     (other,) = load_runs([make_run("b", right, model="x/vgg5-snn-hire")]).runs
     assert published(other, Threat(*FGSM)) is None
-    assert published(other, Threat(*FGSM), "cifar10").accuracy == 0.38
+    assert accuracy(other, Threat(*FGSM), "cifar10") == 0.38
     (unknown,) = load_runs([make_run("c", right, model="x/mine", data="cifar10")]).runs
     assert published(unknown, Threat(*FGSM)) is None
     (said,) = load_runs([make_run("d", right, model="x/m", data="cifar10", method="hire")]).runs
-    assert published(said, Threat(*FGSM)).accuracy == 0.38
+    assert accuracy(said, Threat(*FGSM)) == 0.38
 
 
 def test_a_failed_check_that_is_also_a_flag_is_said_once(make_run):

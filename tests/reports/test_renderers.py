@@ -164,9 +164,9 @@ def test_names_are_escaped_in_markdown_and_latex(hard_report):
 
 
 def test_three_models_fit_a_terminal_of_80_columns(three_models):
-    console = Console(width=80, file=io.StringIO())
-    console.print(comparison_table(load_runs(three_models)))
-    text = console.file.getvalue()
+    stream = io.StringIO()
+    Console(width=80, file=stream).print(comparison_table(load_runs(three_models)))
+    text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     # Number and interval stay on one line.
     assert re.search(r"\d+\.\d \[\d+\.\d,\u00a0\d+\.\d\] +\d+\.\d \[", text)
