@@ -197,7 +197,7 @@ def test_the_shown_suite_is_one(tmp_path: Path) -> None:
     network = tiny_snn()
     images, labels = torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 0])
     found = robustsnn.evaluate(network, (images, labels), suite.at(epsilon="8/255"))
-    estimators = dict(found.results[["attack", "estimator"]].itertuples(index=False))
+    estimators = dict(zip(found.results["attack"], found.results["estimator"], strict=True))
     assert estimators["own"] == "bptt"
     assert estimators["arctan"].startswith("bptt:arctan(")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason="the reference vectors are not beside this checkout"
 )
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "b": dict(image=(3, 16, 16), widths=(6, 10, 12), classifier=(24, 20), classes=7),
     "c": dict(image=(3, 32, 32), widths=(8, 12, 12), classifier=(40, 32), classes=10),
 }

@@ -1,5 +1,7 @@
 """FGSM and PGD give the images that torchattacks gives, on the same network."""
 
+from typing import Any
+
 import pytest
 import torch
 import torchattacks
@@ -18,7 +20,7 @@ STEPS = 6
 MODELS = ["fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"]
 
 
-def small(kind: str) -> Network:
+def small(kind: Any) -> Network:
     torch.manual_seed(4)
     network = Network(
         NetworkConfig(
@@ -88,7 +90,8 @@ def test_pgd_step_by_step(
         return found
 
     victim = Victim(network, make_estimator("bptt", network), ids, micro_batch=len(images))
-    ours = attack_class("pgd")(step_size=step_size)
+    pgd: Any = attack_class("pgd")
+    ours = pgd(step_size=step_size)
     before = images
     for steps in range(1, STEPS + 1):
         # From their iterate: one spike flipped by rounding sends a free run elsewhere.

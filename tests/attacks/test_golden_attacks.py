@@ -1,6 +1,7 @@
 """The official FGSM and PGD of HIRE-SNN on its own network: ours give the same images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def test_fgsm(golden: dict[str, torch.Tensor], victim: Victim) -> None:
 
 def test_pgd_from_each_official_iterate(golden: dict[str, torch.Tensor], victim: Victim) -> None:
     images, labels = golden["attack.images"], golden["attack.labels"].long()
-    pgd = attack_class("pgd")(steps=7, step_size="0.01")
+    kind: Any = attack_class("pgd")
+    pgd = kind(steps=7, step_size="0.01")
     before = images
     for after in golden["attack.pgd7_iterates"]:
         gradient = victim.gradient(before, labels).gradient

@@ -7,6 +7,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from robustsnn.training.hire import hire_update
 from robustsnn.training.recipe import Augmentation, Hire, load_recipe
 from robustsnn.training.update import plain_update
 
-ANN = {
+ANN: dict[str, Any] = {
     "name": "tiny-ann",
     "data": "fashion-mnist",
     "method": "ann",
