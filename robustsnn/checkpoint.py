@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,7 +230,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         except (SafetensorError, ValueError, KeyError) as error:
             raise InputError(f"{path} is not a safetensors file ({error}).") from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Torch warns of pickles that it then refuses; one line says it all.
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load raises many types on a foreign file; none of them is worth telling apart.
         kind = type(error).__name__
