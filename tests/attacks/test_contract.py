@@ -123,7 +123,8 @@ def images_for(network: nn.Module, count: int, dtype: torch.dtype) -> tuple[torc
     generator = torch.Generator().manual_seed(5)
     x = torch.rand((count, *SHAPE), generator=generator, dtype=torch.float64)
     x = (1.4 * x - 0.2).clamp(0, 1).to(dtype)
-    return x, Victim(network, Backprop(), range(count)).logits(x).argmax(1)
+    # On a copy: what a victim does to a network is for the tests to see.
+    return x, Victim(copy.deepcopy(network), Backprop(), range(count)).logits(x).argmax(1)
 
 
 def victim_of(network: nn.Module, ids: range | list[int], micro_batch: int = 4) -> Victim:
