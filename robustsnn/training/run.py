@@ -117,6 +117,7 @@ def train(
         substitute=recipe.substitute,
         provenance={
             "recipe": recipe.name,
+            "method": recipe.method,
             "recipe_sha256": recipe.digest(),
             "seed": recipe.seed,
             "epochs": recipe.epochs,
