@@ -1,0 +1,95 @@
+"""The models that ship: they are what their recipes, logs and cards say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustsnn.checkpoint import load_network, read_checkpoint
+from robustsnn.datasets import load_dataset
+from robustsnn.registry import zoo_folder, zoo_names
+from robustsnn.training.recipe import load_recipe
+from robustsnn.training.run import accuracy
+
+ROOT = Path(__file__).parents[2] / "shared" / "data" / "fashion_mnist"
+SHIPPED = {
+    f"fashion-mnist/{kind}{suffix}"
+    for kind in ("vgg5-ann", "vgg5-snn", "vgg5-snn-hire")
+    for suffix in ("", "-b")
+}
+
+
+def card_accuracy(name: str) -> float:
+    card = (zoo_folder(name) / "card.md").read_text(encoding="utf-8")
+    found = re.search(r"clean accuracy \| ([0-9.]+) % of 10,000 test images", card)
+    assert found is not None
+    return float(found[1]) / 100
+
+
+def test_what_ships():
+    assert set(zoo_names()) >= SHIPPED
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_recipe_log_and_weights_belong_together(name):
+    folder = zoo_folder(name)
+    recipe = load_recipe(folder / "recipe.yaml")
+    checkpoint = read_checkpoint(name)
+    assert recipe.name == name
+    assert recipe.network == checkpoint.config
+    assert recipe.digest() == checkpoint.meta["provenance"]["recipe_sha256"]
+    assert recipe.substitute == checkpoint.meta["substitute"]
+    assert recipe.holdout == 0 and recipe.train_images is None
+    with (folder / "training.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == recipe.epochs
+    assert (folder / "model.safetensors").stat().st_size < 4 * 2**20
+    assert checkpoint.sha256 in (folder / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(n for n in zoo_names() if not n.endswith("-b")))
+def test_a_substitute_is_a_twin_from_a_second_seed(name):
+    recipe = load_recipe(zoo_folder(name) / "recipe.yaml")
+    assert recipe.substitute is not None
+    twin = load_recipe(zoo_folder(recipe.substitute) / "recipe.yaml")
+    assert twin.seed != recipe.seed
+    assert twin.network == recipe.network and twin.method == recipe.method
+    if recipe.init is not None:
+        assert twin.init == f"{recipe.init}-b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo_names())
+def test_it_scores_what_its_card_says(name):
+    network = load_network(read_checkpoint(name))
+    claimed = card_accuracy(name)
+    if ROOT.is_dir():
+        data, slack = load_dataset("fashion-mnist", ROOT), 0.0005
+    else:
+        # The bundled fifth of the test set: four standard errors of its difference to the whole.
+        data = load_dataset("fashion-mnist", None)
+        slack = 4 * (claimed * (1 - claimed) * (1 / len(data) - 1e-4)) ** 0.5
+    assert accuracy(network, data.tensor(), data.labels) == pytest.approx(claimed, abs=slack)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_it_beats_chance_by_far_and_spikes(name):
+    network = load_network(read_checkpoint(name))
+    data = load_dataset("fashion-mnist", None, samples=200)
+    assert accuracy(network, data.tensor(), data.labels) > 0.8
+    if network.kind == "snn":
+        leaf = data.tensor(slice(0, 4)).requires_grad_()
+        (gradient,) = torch.autograd.grad(network(leaf).sum(), leaf)
+        assert gradient.abs().amax((1, 2, 3)).min() > 0
+        leaks = [layer.leak.item() for layer in network.spiking_layers().values()]
+        assert all(0 <= leak <= 1 for leak in leaks)
+
+
+def test_descriptions_are_plain_json():
+    for name in zoo_names():
+        text = (zoo_folder(name) / "model.json").read_text(encoding="utf-8")
+        assert json.loads(text)["format"] == 1
