@@ -313,22 +313,14 @@ def zoo_list() -> None:
     """The models that ship, with their data and clean accuracy."""
     from rich.table import Table
 
-    from robustsnn.registry import zoo_folder, zoo_names
+    from robustsnn.registry import zoo_names, zoo_summary
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("model", "kind", "time steps", "parameters of", "clean accuracy"):
+    for head in ("model", "architecture", "kind", "time steps", "clean accuracy"):
         table.add_column(head)
     for name in zoo_names():
-        described = json.loads((zoo_folder(name) / "model.json").read_text(encoding="utf-8"))
-        network = described.get("network", {})
-        clean = described.get("clean_accuracy")
-        table.add_row(
-            name,
-            str(network.get("kind", "")),
-            str(network.get("time_steps", "")),
-            str(network.get("architecture", "")),
-            "" if clean is None else f"{100 * float(clean):.2f} %",
-        )
+        row = zoo_summary(name)
+        table.add_row(name, row["architecture"], row["kind"], row["time_steps"], row["accuracy"])
     _console().print(table)
 
 
@@ -541,15 +533,17 @@ def _print_page(page: Path) -> None:
     from robustsnn.comparison import comparisons
     from robustsnn.reporting import load_runs
     from robustsnn.terminal import comparison_tables
-    from robustsnn.verdict import verdicts
+    from robustsnn.verdict import flag_sentences, verdicts
 
     runs = load_runs(runs_of(page.parent))
     console = _console()
     console.print(comparison_tables(runs))
     for comparison in comparisons(runs):
         for verdict in verdicts(comparison):
-            console.print(f"{verdict.sentence} {verdict.caution}".strip(), markup=False)
+            console.print(verdict.sentence, markup=False)
             console.print()
+    for model, suite, severity, sentence in flag_sentences(runs.runs):
+        console.print(f"{severity}, {model}, {suite}: {sentence}", markup=False)
     print(page)
 
 

@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from robustsnn.diagnostics import by_row, diagnose
 from robustsnn.errors import InputError
+from robustsnn.folders import unwritable
 from robustsnn.formats import CLEAN
 from robustsnn.gradients import make_estimator
 from robustsnn.preflight import IMAGES, finite_logits, preflight
@@ -276,12 +278,16 @@ def run(
         # Batches on disk were made at the size that the run was started with.
         plan = dataclasses.replace(plan, batch_size=int(manifest["batch_size"]))
         try:
+            try:
+                _judge_clean(plan, folder, progress or _silent)
+            except InputError:
+                if not started:
+                    shutil.rmtree(output, ignore_errors=True)
+                raise
             _attack_all(plan, folder, progress or _silent)
-        except InputError:
-            if not started:
-                shutil.rmtree(output, ignore_errors=True)
-            raise
-        return _finish(plan, folder, manifest)
+            return _finish(plan, folder, manifest)
+        except OSError as error:
+            raise unwritable(output, error) from error
 
 
 def check_device(device: str) -> None:
@@ -368,16 +374,20 @@ def _files(suite: Suite) -> list[str]:
 # --- the loop -----------------------------------------------------------------------------------
 
 
-def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
+def _judge_clean(plan: Plan, folder: RunFolder, progress: Progress) -> None:
     batches = _batches(plan)
-    total = len(batches) * (1 + len(plan.tasks))
-    done = 0
     judging = plan.subject.load()
     for batch, where in enumerate(batches):
         if not folder.part(CLEAN, batch).exists():
             _clean_batch(plan, folder, batch, where, judging)
-        done += 1
-        progress("clean", done, total)
+        progress("clean", batch + 1, len(batches) * (1 + len(plan.tasks)))
+
+
+def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
+    batches = _batches(plan)
+    total = len(batches) * (1 + len(plan.tasks))
+    done = len(batches)
+    judging = plan.subject.load()
     for index, task in enumerate(plan.tasks):
         name = _part(index)
         if all(folder.part(name, batch).exists() for batch in range(len(batches))):
@@ -536,7 +546,8 @@ def _propose(
         network, estimator, ids, micro_batch=size, seed=plan.seed, substitute=substitute
     )
     rng = Rng(plan.seed, ids, stream=task.slug)
-    proposal = task.attack(victim, images.clone(), labels.clone(), task.threat, rng)
+    with _users_mistakes(task):
+        proposal = task.attack(victim, images.clone(), labels.clone(), task.threat, rng)
     if not isinstance(proposal, Tensor) or proposal.shape != images.shape:
         got = list(proposal.shape) if isinstance(proposal, Tensor) else type(proposal).__name__
         raise InputError(
@@ -549,6 +560,26 @@ def _propose(
         for name in ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
     }
     return proposal.detach().to(images.device, images.dtype), spent
+
+
+@contextlib.contextmanager
+def _users_mistakes(task: Task) -> Iterator[None]:
+    """Say in one line where a user's own attack failed; a failure of ours stays a traceback."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        module = type(task.attack).__module__
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file is None or module.partition(".")[0] == "robustsnn":
+            raise
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f"{file}, line {frames[-1].lineno}" if frames else file
+        raise InputError(
+            f"the attack {task.label} failed ({where}): {type(error).__name__}: {error}; mend it "
+            "and run the same command again."
+        ) from error
 
 
 def _admitted(threat: ThreatModel, proposals: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import json
+import re
 import sys
 import types
 import typing
@@ -290,6 +292,24 @@ def zoo_folder(name: str) -> Path:
     if name not in zoo_names():
         raise unknown("model", name, zoo_names())
     return folder("zoo") / name
+
+
+def zoo_summary(name: str) -> dict[str, str]:
+    """Architecture, kind, time steps and clean accuracy of a model that ships, as printed.
+
+    The accuracy is the one on its card, empty where there is none.
+    """
+    place = zoo_folder(name)
+    network = json.loads((place / "model.json").read_text(encoding="utf-8"))["network"]
+    card = place / "card.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    stated = re.search(r"clean accuracy \| ([\d.]+ %)", text)
+    return {
+        "architecture": str(network["architecture"]),
+        "kind": str(network["kind"]),
+        "time_steps": str(network["time_steps"]),
+        "accuracy": stated[1] if stated else "",
+    }
 
 
 def renderer_names() -> list[str]:

@@ -28,7 +28,8 @@ class Base(nn.Module):
         self.linear = nn.Linear(16, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.linear(images.flatten(1))
+        logits: torch.Tensor = self.linear(images.flatten(1))
+        return logits
 
 
 class Softmax(Base):
