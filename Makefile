@@ -18,8 +18,8 @@ demo: $(VENV)/.core
 
 # The fast tests first: most mistakes are told within minutes.
 test: lint
-	$(BIN)/pytest -m "not slow" --cov --cov-report=
-	$(BIN)/pytest -m slow --cov --cov-append --cov-report=term
+	$(BIN)/pytest -m "not slow" --durations=5 --cov --cov-report=
+	$(BIN)/pytest -m slow --durations=5 --cov --cov-append --cov-report=term
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
