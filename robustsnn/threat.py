@@ -67,7 +67,9 @@ class ThreatModel:
             delta = delta.clamp(-self.radius, self.radius)
         else:
             size = self._size(delta).clamp_min(torch.finfo(torch.float64).tiny)
-            delta = delta * _per_image((self.radius / size).clamp(max=1), delta).to(delta.dtype)
+            # In float64: a factor rounded up would leave a large ball by more than the slack.
+            factor = _per_image((self.radius / size).clamp(max=1), delta)
+            delta = (delta.double() * factor).to(delta.dtype)
         return (images + delta).clamp(self.low, self.high)
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:

@@ -166,3 +166,11 @@ def test_random_points_stay_in_range():
     for norm in NORMS:
         threat = ThreatModel(norm, "0.3")
         assert bool(threat.admits(threat.random_point(images, Rng(0, range(20))), images).all())
+
+
+def test_a_point_projected_onto_a_large_ball_is_admitted():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.full((64, 3, 128, 128), 0.5)
+    threat = ThreatModel("L2", "30")
+    far = images + 0.4 * torch.randn(images.shape, generator=generator)
+    assert bool(threat.admits(threat.project(far, images), images).all())
