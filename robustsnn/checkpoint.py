@@ -139,9 +139,13 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
     """
     path = checkpoint.folder / WEIGHTS
     try:
-        tensors = load_tensors(path.read_bytes())
-    except (SafetensorError, ValueError, KeyError) as error:
+        blob = path.read_bytes()
+        tensors = load_tensors(blob)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a safetensors file ({error}): restore it.") from None
+    if hashlib.sha256(blob).hexdigest() != checkpoint.sha256:
+        # An attack would meet other weights than the network that judges its images.
+        raise InputError(f"{path} changed while it was in use: run the same command again.")
     network = Network(checkpoint.config)
     expected = network.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
@@ -200,9 +204,9 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
         raise InputError(
             f"cannot find {text!r} ({error}): give module:factory, importable from here."
         ) from None
-    network = factory() if callable(factory) else None
-    if isinstance(factory, nn.Module):
-        network = factory
+    # A module is callable as well, with images.
+    ready = isinstance(factory, nn.Module) or not callable(factory)
+    network = factory if ready else factory()
     if not isinstance(network, nn.Module):
         raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
     if weights is not None:

@@ -65,11 +65,10 @@ def subject_of(
         )
     text = str(model)
     if weights is not None or (":" in text and not Path(text).exists()):
-        first = load_model(text, weights, device)
-        digest = _digest(first)
-        return Subject(
-            name or text, lambda: load_model(text, weights, device), digest, digest, text
-        )
+        # Called once: a factory may draw new weights at every call, or hand out one module always.
+        made = load_model(text, weights, device)
+        digest = _digest(made)
+        return Subject(name or text, lambda: copy.deepcopy(made), digest, digest, text)
     checkpoint = read_checkpoint(model)
     load_network(checkpoint)  # so that broken weights are refused before anything is run
     described = json.dumps(

@@ -130,3 +130,13 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="run code"):
         read_state_dict(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_change_after_they_were_checked_are_noticed(folder):
+    checkpoint = read_checkpoint(folder)
+    torch.manual_seed(1)
+    other = network()
+    other.classifier[0].weight.data.add_(1)
+    save_checkpoint(other, folder, data="cifar10", class_names=NAMES, provenance={})
+    with pytest.raises(InputError, match="changed while it was in use"):
+        load_network(checkpoint)
