@@ -316,6 +316,12 @@ def _tasks(suite: Suite, images: Images, network: nn.Module) -> tuple[Task, ...]
         attack = load_attack(entry.attack)
         if attack.kind == "none":
             continue
+        if entry.substitute and attack.kind != "transfer":
+            # It would be run on the network itself and be recorded as a black box.
+            raise InputError(
+                f"{entry.label}: {entry.attack} does not craft on a substitute: write "
+                f"transfer:{entry.attack}, or drop substitute."
+            )
         norms = getattr(attack, "norms", None)
         for norm, epsilon in suite.budgets(entry, values):
             if norms is not None and norm not in norms:
@@ -365,7 +371,9 @@ def _files(suite: Suite) -> list[str]:
     """Digests of the user's own attack files: another content is another suite."""
     found = []
     for entry in suite.entries:
-        path = Path(entry.attack.partition(":")[0].strip()).expanduser()
+        # `transfer:` runs an attack that may be a file too.
+        spec = entry.attack.strip().removeprefix("transfer:").removeprefix("attack=")
+        path = Path(spec.partition(":")[0].strip()).expanduser()
         if path.suffix == ".py":
             found.append(hashlib.sha256(path.read_bytes()).hexdigest())
     return found

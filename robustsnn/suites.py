@@ -27,6 +27,7 @@ from robustsnn.strict_yaml import line_of, read_yaml
 
 NORMS = ("Linf", "L2")
 RESERVED = ("clean", "worst-case")
+LONGEST_LABEL = 60
 _PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
 
 
@@ -75,7 +76,7 @@ class Entry(_Strict):
     says that it crafts on a second network (black box).
     """
 
-    label: Annotated[str, Field(max_length=60), AfterValidator(_valid_label)]
+    label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
     attack: Annotated[str, AfterValidator(_valid_attack)]
     estimator: str = "bptt"
     norm: Literal["Linf", "L2"] | None = None
@@ -204,7 +205,7 @@ def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf")
         label = slug(f"{Path(head).stem if head.endswith('.py') else head}-{rest}")
         entries.append(
             {
-                "label": label.replace("-steps-", "-", 1),
+                "label": _short(label.replace("-steps-", "-", 1)),
                 "attack": spec,
                 "substitute": head == "transfer",
             }
@@ -220,6 +221,14 @@ def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf")
 def slug(text: str) -> str:
     """Lower case, with dashes between words: `pgd-10` for "PGD-10"."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _short(label: str) -> str:
+    """A label that fits, different for different ones."""
+    if len(label) <= LONGEST_LABEL:
+        return label
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return f"{label[: LONGEST_LABEL - 9].rstrip('-.')}-{digest}"
 
 
 def resolve_epsilon(text: str, values: int) -> str:

@@ -17,6 +17,7 @@ import robustsnn
 from robustsnn.errors import InputError
 from robustsnn.evaluation import evaluate, prepare
 from robustsnn.records import RESULTS
+from robustsnn.subjects import subject_of
 from robustsnn.suites import suite_of
 
 LIAR = """
@@ -298,3 +299,53 @@ def test_memory_does_not_grow_over_200_attack_batches(checkpoints, monkeypatch):
     assert len(resident) == 200
     early, late = np.median(resident[20:40]), np.median(resident[-20:])
     assert late - early < 5, f"{early:.0f} MiB after 30 batches, {late:.0f} MiB after 190"
+
+
+class Steep(Linear):
+    """The same classes with logits so large that cross-entropy saturates."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 1e4 * super().forward(images)
+
+
+@pytest.mark.parametrize("name", ["quick", "curve"])
+def test_the_scale_of_the_logits_saves_nobody(name):
+    images, labels = data()
+    for network in (Linear(), Steep()):
+        rows = evaluate(network, (images, labels), name).results.set_index(["attack", "epsilon"])
+        # Every image lies within 0.1 of the boundary; the grey levels are 1/95 apart.
+        far = (torch.linspace(0.4, 0.6, 20) - 0.5).abs() > 8 / 255
+        robust = (int(far.sum()) - 1) / 20
+        assert rows.loc[("pgd-10" if name == "quick" else "pgd-20", "8/255"), "accuracy"] == robust
+
+
+def test_a_substitute_goes_with_an_attack_that_uses_it(checkpoints):
+    suite = suite_of(["fgsm"])
+    entry = suite.entries[0].model_copy(update={"substitute": True})
+    with pytest.raises(InputError, match="transfer:fgsm"):
+        prepare(
+            checkpoints / "snn", None, suite.model_copy(update={"entries": (entry,)}), samples=20
+        )
+
+
+def test_the_file_behind_a_transfer_is_part_of_the_identity(checkpoints, liar):
+    suite = suite_of([f"transfer:{liar}"])
+    before = prepare(checkpoints / "snn", None, suite, samples=20).identity
+    liar.write_text(LIAR + "# changed\n")
+    assert prepare(checkpoints / "snn", None, suite, samples=20).identity != before
+
+
+def test_a_factory_is_called_once_and_gives_separate_copies(tmp_path, monkeypatch):
+    (tmp_path / "made_anew.py").write_text(
+        "from torch import nn\n"
+        "def build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))\n"
+        "kept = build()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in ("made_anew:build", "made_anew:kept"):
+        subject = subject_of(text)
+        one, other = subject.load(), subject.load()
+        assert one is not other
+        assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+        next(one.parameters()).fill_(7)
+        assert not torch.equal(next(subject.load().parameters()), next(one.parameters()))

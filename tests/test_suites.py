@@ -122,3 +122,9 @@ def test_yaml_that_expands_without_end_is_refused(tmp_path):
 def test_unknown_suite_suggests():
     with pytest.raises(InputError, match=r"'qiuck'.*'quick'"):
         load_suite("qiuck")
+
+
+def test_long_specifications_get_short_labels_that_differ():
+    long = "pgd:steps=100,step_size=2/255,restarts=5,iterate=best,early_exit=false,loss="
+    one, other = (e.label for e in suite_of([f"{long}margin", f"{long}dlr"]).entries)
+    assert one != other and max(len(one), len(other)) <= 60 and one.startswith("pgd-100-")
