@@ -746,7 +746,7 @@ def _read(folder: RunFolder, manifest: dict[str, Any], reprinted: bool = False) 
         manifest=manifest,
         records=folder.records(),
         results=folder.results(),
-        activity=pd.read_parquet(folder.path / "activity.parquet"),
+        activity=folder.activity(),
         reprinted=reprinted,
     )
 

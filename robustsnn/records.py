@@ -126,7 +126,7 @@ class RunFolder:
 
     def read_part(self, entry: str, batch: int) -> pd.DataFrame:
         """The rows of a finished batch."""
-        return pd.read_parquet(self.part(entry, batch))
+        return read_table(self.part(entry, batch))
 
     def merged(self, order: Sequence[tuple[str, int]]) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The rows of all parts in that order, and their images joined by name."""
@@ -175,7 +175,31 @@ class RunFolder:
 
     def records(self) -> pd.DataFrame:
         """`records.parquet`."""
-        return pd.read_parquet(self.path / "records.parquet")
+        return read_table(self.path / "records.parquet")
+
+    def activity(self) -> pd.DataFrame:
+        """`activity.parquet`."""
+        return read_table(self.path / "activity.parquet")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A Parquet file of a run folder.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        # pyarrow's own errors derive from these two.
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(
+        f"{path} is missing or damaged ({reason}): remove the run folder and run again."
+    )
 
 
 def open_folder(path: Path, identity: str, create: Callable[[], Mapping[str, Any]]) -> RunFolder:
@@ -222,7 +246,10 @@ def check_folder(path: Path, identity: str) -> None:
 
 def read_results(path: Path) -> pd.DataFrame:
     """A `results.csv`, text columns as text: an epsilon of 0 is no number."""
-    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
     text = "model data suite attack estimator substitute norm epsilon steps restarts flags".split()
     for name in frame.columns.difference(text):
         frame[name] = pd.to_numeric(frame[name])

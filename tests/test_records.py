@@ -141,3 +141,14 @@ def test_parts_merge_in_the_order_asked_for(records, tmp_path):
     assert images["clean"].sum((1, 2, 3)).tolist() == [0, 0, 0, 4, 4]
     folder.tidy()
     assert not folder.parts.exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+@pytest.mark.parametrize("name", ["results.csv", "records.parquet", "activity.parquet"])
+def test_a_damaged_run_is_named_with_the_remedy(tmp_path, name, damage):
+    folder = RunFolder(tmp_path)
+    if damage == "truncated":
+        (tmp_path / name).write_bytes(b"" if name.endswith("csv") else b"PAR1")
+    read = {"results.csv": folder.results, "records.parquet": folder.records}
+    with pytest.raises(InputError, match=rf"{name} is missing or damaged.*run again"):
+        read.get(name, folder.activity)()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from robustsnn.snn.surrogate import Surrogate, Triangle, describe
 
@@ -69,6 +70,7 @@ class _LIFSequence(torch.autograd.Function):
         return spikes, post
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_spikes, grad_final = grads
         threshold, leak, initial, spikes, *membranes = ctx.saved_tensors
