@@ -194,6 +194,8 @@ def test_an_interrupt_exits_130_and_keeps_finished_batches(tmp_path, checkpoints
     process = subprocess.Popen(
         [*CLI, "evaluate", str(checkpoints / "snn"), "--suite", "curve", "--batch-size", "4"],
         cwd=tmp_path,
+        # A test run in the background ignores interrupts, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=cli_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
