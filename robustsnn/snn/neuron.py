@@ -1,30 +1,29 @@
-"""The leaky integrate-and-fire neuron with soft reset, over a whole sequence at once.
+"""Layers of leaky integrate-and-fire neurons over a whole sequence at once.
 
-Dynamics at step t, for an input current `I[t]` (HIRE-SNN, ICCV 2021; DIET-SNN, 2020):
-
-    U[t]     = leak * Upost[t-1] + I[t]
-    z[t]     = U[t] / V - 1
-    o[t]     = 1 if z[t] > 0 else 0
-    Upost[t] = U[t] - V * o[t]
-
-Backward, with `do/dU := g(z) / V` and the reset held fixed for U but not for V:
-
-    d[t]     = dL/do[t] * g(z[t]) / V + leak * d[t+1]
-    dL/dleak = sum_t d[t] * Upost[t-1]
-    dL/dV    = sum_t ( -dL/do[t] * g(z[t]) * U[t] / V^2  -  o[t] * leak * d[t+1] )
+The dynamics and their gradients are written down in `robustsnn.snn.lif_reference`; on a CPU a
+compiled kernel computes the same spikes, bit for bit, in less time and memory.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import importlib
+import os
+import warnings
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from robustsnn.errors import InputError
+from robustsnn.snn.lif_reference import ReferenceLIF
 from robustsnn.snn.surrogate import Surrogate, Triangle, describe
 
 LEAST_THRESHOLD = 1e-3
+KERNEL_VARIABLE = "ROBUSTSNN_LIF"
+KERNELS = ("auto", "fused", "reference")
+
+Reset = Literal["soft", "hard"]
 
 
 class LIFOutput(NamedTuple):
@@ -34,108 +33,44 @@ class LIFOutput(NamedTuple):
     membrane: Tensor
 
 
-class _LIFSequence(torch.autograd.Function):
-    """One pass over time, saving only the membrane before reset."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        current: Tensor,
-        threshold: Tensor,
-        leak: Tensor,
-        initial: Tensor | None,
-        steps: int,
-        surrogate: Surrogate,
-    ) -> tuple[Tensor, Tensor]:
-        static = current.shape[0] == 1
-        membranes = [torch.empty_like(current[0]) for _ in range(steps)]
-        spikes = _empty_over_time(current, steps)
-        post = initial
-        for t in range(steps):
-            now = current[0 if static else t]
-            u = membranes[t]
-            if post is None:
-                u.copy_(now)
-            else:
-                torch.mul(post, leak, out=u)
-                u.add_(now)
-            out = torch.div(u, threshold, out=spikes[t])
-            out.sub_(1).gt_(0)
-            post = u - threshold * out
-        # The spikes are an output: saved this way autograd holds them without a cycle.
-        ctx.save_for_backward(threshold, leak, initial, spikes, *membranes)
-        ctx.static = static
-        ctx.surrogate = surrogate
-        assert post is not None
-        return spikes, post
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_spikes, grad_final = grads
-        threshold, leak, initial, spikes, *membranes = ctx.saved_tensors
-        needs_current, needs_threshold, needs_leak, needs_initial = ctx.needs_input_grad[:4]
-        surrogate: Surrogate = ctx.surrogate
-        steps = len(membranes)
-        like = membranes[0]
-        grad_current = None
-        if needs_current:
-            grad_current = (
-                torch.zeros_like(like).unsqueeze(0)
-                if ctx.static
-                else _empty_over_time(like.unsqueeze(0), steps)
-            )
-        grad_threshold = torch.zeros_like(threshold)
-        grad_leak = torch.zeros_like(leak)
-        post_grad = grad_final
-        for t in reversed(range(steps)):
-            u = membranes[t]
-            z = (u / threshold).sub_(1)
-            if needs_threshold and post_grad is not None:
-                grad_threshold -= (post_grad * spikes[t]).sum()
-            d = surrogate.derivative(z).div_(threshold)
-            if grad_spikes is None:
-                d.zero_()
-            else:
-                d.mul_(grad_spikes[t])
-            if needs_threshold:
-                grad_threshold -= (d * u).sum() / threshold
-            if post_grad is not None:
-                d.add_(post_grad)
-            if needs_leak and (t > 0 or initial is not None):
-                before = initial
-                if t > 0:
-                    before = membranes[t - 1] - threshold * spikes[t - 1]
-                grad_leak += (d * before).sum()
-            if grad_current is not None:
-                if ctx.static:
-                    grad_current[0].add_(d)
-                else:
-                    grad_current[t].copy_(d)
-            post_grad = d.mul_(leak)
-        return (
-            grad_current,
-            grad_threshold if needs_threshold else None,
-            grad_leak if needs_leak else None,
-            post_grad if needs_initial else None,
-            None,
-            None,
+@cache
+def fused_kernel() -> Any:
+    """The module of the compiled kernel, or None, after one warning, where it cannot run."""
+    try:
+        return importlib.import_module("robustsnn.snn.lif_fused")
+    except Exception as error:
+        # Whatever the reason, the reference gives the same spikes.
+        warnings.warn(
+            f"the compiled LIF kernel is not available ({type(error).__name__}: {error}); "
+            "spiking networks run on the slower reference, with the same spikes. "
+            "`pip install numba` may help.",
+            RuntimeWarning,
+            stacklevel=2,
         )
+        return None
 
 
-def _empty_over_time(like: Tensor, steps: int) -> Tensor:
-    """`[steps, ...]` with the memory layout of `like[0]` at every step."""
-    one = like[0]
-    size = (steps, *one.shape)
-    if one.dim() == 4 and one.is_contiguous(memory_format=torch.channels_last):
-        flat = torch.empty(
-            (steps * one.shape[0], *one.shape[1:]),
-            dtype=one.dtype,
-            device=one.device,
-            memory_format=torch.channels_last,
-        )
-        return flat.view(size)
-    return torch.empty(size, dtype=one.dtype, device=one.device)
+def kernel(device: torch.device | str = "cpu") -> str:
+    """`fused` or `reference`: what computes LIF layers there.
+
+    The environment variable ROBUSTSNN_LIF chooses: `auto` (the default), `fused`, `reference`.
+
+    Raises:
+        InputError: The variable has another value, or asks for a kernel that cannot run.
+    """
+    asked = os.environ.get(KERNEL_VARIABLE, "auto")
+    if asked not in KERNELS:
+        raise InputError(f"{KERNEL_VARIABLE}={asked}: choose one of {', '.join(KERNELS)}.")
+    if asked == "reference":
+        return "reference"
+    on_cpu = torch.device(device).type == "cpu"
+    if asked == "fused":
+        if not on_cpu:
+            raise InputError(f"{KERNEL_VARIABLE}=fused runs on the CPU only, not on {device}.")
+        if fused_kernel() is None:
+            raise InputError(f"{KERNEL_VARIABLE}=fused needs numba: pip install numba.")
+        return "fused"
+    return "fused" if on_cpu and fused_kernel() is not None else "reference"
 
 
 def lif_sequence(
@@ -146,6 +81,8 @@ def lif_sequence(
     steps: int,
     surrogate: Surrogate,
     initial: Tensor | None = None,
+    reset: Reset = "soft",
+    detach_reset: bool = True,
 ) -> LIFOutput:
     """Run a layer of LIF neurons over all its time steps.
 
@@ -157,16 +94,39 @@ def lif_sequence(
         steps: Number of time steps; equal to the first dimension unless that is 1.
         surrogate: What backward uses for the derivative of the spike.
         initial: Membrane potential before the first step, `[batch, ...]`; zero if absent.
+        reset: After a spike, `soft` subtracts the threshold, `hard` sets the membrane to zero.
+        detach_reset: Whether backward holds the reset's spike fixed instead of differentiating
+            it with the surrogate.
 
     Raises:
-        ValueError: `current` has neither one nor `steps` entries in time.
+        ValueError: `current` has neither one nor `steps` entries in time, or no such reset.
 
     Source: Kundu et al., HIRE-SNN, ICCV 2021, section 3; Rathi and Roy, DIET-SNN, 2020.
     """
     if current.shape[0] not in (1, steps):
         raise ValueError(f"current has {current.shape[0]} time steps, expected 1 or {steps}")
-    spikes, membrane = _LIFSequence.apply(current, threshold, leak, initial, steps, surrogate)
+    if reset not in ("soft", "hard"):
+        raise ValueError(f"reset must be 'soft' or 'hard', not {reset!r}")
+    function = ReferenceLIF
+    if kernel(current.device) == "fused" and current.dtype in fused_kernel().DTYPES:
+        if type(surrogate) in fused_kernel().CODES:
+            function = fused_kernel().FusedLIF
+        else:
+            _tell_about(type(surrogate))
+    spikes, membrane = function.apply(
+        current, threshold, leak, initial, steps, surrogate, reset == "hard", not detach_reset
+    )
     return LIFOutput(spikes, membrane)
+
+
+@cache
+def _tell_about(kind: type) -> None:
+    warnings.warn(
+        f"the compiled LIF kernel does not know the surrogate {kind.__name__}; layers with it "
+        "run on the slower reference, with the same spikes.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 class LIF(nn.Module):
@@ -176,12 +136,19 @@ class LIF(nn.Module):
     """
 
     def __init__(
-        self, threshold: float = 1.0, leak: float = 1.0, surrogate: Surrogate | None = None
+        self,
+        threshold: float = 1.0,
+        leak: float = 1.0,
+        surrogate: Surrogate | None = None,
+        reset: Reset = "soft",
+        detach_reset: bool = True,
     ) -> None:
         super().__init__()
         self.threshold = nn.Parameter(torch.tensor(float(threshold)))
         self.leak = nn.Parameter(torch.tensor(float(leak)))
         self.surrogate: Surrogate = surrogate if surrogate is not None else Triangle()
+        self.reset: Reset = reset
+        self.detach_reset = detach_reset
 
     def forward(self, current: Tensor, steps: int, initial: Tensor | None = None) -> LIFOutput:
         """Spikes `[steps, batch, ...]` and final membrane `[batch, ...]`; see `lif_sequence`."""
@@ -192,6 +159,8 @@ class LIF(nn.Module):
             steps=steps,
             surrogate=self.surrogate,
             initial=initial,
+            reset=self.reset,
+            detach_reset=self.detach_reset,
         )
 
     @torch.no_grad()

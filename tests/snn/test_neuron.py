@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustsnn.errors import InputError
+from robustsnn.snn import neuron
 from robustsnn.snn.neuron import LIF, FixedDropout, lif_sequence
 from robustsnn.snn.surrogate import SURROGATES, Triangle, make_surrogate
 
@@ -24,71 +28,249 @@ class Spike(torch.autograd.Function):
         return grad * ctx.surrogate.derivative(z), None
 
 
-def reference(current, threshold, leak, steps, surrogate, initial):
+def plain_loop(current, threshold, leak, steps, surrogate, initial, reset, detach):
     """The equations of the neuron in a plain loop, differentiated by autograd."""
     post = initial
     spikes = []
     for t in range(steps):
         u = leak * post + current[t if current.shape[0] > 1 else 0]
-        z = u / threshold - 1
-        out = Spike.apply(z, surrogate)
-        post = u - threshold * (z > 0).to(u.dtype)
+        out = Spike.apply(u / threshold - 1, surrogate)
         spikes.append(out)
+        felt = out.detach() if detach else out
+        post = u - threshold * felt if reset == "soft" else u * (1 - felt)
     return torch.stack(spikes), post
 
 
-@given(
+OPTIONS = dict(
     seed=st.integers(0, 10_000),
     steps=st.integers(1, 6),
     static=st.booleans(),
     start=st.booleans(),
     name=st.sampled_from(sorted(SURROGATES)),
+    scale=st.sampled_from([0.3, 1.0, 4.0]),
     threshold=st.floats(0.05, 3),
     leak=st.floats(0, 1),
+    reset=st.sampled_from(["soft", "hard"]),
+    detach=st.booleans(),
+    use_spikes=st.booleans(),
     use_final=st.booleans(),
+    channels_last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
-def test_sequence_equals_the_loop(seed, steps, static, start, name, threshold, leak, use_final):
-    generator = torch.Generator().manual_seed(seed)
+
+
+def outcome(function, options, dtype, neurons=(3, 5, 3, 2)):
+    """Spikes, final membrane and all gradients of one random layer."""
+    steps, static = options["steps"], options["static"]
+    generator = torch.Generator().manual_seed(options["seed"])
 
     def draw(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    current = draw(1 if static else steps, 3, 4, 2, 2)
-    initial = draw(3, 4, 2, 2)
-    weigh, weigh_final = draw(steps, 3, 4, 2, 2), draw(3, 4, 2, 2)
-    surrogate = make_surrogate(name)
+    def arranged(x):
+        if not options["channels_last"]:
+            return x
+        flat = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return flat.unflatten(0, x.shape[:2])
+
+    current, initial = draw(1 if static else steps, *neurons), draw(*neurons)
+    weigh, weigh_final = draw(steps, *neurons), draw(*neurons)
+    leaves = [
+        arranged(current).detach().requires_grad_(),
+        torch.tensor(options["threshold"], dtype=dtype, requires_grad=True),
+        torch.tensor(options["leak"], dtype=dtype, requires_grad=True),
+    ]
+    if options["start"]:
+        leaves.append(initial.clone().requires_grad_())
+    own = SURROGATES[options["name"]]()
+    # The straight-through one has no width to vary.
+    width = 1.0 if options["name"] == "straight-through" else own.width * options["scale"]
+    surrogate = make_surrogate(options["name"], width)
+    spikes, final = function(
+        *leaves[:3], steps, surrogate, leaves[3] if options["start"] else None, options
+    )
+    loss = (final * (weigh_final if options["use_final"] else 0)).sum()
+    if options["use_spikes"]:
+        loss = loss + (spikes * weigh).sum()
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    gradients = [
+        torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)
+    ]
+    return spikes.detach(), final.detach(), gradients
+
+
+def by_loop(current, threshold, leak, steps, surrogate, initial, options):
+    start = torch.zeros_like(current[0]) if initial is None else initial
+    return plain_loop(
+        current, threshold, leak, steps, surrogate, start, options["reset"], options["detach"]
+    )
+
+
+def by_layer(current, threshold, leak, steps, surrogate, initial, options):
+    return lif_sequence(
+        current,
+        threshold,
+        leak,
+        steps=steps,
+        surrogate=surrogate,
+        initial=initial,
+        reset=options["reset"],
+        detach_reset=options["detach"],
+    )
+
+
+@pytest.mark.parametrize("kernel", ["reference", "fused"])
+@given(**OPTIONS)
+@settings(max_examples=60, deadline=None)
+def test_sequence_equals_the_loop(kernel, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROBUSTSNN_LIF", kernel)
+        spikes, final, gradients = outcome(by_layer, options, torch.float64)
+    wanted_spikes, wanted_final, wanted = outcome(by_loop, options, torch.float64)
+    assert torch.equal(spikes, wanted_spikes)
+    assert torch.equal(final, wanted_final)
+    for got, expected in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@given(**OPTIONS)
+@settings(max_examples=100, deadline=None)
+def test_the_fused_kernel_equals_the_reference_in_float32(**options):
+    found = []
+    for kernel in ("reference", "fused"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ROBUSTSNN_LIF", kernel)
+            found.append(outcome(by_layer, options, torch.float32, neurons=(2, 150, 3, 2)))
+    (spikes, final, gradients), (fused_spikes, fused_final, fused) = found
+    assert torch.equal(fused_spikes, spikes)
+    assert torch.equal(fused_final, final)
+    for index, (got, expected) in enumerate(zip(fused, gradients, strict=True)):
+        # Those of threshold and leak add up terms that cancel: rounding is judged by the terms.
+        each = index in (0, 3)
+        size = expected.abs().max() if each else gradients[0].abs().sum().clamp(min=expected.abs())
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * size.item())
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_threads_share_the_neurons_and_change_nothing(reset, monkeypatch):
+    # More neurons than a thread takes, and none of the sizes a multiple of a block.
+    current = torch.randn(3, 5, 7, 53, 47, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setenv("ROBUSTSNN_LIF", "fused")
     results = []
-    for function in (reference, None):
-        leaves = [
-            current.clone().requires_grad_(),
-            torch.tensor(threshold, dtype=torch.float64, requires_grad=True),
-            torch.tensor(leak, dtype=torch.float64, requires_grad=True),
-        ]
-        if start:
-            leaves.append(initial.clone().requires_grad_())
-        given_initial = leaves[3] if start else None
-        if function is None:
-            spikes, final = lif_sequence(
-                *leaves[:3], steps=steps, surrogate=surrogate, initial=given_initial
-            )
-        else:
-            zero = torch.zeros_like(initial)
-            spikes, final = function(
-                *leaves[:3], steps, surrogate, zero if given_initial is None else given_initial
-            )
-        loss = (spikes * weigh).sum()
-        if use_final:
-            loss = loss + (final * weigh_final).sum()
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        results.append((spikes.detach(), final.detach(), gradients))
-    (s0, f0, g0), (s1, f1, g1) = results
-    assert torch.equal(s0, s1)
-    assert torch.equal(f0, f1)
-    for a, b in zip(g0, g1, strict=True):
-        expected = torch.zeros(()) if a is None else a
-        got = torch.zeros(()) if b is None else b
-        torch.testing.assert_close(got, expected.expand_as(got).to(got), rtol=1e-10, atol=1e-10)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaves = [current.clone().requires_grad_()]
+            leaves += [torch.tensor(v, requires_grad=True) for v in (0.7, 0.9)]
+            spikes, final = lif_sequence(*leaves, steps=3, surrogate=Triangle(), reset=reset)
+            grads = torch.autograd.grad((spikes.cumsum(1) * current).sum() + final.sum(), leaves)
+            results.append((spikes.detach(), final.detach(), *grads))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_kernels_agree_on_values_that_are_no_numbers(monkeypatch):
+    current = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e-40, 3e38]).view(1, 1, 5)
+    found = []
+    for kernel in ("reference", "fused"):
+        monkeypatch.setenv("ROBUSTSNN_LIF", kernel)
+        found.append(LIF(0.5, 0.9)(current, 4))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+def test_a_quotient_that_rounds_to_one_does_not_fire(monkeypatch):
+    threshold = torch.tensor(1.7)
+    just_above = torch.nextafter(threshold, torch.tensor(2.0))
+    near = torch.stack([just_above + k * torch.finfo(torch.float32).eps for k in range(-8, 9)])
+    expected = (near / threshold - 1 > 0).float()
+    for kernel in ("reference", "fused"):
+        monkeypatch.setenv("ROBUSTSNN_LIF", kernel)
+        spikes, _ = lif_sequence(
+            near.view(1, 1, -1), threshold, torch.tensor(1.0), steps=1, surrogate=Triangle()
+        )
+        assert torch.equal(spikes.flatten(), expected)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "fused"])
+def test_no_images_and_gaps_in_memory(kernel, monkeypatch):
+    monkeypatch.setenv("ROBUSTSNN_LIF", kernel)
+    spikes, final = LIF()(torch.zeros(2, 0, 3), 2)
+    assert spikes.shape == (2, 0, 3)
+    assert final.shape == (0, 3)
+    wide = torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(1))
+    gaps = wide[::2, :, ::3].requires_grad_()
+    dense = gaps.detach().clone().requires_grad_()
+    for x in (gaps, dense):
+        LIF(0.3, 0.8)(x, 2).spikes.square().sum().backward()
+    assert torch.equal(gaps.grad, dense.grad)
+
+
+class Own:
+    """A user's surrogate, which no kernel was compiled for."""
+
+    name = "own"
+    width = 1.0
+    amplitude = 1.0
+
+    def derivative(self, z):
+        return torch.ones_like(z)
+
+    def primitive(self, z):
+        return z
+
+
+def test_an_unknown_surrogate_runs_on_the_reference_and_says_so(monkeypatch):
+    monkeypatch.setenv("ROBUSTSNN_LIF", "auto")
+    current = torch.rand(2, 3, 4).requires_grad_()
+    neuron._tell_about.cache_clear()
+    with pytest.warns(RuntimeWarning, match="does not know the surrogate Own"):
+        spikes, _ = LIF(0.4, surrogate=Own())(current, 2)
+    expected = LIF(0.4)(current, 2).spikes
+    assert torch.equal(spikes, expected)
+    (grad,) = torch.autograd.grad(spikes.sum(), current)
+    assert (grad > 0).all()
+
+
+def test_without_numba_it_falls_back_with_a_warning_and_the_same_spikes(monkeypatch):
+    current = torch.randn(3, 2, 9, generator=torch.Generator().manual_seed(2))
+    layer = LIF(0.4, 0.9)
+    monkeypatch.setenv("ROBUSTSNN_LIF", "auto")
+    expected = layer(current, 3)
+    monkeypatch.setitem(sys.modules, "robustsnn.snn.lif_fused", None)
+    neuron.fused_kernel.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="compiled LIF kernel is not available"):
+            assert neuron.kernel() == "reference"
+        got = layer(current, 3)
+        monkeypatch.setenv("ROBUSTSNN_LIF", "fused")
+        with pytest.raises(InputError, match="pip install numba"):
+            layer(current, 3)
+    finally:
+        neuron.fused_kernel.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_the_kernel_is_chosen_by_the_environment(monkeypatch):
+    monkeypatch.setenv("ROBUSTSNN_LIF", "auto")
+    assert neuron.kernel() == "fused"
+    assert neuron.kernel("meta") == "reference"
+    monkeypatch.setenv("ROBUSTSNN_LIF", "reference")
+    assert neuron.kernel() == "reference"
+    monkeypatch.setenv("ROBUSTSNN_LIF", "fused")
+    assert neuron.kernel() == "fused"
+    with pytest.raises(InputError, match="CPU only, not on meta"):
+        neuron.kernel("meta")
+    monkeypatch.setenv("ROBUSTSNN_LIF", "quick")
+    with pytest.raises(InputError, match="ROBUSTSNN_LIF=quick: choose one of auto"):
+        neuron.kernel()
+
+
+def test_wrong_reset():
+    with pytest.raises(ValueError, match="'soft' or 'hard', not 'zero'"):
+        LIF(reset="zero")(torch.zeros(1, 1, 1), 1)
 
 
 def test_the_threshold_itself_does_not_fire():
