@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustsnn.errors import InputError, unknown
+from robustsnn.process import keep_freed_memory, let_idle_threads_sleep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,13 @@ Substitute = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of every draw.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
-BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Images per forward pass [default: what suits the network].")
+]
+Recompute = Annotated[
+    int | None,
+    typer.Option(help="Time steps a segment: less memory on long sequences, more time."),
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads [default: torch's choice].")]
 Json = Annotated[bool, typer.Option("--json", help="Results to stdout as JSON, nothing else.")]
 SaveImages = Annotated[
@@ -105,7 +112,8 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
+    recompute: Recompute = None,
     threads: Threads = None,
     output: Annotated[
         Path | None, typer.Option(help="Run folder [default: runs/<hash>]; resumes or reprints.")
@@ -129,6 +137,7 @@ def evaluate(
         seed=seed,
         device=device,
         batch_size=batch_size,
+        recompute=recompute,
         threads=threads,
         substitute=substitute,
         output=output,
@@ -147,6 +156,7 @@ def evaluate(
         seed=seed,
         device=device,
         batch_size=batch_size,
+        recompute=recompute,
         save_images=save_images,
     )
     folder = output if output is not None else plan.default_folder
@@ -172,7 +182,8 @@ def compare(
     substitute: Substitute = None,
     seed: Seed = 0,
     device: Device = "cpu",
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
+    recompute: Recompute = None,
     threads: Threads = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of page and runs [default: runs/compare-<hash>].")
@@ -196,6 +207,7 @@ def compare(
         seed=seed,
         device=device,
         batch_size=batch_size,
+        recompute=recompute,
         threads=threads,
         substitute=substitute,
         output=output,
@@ -216,6 +228,7 @@ def compare(
             seed=seed,
             device=device,
             batch_size=batch_size,
+            recompute=recompute,
             save_images=save_images,
             progress=progress,
             command=_command(),
@@ -403,6 +416,8 @@ def attacks_show(name: Annotated[str, typer.Argument(help="An attack or suite.")
 
 def main() -> None:
     """Run the command line: exit 0 done, 1 not verified, 2 bad input, 130 interrupted."""
+    keep_freed_memory()
+    let_idle_threads_sleep()
     sys.exit(_main(sys.argv[1:]))
 
 

@@ -29,6 +29,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robustsnn.batching import micro_batch_for, out_of_memory
 from robustsnn.diagnostics import by_row, diagnose
 from robustsnn.errors import InputError
 from robustsnn.folders import unwritable
@@ -42,20 +43,22 @@ from robustsnn.scoring import judge, score
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energy
 from robustsnn.snn.network import Network
+from robustsnn.snn.neuron import kernel
 from robustsnn.subjects import (
     Images,
     Subject,
     check_classes,
     check_fit,
     images_of,
+    recomputing,
     subject_of,
 )
 from robustsnn.suites import Suite, load_suite
 from robustsnn.threat import ThreatModel
-from robustsnn.victim import MICRO_BATCH, Victim
+from robustsnn.victim import Victim
 
-#: Micro-batches that are attacked together: the survivors of an early exit fill fewer of them.
-CHUNK = 4
+#: Images that are attacked together: the survivors of an early exit fill fewer micro-batches.
+TOGETHER = 256
 #: Images whose pixels are kept for the gallery.
 EXAMPLES = 24
 #: Images whose spikes are counted.
@@ -94,6 +97,7 @@ class Plan:
     seed: int
     device: str
     batch_size: int
+    recompute: int | None
     save_images: bool
     identity: str
 
@@ -131,7 +135,8 @@ def prepare(
     weights: Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    batch_size: int = MICRO_BATCH,
+    batch_size: int | None = None,
+    recompute: int | None = None,
     save_images: bool = False,
     name: str | None = None,
 ) -> Plan:
@@ -140,7 +145,7 @@ def prepare(
     Raises:
         InputError: Any of it is wrong.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f"batch size {batch_size}: give at least 1.")
     if samples is not None and samples < 1:
         raise InputError(f"cannot take {samples} samples: the number must be at least 1.")
@@ -149,6 +154,8 @@ def prepare(
     suite = suite.at(norm, epsilon)
     if not isinstance(model, Subject):
         model = subject_of(model, weights=weights, device=device, name=name)
+    if recompute is not None:
+        model = recomputing(model, recompute)
     images = images_of(data, model, root=data_root, samples=samples)
     network = model.load()
     check_fit(network, model.name, images)
@@ -173,7 +180,8 @@ def prepare(
         substitute=second,
         seed=seed,
         device=device,
-        batch_size=batch_size,
+        batch_size=micro_batch_for(network) if batch_size is None else batch_size,
+        recompute=recompute,
         save_images=save_images,
         identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
@@ -191,7 +199,8 @@ def evaluate(
     substitute: nn.Module | str | Path | None = None,
     seed: int = 0,
     device: str = "cpu",
-    batch_size: int = MICRO_BATCH,
+    batch_size: int | None = None,
+    recompute: int | None = None,
     save_images: bool = False,
     output: Path | str | None = None,
     name: str | None = None,
@@ -212,7 +221,9 @@ def evaluate(
         substitute: What a black-box attacker crafts on.
         seed: Of every draw.
         device: Where to compute.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; by default what suits the network.
+        recompute: Time steps between two membranes that a gradient keeps; less memory on long
+            sequences for a second forward pass. None keeps everything.
         save_images: Keep every adversarial image, for `verify`.
         output: Run folder. The same evaluation resumes or reprints there; None keeps nothing.
         name: What to call a network in memory.
@@ -233,6 +244,7 @@ def evaluate(
         seed=seed,
         device=device,
         batch_size=batch_size,
+        recompute=recompute,
         save_images=save_images,
         name=name,
     )
@@ -262,12 +274,15 @@ def run(
         InputError: The folder is not this run's, or the network gives NaN on clean images.
     """
     started = output.exists()
-    checks: list[dict[str, Any]] = []
 
     def header() -> dict[str, Any]:
         # A network that cannot be evaluated leaves no folder behind.
-        checks.extend(_preflight(plan))
-        return {**_header(plan, command), "preflight": checks}
+        fitting, checks = _fitting(plan)
+        return {
+            **_header(fitting, command),
+            "batch_size_asked": plan.batch_size,
+            "preflight": checks,
+        }
 
     folder = open_folder(output, plan.identity, header)
     manifest = folder.manifest()
@@ -276,7 +291,7 @@ def run(
         return _read(folder, manifest, reprinted=True)
     with _locked(output):
         # Batches on disk were made at the size that the run was started with.
-        plan = dataclasses.replace(plan, batch_size=int(manifest["batch_size"]))
+        plan = _as_started(plan, manifest)
         try:
             try:
                 _judge_clean(plan, folder, progress or _silent)
@@ -416,7 +431,7 @@ def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
 
 
 def _batches(plan: Plan) -> list[slice]:
-    size = CHUNK * plan.batch_size
+    size = max(1, TOGETHER // plan.batch_size) * plan.batch_size
     return [slice(i, min(i + size, len(plan.images))) for i in range(0, len(plan.images), size)]
 
 
@@ -620,6 +635,32 @@ def _same(
 # --- before and after ---------------------------------------------------------------------------
 
 
+def _fitting(plan: Plan) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan at the largest batch size, halved as often as need be, that memory allows."""
+    while True:
+        try:
+            return plan, _preflight(plan)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if plan.batch_size == 1:
+                raise InputError(
+                    f"memory ran out on a single image of {plan.subject.name}: "
+                    "recompute long sequences in segments with --recompute, such as 16."
+                ) from error
+        plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
+
+
+def _as_started(plan: Plan, manifest: Mapping[str, Any]) -> Plan:
+    recompute = manifest.get("recompute")
+    subject = plan.subject
+    if recompute != plan.recompute:
+        subject = recomputing(subject, recompute)
+    return dataclasses.replace(
+        plan, subject=subject, batch_size=int(manifest["batch_size"]), recompute=recompute
+    )
+
+
 def _preflight(plan: Plan) -> list[dict[str, Any]]:
     images, labels, ids = _inputs(plan, slice(0, min(IMAGES, len(plan.images))))
     network = plan.subject.load()
@@ -668,6 +709,8 @@ def _header(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "device": plan.device,
         "threads": torch.get_num_threads(),
         "batch_size": plan.batch_size,
+        "recompute": plan.recompute,
+        "lif_kernel": kernel(plan.device) if ours and ours.kind == "snn" else "",
         "start": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
         "status": RUNNING,
@@ -677,7 +720,7 @@ def _header(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in ("robustsnn", "torch", "torchattacks", "numpy"):
+    for package in ("robustsnn", "torch", "torchattacks", "numpy", "numba"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

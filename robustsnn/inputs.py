@@ -29,7 +29,8 @@ def request(
     samples: int | None,
     seed: int,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
+    recompute: int | None,
     threads: int | None,
     substitute: str | None,
     output: Path | None,
@@ -41,7 +42,10 @@ def request(
     """
     if threads is not None:
         _at_least("--threads", threads, 1)
-    _at_least("--batch-size", batch_size, 1)
+    if batch_size is not None:
+        _at_least("--batch-size", batch_size, 1)
+    if recompute is not None:
+        _at_least("--recompute", recompute, 1)
     _at_least("--seed", seed, 0)
     if samples is not None:
         _at_least("--samples", samples, 1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustsnn.batching import out_of_memory
 from robustsnn.errors import InputError
 from robustsnn.gradients import make_estimator
 from robustsnn.scoring import score
@@ -80,6 +81,8 @@ def finite_logits(
     except InputError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -83,6 +84,29 @@ def subject_of(
         str(checkpoint.folder.resolve()),
         checkpoint.meta,
     )
+
+
+def recomputing(subject: Subject, steps: int | None) -> Subject:
+    """The same model, its gradients recomputed in segments of so many time steps.
+
+    Raises:
+        InputError: Less than one step, or a model that does not know how.
+    """
+    if steps is not None and steps < 1:
+        raise InputError(f"recompute {steps}: give at least 1 time step.")
+    if not isinstance(subject.load(), Network):
+        raise InputError(
+            f"{subject.name} is not a RobustSNN network: it cannot recompute in segments; "
+            "lower the batch size instead."
+        )
+
+    def load() -> nn.Module:
+        network = subject.load()
+        assert isinstance(network, Network)
+        network.recompute = steps
+        return network
+
+    return dataclasses.replace(subject, load=load)
 
 
 def _digest(network: nn.Module) -> str:

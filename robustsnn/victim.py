@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustsnn.batching import micro_batch_for
 from robustsnn.gradients import Estimator
 from robustsnn.losses import loss_function
 from robustsnn.randomness import derive, positions
-
-MICRO_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Victim:
             `keys`, fresh at every pass and derived from the seed, the image and its pass count.
         estimator: How to differentiate.
         image_ids: The id of each image that will be attacked, in order.
-        micro_batch: Images per forward.
+        micro_batch: Images per forward; by default what suits the network.
         seed: Of a stochastic network's draws.
         substitute: The victim that a transfer attack crafts on instead, with the same images.
     """
@@ -68,19 +67,19 @@ class Victim:
         network: nn.Module,
         estimator: Estimator,
         image_ids: Sequence[int] | Tensor,
-        micro_batch: int = MICRO_BATCH,
+        micro_batch: int | None = None,
         seed: int = 0,
         substitute: Victim | None = None,
     ) -> None:
         ids = image_ids.tolist() if isinstance(image_ids, Tensor) else image_ids
-        if micro_batch < 1:
+        if micro_batch is not None and micro_batch < 1:
             raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         if substitute is not None and len(substitute) != len(ids):
             raise ValueError("the substitute victim holds another number of images")
         self._network = network
         self.estimator = estimator
         self.image_ids: tuple[int, ...] = tuple(int(i) for i in ids)
-        self.micro_batch = micro_batch
+        self.micro_batch = micro_batch_for(network) if micro_batch is None else micro_batch
         self.seed = seed
         self.substitute = substitute
         self._ledger = _Ledger.empty(len(self.image_ids))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustsnn.errors import InputError
 from robustsnn.snn.architectures import architecture
@@ -89,6 +91,10 @@ class Network(nn.Module):
     units of [0, 1] (any real value is taken). State starts fresh at every forward. Inside,
     tensors are `[time, batch, ...]`: layers without state run once over `time x batch`, and a
     static input stays at one step until the first spikes.
+
+    `recompute`, a number of time steps or None, trades time for memory on long sequences: in
+    evaluation mode a gradient keeps only the membranes between segments of so many steps, and
+    runs each segment a second time in backward.
     """
 
     mean: Tensor
@@ -105,6 +111,7 @@ class Network(nn.Module):
         self.features = layers.features
         self.classifier = layers.classifier
         self.time_steps = config.time_steps
+        self.recompute: int | None = None
         shape = (1, -1, 1, 1)
         self.register_buffer("mean", torch.tensor(config.mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).reshape(shape), persistent=False)
@@ -181,30 +188,55 @@ class Network(nn.Module):
             x = poisson(x, steps, keys)
         else:
             x = direct(x)
-        final: State = {}
-
-        def step(module: nn.Module, x: Tensor) -> Tensor:
-            if isinstance(module, LIF):
-                name = self._names[module]
-                before = None if state is None else state.get(name)
-                spikes: Tensor
-                spikes, final[name] = module(x, steps, before)
-                return spikes
-            if isinstance(module, Residual):
-                return module.run(x, step)
-            if isinstance(module, FixedDropout):
-                dropped: Tensor = module(x)
-                return dropped
-            out: Tensor = module(x.flatten(0, 1))
-            return torch.unflatten(out, 0, x.shape[:2])
-
-        for module in (*self.features, *self.classifier):
-            x = step(module, x)
-        # The last layer has no neurons: its current is accumulated, without leak or reset.
-        logits = x.sum(0) * (steps // x.shape[0])
+        segment = self.recompute
+        if segment is None or segment >= steps or self.training or not torch.is_grad_enabled():
+            logits, final = self._segment(x, steps, state)
+        else:
+            logits, final = self._segments(x, steps, state, segment)
         if self.config.readout == "mean":
             logits = logits / steps
         return logits, final
+
+    def _segments(
+        self, x: Tensor, steps: int, state: State | None, length: int
+    ) -> tuple[Tensor, State]:
+        logits: Tensor | None = None
+        for start in range(0, steps, length):
+            some = min(length, steps - start)
+            part = x if len(x) == 1 else x[start : start + some]
+            # Nothing is drawn inside, so there is no random state to put back.
+            added, state = checkpoint(
+                self._segment, part, some, state, use_reentrant=False, preserve_rng_state=False
+            )
+            logits = added if logits is None else logits + added
+        assert logits is not None and state is not None
+        return logits, state
+
+    def _segment(self, x: Tensor, steps: int, state: State | None) -> tuple[Tensor, State]:
+        """Summed output current and final membranes of some consecutive steps."""
+        final: State = {}
+        for module in (*self.features, *self.classifier):
+            x = self._step(steps, state, final, module, x)
+        # The last layer has no neurons: its current is accumulated, without leak or reset.
+        return x.sum(0) * (steps // x.shape[0]), final
+
+    def _step(
+        self, steps: int, state: State | None, final: State, module: nn.Module, x: Tensor
+    ) -> Tensor:
+        """One layer over time; no closure, whose cycle would hold the graph until collected."""
+        if isinstance(module, LIF):
+            name = self._names[module]
+            before = None if state is None else state.get(name)
+            spikes: Tensor
+            spikes, final[name] = module(x, steps, before)
+            return spikes
+        if isinstance(module, Residual):
+            return module.run(x, partial(self._step, steps, state, final))
+        if isinstance(module, FixedDropout):
+            dropped: Tensor = module(x)
+            return dropped
+        out: Tensor = module(x.flatten(0, 1))
+        return torch.unflatten(out, 0, x.shape[:2])
 
     def clamp_(self) -> None:
         """Keep every threshold and leak in range; called after every optimizer step."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -134,6 +135,85 @@ def test_membranes_carry_over_between_runs():
     first, state = network.run(batch, steps=2)
     second, _ = network.run(batch, steps=2, state=state)
     torch.testing.assert_close(first + second, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 9])
+@pytest.mark.parametrize("options", [{}, {"readout": "mean"}, {"encoding": "poisson"}])
+def test_recomputing_in_segments_changes_nothing_but_memory(options, length):
+    network = small(time_steps=7, **options).double()
+    state = {
+        name: torch.full_like(membrane, 0.03).requires_grad_()
+        for name, membrane in network.run(images().double())[1].items()
+    }
+    found = []
+    for network.recompute in (None, length):
+        batch = images().double().requires_grad_()
+        logits, final = network.run(batch, state=state)
+        score = logits.square().sum() + sum(m.square().sum() for m in final.values())
+        leaves = [batch, *state.values(), *network.parameters()]
+        found.append([logits, *final.values(), *torch.autograd.grad(score, leaves)])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_segments_bound_what_a_gradient_keeps():
+    """Bytes saved for backward, counted by autograd's own hooks."""
+    network = small(time_steps=64).requires_grad_(False)
+    kept = {}
+    for network.recompute in (None, 8):
+        batch = images().requires_grad_()
+        held = {}
+
+        def pack(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = network(batch)
+        kept[network.recompute] = sum(held.values())
+        assert logits.requires_grad
+    assert kept[8] < kept[None] / 4, kept
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_finished_gradient_leaves_nothing_for_the_garbage_collector(name):
+    network = small(name).requires_grad_(False)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for network.recompute in (None, 2):
+            batch = images().requires_grad_()
+            torch.autograd.grad(network(batch).sum(), batch)
+        gc.collect()
+        assert not [o for o in gc.garbage if isinstance(o, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+def test_training_mode_does_not_recompute():
+    network = small(time_steps=4, dropout=0.5).train()
+    results = []
+    for network.recompute in (None, 2):
+        torch.manual_seed(3)
+        results.append(network(images()))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_layout_of_the_images_does_not_matter(name, kind):
+    network = small(name, kind).double()
+    batch = images().double()
+    found = []
+    for given in (batch, batch.contiguous(memory_format=torch.channels_last)):
+        x = given.clone().requires_grad_()
+        logits = network(x)
+        found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_first_layer_sees_a_static_image_once():

@@ -1,0 +1,65 @@
+"""How many images go through a network at a time: few enough to stay near the caches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.snn.network import Network
+
+#: Of a network whose layers are not ours to look into.
+MICRO_BATCH = 32
+#: More images bring nothing, and the last batch of survivors is padded to full size.
+LARGEST = 32
+#: The largest layer over all time steps. Measured: below, the cost of each call shows; above,
+#: nothing is gained and memory is lost.
+BUDGET_BYTES = 32 * 2**20
+
+
+def micro_batch_for(network: nn.Module) -> int:
+    """Images per forward pass: a power of two that depends on the network alone, never on timing.
+
+    A spike at the threshold flips with the shape of a batch, so the same network must get the
+    same number everywhere.
+
+    Args:
+        network: Any; one that is not ours gets `MICRO_BATCH`.
+    """
+    if not isinstance(network, Network):
+        return MICRO_BATCH
+    steps = network.time_steps if network.recompute is None else network.recompute
+    each = 4 * min(steps, network.time_steps) * largest_layer(network)
+    fitting = max(1, BUDGET_BYTES // each)
+    return int(min(LARGEST, 2 ** (fitting.bit_length() - 1)))
+
+
+def largest_layer(network: Network) -> int:
+    """Values of the largest activation of one image at one time step."""
+    sizes = [network.config.image[0] * network.config.image[1] * network.config.image[2]]
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        sizes.append(output[0].numel())
+
+    handles = [
+        module.register_forward_hook(hook)
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    first = next(network.parameters())
+    image = torch.zeros(1, *network.config.image, dtype=first.dtype, device=first.device)
+    try:
+        with torch.no_grad():
+            network.run(image, steps=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a CPU or an accelerator."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in ("can't allocate memory", "out of memory")
+    )
