@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -82,6 +82,22 @@ class NetworkConfig(_Strict):
             image=self.image,
             dropout=self.dropout,
         )
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """Images with channels last in memory, where convolutions are faster to the very end.
+
+    Their gradient comes back as the images were: attack libraries `view` it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        ctx.plain = images.is_contiguous()
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous() if ctx.plain else grad
 
 
 class Network(nn.Module):
@@ -180,8 +196,7 @@ class Network(nn.Module):
                 f"(channel, height, width), got {list(images.shape)}: choose data of that shape."
             )
         steps = self.time_steps if steps is None else steps
-        # Convolutions are faster with channels last, and their layout then holds to the end.
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = _ChannelsLast.apply((images - self.mean) / self.std)
         if self.stochastic:
             if keys is None:
                 keys = torch.arange(len(images))

@@ -24,10 +24,22 @@ def write_card(
     network: Network,
     accuracy: float,
     images: int,
+    trained_on: int,
     log: list[dict[str, Any]],
     sha256: str,
 ) -> None:
-    """Write `card.md`; every number in it was measured in this run."""
+    """Write `card.md`; every number in it was measured in this run.
+
+    Args:
+        folder: Of the checkpoint.
+        recipe: What was asked for.
+        network: What came of it.
+        accuracy: On the test set.
+        images: Size of the test set.
+        trained_on: Images an epoch.
+        log: A row an epoch.
+        sha256: Of the weights.
+    """
     low, high = wilson(round(accuracy * images), images)
     seconds = sum(float(row["seconds"]) for row in log)
     parameters = sum(p.numel() for p in network.parameters())
@@ -46,7 +58,8 @@ def write_card(
         f"| parameters | {parameters:,} |",
         f"| time steps, encoding | {config.time_steps}, {config.encoding} |",
         f"| epochs, batch size, seed | {recipe.epochs}, {recipe.batch_size}, {recipe.seed} |",
-        f"| training time | {seconds / 60:.1f} min on {torch.get_num_threads()} CPU thread(s) |",
+        f"| training time | {seconds / 60:.1f} min on {torch.get_num_threads()} CPU thread(s), "
+        f"{trained_on * len(log) / max(seconds, 1e-9):.0f} images per second |",
         f"| started from | {recipe.init or 'random weights'} |",
         f"| black-box substitute | {recipe.substitute or 'none'} |",
         f"| sha256 of the weights | `{sha256}` |",

@@ -132,7 +132,7 @@ def train(
     if not recipe.holdout and recipe.train_images is None:
         test = load_dataset(recipe.data, data_root, split="test")
         score = accuracy(network, test.tensor(slice(None)), test.labels)
-        write_card(folder, recipe, network, score, len(test), log, digest)
+        write_card(folder, recipe, network, score, len(test), len(images), log, digest)
         console.print(f"test accuracy {score:.4f} on {len(test):,} images", highlight=False)
     (folder / STATE).unlink(missing_ok=True)
     return folder

@@ -212,6 +212,7 @@ def test_layout_of_the_images_does_not_matter(name, kind):
         x = given.clone().requires_grad_()
         logits = network(x)
         found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
+    assert found[0][1].is_contiguous()
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
