@@ -19,6 +19,14 @@ GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason="the reference vectors are not beside this checkout"
 )
+
+
+@pytest.fixture(autouse=True, params=["fused", "reference"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test here, with the compiled kernel and without."""
+    monkeypatch.setenv("ROBUSTSNN_LIF", request.param)
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "b": dict(image=(3, 16, 16), widths=(6, 10, 12), classifier=(24, 20), classes=7),
     "c": dict(image=(3, 32, 32), widths=(8, 12, 12), classifier=(40, 32), classes=10),
