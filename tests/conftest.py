@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests import warm_cli
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 CLI = [sys.executable, "-m", "robustsnn"]
 
 
@@ -33,11 +36,32 @@ def run_cli(arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def cli(tmp_path: Path) -> Cli:
     """Run the command line in an empty folder: `cli("evaluate", model)`."""
 
     def run(*arguments: str | Path, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         return run_cli([str(a) for a in arguments], cwd)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_warm() -> Iterator[Cli]:
+    """`run_cli` without the seconds of starting: see `tests.warm_cli` for what that leaves out."""
+    if not warm_cli.AVAILABLE:
+        yield run_cli
+        return
+    warm = warm_cli.WarmCli(cli_environment())
+    yield lambda arguments, cwd: warm.run(arguments, cwd, cli_environment())
+    warm.close()
+
+
+@pytest.fixture
+def warm(tmp_path: Path, run_warm: Cli) -> Cli:
+    """As `cli`, without the seconds of starting."""
+
+    def run(*arguments: str | Path, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        return run_warm([str(a) for a in arguments], cwd)
 
     return run
 

@@ -1,6 +1,8 @@
 """Every mistake a user can make: one line that says what and how to mend it, and nothing on disk.
 
-Each case runs the real command line in a process of its own.
+Each case runs the real command line in a process of its own. Most are forked off one that has
+imported everything; `started` marks those that start as a user's do: one a verb, and those about
+code that must not run, code of others, and modules that are looked up.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import make_checkpoint, run_cli
+from tests.conftest import Cli, make_checkpoint, run_cli
 
 ROOT = "{root}"  # the folder that `world` fills; a case runs in an empty folder beside it
 
@@ -31,6 +33,7 @@ class Case:
     name: str
     arguments: str
     says: tuple[str, ...]
+    started: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -38,6 +41,10 @@ class Case:
 
 def case(name: str, arguments: str, *says: str) -> Case:
     return Case(name, arguments, says)
+
+
+def started(name: str, arguments: str, *says: str) -> Case:
+    return Case(name, arguments, says, started=True)
 
 
 SNN = f"evaluate {ROOT}/snn --samples 20"
@@ -50,11 +57,13 @@ CASES = [
     case("attack field", f"{SNN} --attack pgd:stepz=3", "'stepz'", "'steps'"),
     case("attack value", f"{SNN} --attack pgd:steps=many", "steps", "whole number"),
     case("attack file", f"{SNN} --attack x/mine.py", "x/mine.py", "existing .py file"),
-    case("attack of a library", f"{SNN} --attack torchattacks:CW", "torchattacks:CW", "use one of"),
+    started(
+        "attack of a library", f"{SNN} --attack torchattacks:CW", "torchattacks:CW", "use one of"
+    ),
     case("data set", f"{SNN} --data fashion-mnits", "'fashion-mnits'", "'fashion-mnist'"),
     case("data not bundled", f"{SNN} --data cifar10", "cifar10", "data root"),
     case("data root", f"{SNN} --data-root nowhere", "nowhere", "check the path"),
-    case("command", "evaluat", "evaluat", "--help"),
+    started("command", "evaluat", "evaluat", "--help"),
     case("option", f"{SNN} --epsilonn 3", "--epsilonn", "--help"),
     case("argument", "evaluate", "model", "--help"),
     case("number", "evaluate x --samples many", "--samples", "--help"),
@@ -66,11 +75,11 @@ CASES = [
     case("foreign description", f"evaluate {ROOT}/foreign", "model.json", "restore"),
     case("not a checkpoint", f"evaluate {ROOT}/empty", "not a checkpoint", "model.json"),
     case("tampered description", f"evaluate {ROOT}/config", "network", "model.json"),
-    case("pickle as checkpoint", f"evaluate {ROOT}/evil.pt", "evil.pt", "zoo import"),
-    case("pickle as weights", f"evaluate {ROOT}/evil", "safetensors", "restore"),
+    started("pickle as checkpoint", f"evaluate {ROOT}/evil.pt", "evil.pt", "zoo import"),
+    started("pickle as weights", f"evaluate {ROOT}/evil", "safetensors", "restore"),
     case("factory", "evaluate no_such_module:make", "no_such_module", "importable"),
     case("NaN weights", f"evaluate {ROOT}/nan", "NaN", "broken"),
-    case(
+    started(
         "NaN logits", "evaluate overflow:make --data fashion-mnist --samples 20", "NaN", "restore"
     ),
     # data that does not fit
@@ -98,7 +107,7 @@ CASES = [
     case("fixed epsilon", f"{SNN} --suite hire-iccv21 --epsilon 8/255", "hire-iccv21", "drop"),
     case("fixed norm", f"{SNN} --suite hire-iccv21 --norm L2", "hire-iccv21", "drop"),
     case("norm", f"{SNN} --norm L7", "'L7'", "Linf"),
-    case("no samples", f"evaluate {ROOT}/snn --samples 0", "--samples 0", "at least 1"),
+    started("no samples", f"evaluate {ROOT}/snn --samples 0", "--samples 0", "at least 1"),
     case("negative samples", f"evaluate {ROOT}/snn --samples -3", "--samples -3", "at least 1"),
     case("many samples", f"evaluate {ROOT}/snn --samples 2001", "2001", "data root"),
     case("batch size", f"{SNN} --batch-size 0", "--batch-size 0", "at least 1"),
@@ -109,7 +118,7 @@ CASES = [
     case("output is a file", f"{SNN} --output {ROOT}/a-file", "is a file", "--output"),
     case("foreign output", f"{SNN} --output {ROOT}/papers", "not empty", "--output"),
     case("foreign output of compare", f"compare {ROOT}/snn --output {ROOT}/papers", "not empty"),
-    case("foreign output of demo", f"demo --output {ROOT}/papers", "not empty", "--output"),
+    started("foreign output of demo", f"demo --output {ROOT}/papers", "not empty", "--output"),
     case("device", f"{SNN} --device tpu", "'tpu'", "choose cpu"),
     case("absent device", f"{SNN} --device cuda:99", "'cuda:99'", "cpu"),
     # suites and recipes
@@ -117,19 +126,21 @@ CASES = [
     case("suite syntax", f"{SNN} --suite {ROOT}/syntax.yaml", "syntax.yaml, line 3"),
     case("suite bomb", f"{SNN} --suite {ROOT}/bomb.yaml", "bomb.yaml", "aliases"),
     case("recipe", "train nowhere.yaml", "nowhere.yaml", "recipe"),
-    case("recipe field", f"train {ROOT}/recipe.yaml", "recipe.yaml, line 3: method"),
+    started("recipe field", f"train {ROOT}/recipe.yaml", "recipe.yaml, line 3: method"),
     case("recipe bomb", f"train {ROOT}/bomb.yaml", "bomb.yaml", "aliases"),
     case("no substitute", f"evaluate {ROOT}/snn --suite hire-iccv21", "--substitute"),
     case("substitute", f"{SNN} --attack transfer:fgsm --substitute nobody", "'nobody'"),
     # the other verbs
-    case("same model twice", f"compare {ROOT}/snn {ROOT}/snn --samples 20", "same model", "once"),
-    case("report of nothing", "report runs/x", "runs/x", "finished evaluation"),
+    started(
+        "same model twice", f"compare {ROOT}/snn {ROOT}/snn --samples 20", "same model", "once"
+    ),
+    started("report of nothing", "report runs/x", "runs/x", "finished evaluation"),
     case("report of a foreign folder", f"report {ROOT}/papers", "papers", "manifest.json"),
     case("verify of nothing", "verify runs/x", "runs/x", "finished"),
-    case("verify of a foreign folder", f"verify {ROOT}/papers", "papers"),
-    case("zoo show", "zoo show nobody", "no model named 'nobody'"),
-    case("attacks show", "attacks show pgdd", "'pgdd'", "'pgd'"),
-    case(
+    started("verify of a foreign folder", f"verify {ROOT}/papers", "papers"),
+    started("zoo show", "zoo show nobody", "no model named 'nobody'"),
+    started("attacks show", "attacks show pgdd", "'pgdd'", "'pgd'"),
+    started(
         "import of code",
         f"zoo import {ROOT}/evil.pt --arch vgg5 --timesteps 4 --output new",
         "evil.pt",
@@ -244,19 +255,23 @@ class Outcome:
     left: list[str]
 
 
-def carry_out(case: Case, world: Path, folder: Path) -> Outcome:
+def carry_out(case: Case, world: Path, folder: Path, run_warm: Cli) -> Outcome:
     folder.mkdir()
     (folder / "overflow.py").write_text(OVERFLOW)
-    process = run_cli(case.arguments.replace(ROOT, str(world)).split(), folder)
+    run = run_cli if case.started else run_warm
+    process = run(case.arguments.replace(ROOT, str(world)).split(), folder)
     kept = {"overflow.py", "__pycache__"}
     return Outcome(process, [p.name for p in folder.iterdir() if p.name not in kept])
 
 
 @pytest.fixture(scope="module")
 def outcomes(
-    request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    world: Path,
+    run_warm: Cli,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Future[Outcome]]]:
-    """The cases that were asked for, several at a time: most of each is Python starting."""
+    """The cases that were asked for, several at a time: Python starting is most of them."""
     place = tmp_path_factory.mktemp("cases")
     asked = [
         item.callspec.params["case"]  # type: ignore[attr-defined]
@@ -266,7 +281,7 @@ def outcomes(
     before = snapshot(world.parent)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield {
-            str(c): pool.submit(carry_out, c, world, place / f"{i:03d}")
+            str(c): pool.submit(carry_out, c, world, place / f"{i:03d}", run_warm)
             for i, c in enumerate(asked)
         }
     assert snapshot(world.parent) == before, "something that was given has changed, or code ran"

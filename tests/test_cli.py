@@ -57,13 +57,13 @@ def test_lists_need_no_torch(tmp_path):
         assert done.stdout.strip()
 
 
-def test_show_an_attack(cli):
-    done = cli("attacks", "show", "pgd")
+def test_show_an_attack(warm):
+    done = warm("attacks", "show", "pgd")
     assert done.returncode == 0
     assert "steps: int = 20" in done.stdout and "fixed-epsilon" in done.stdout
 
 
-def test_json_is_all_there_is_on_stdout(cli, checkpoints, tmp_path):
+def test_json_is_all_there_is_on_stdout(cli, warm, checkpoints, tmp_path):
     arguments = ("evaluate", checkpoints / "snn", "--samples", "20", "--json", "--attack", "fgsm")
     first = cli(*arguments, "--epsilon", "0,4/255")
     assert first.returncode == 0, first.stderr
@@ -80,12 +80,12 @@ def test_json_is_all_there_is_on_stdout(cli, checkpoints, tmp_path):
     folder = tmp_path / found["output"]
     assert folder.parent == tmp_path / "runs"
     assert len(read_results(folder / "results.csv")) == 5
-    again = cli(*arguments, "--epsilon", "0,4/255")
+    again = warm(*arguments, "--epsilon", "0,4/255")
     assert json.loads(again.stdout) == found
     assert again.stderr == ""
 
 
-def test_compare_writes_the_page_and_verify_agrees(cli, checkpoints, tmp_path):
+def test_compare_writes_the_page_and_verify_agrees(cli, warm, checkpoints, tmp_path):
     done = cli(
         *("compare", checkpoints / "ann", checkpoints / "snn", "--samples", "30"),
         *("--output", "out", "--save-images"),
@@ -105,7 +105,7 @@ def test_compare_writes_the_page_and_verify_agrees(cli, checkpoints, tmp_path):
     records = pd.read_parquet(runs[0] / "records.parquet")
     records.loc[records["attack"] == "fgsm", "prediction"] = 9
     records.to_parquet(runs[0] / "records.parquet")
-    tampered = cli("verify", runs[0])
+    tampered = warm("verify", runs[0])
     assert tampered.returncode == 1
     assert "NOT verified" in tampered.stdout and "results.csv" in tampered.stdout
 
@@ -114,7 +114,7 @@ def test_compare_writes_the_page_and_verify_agrees(cli, checkpoints, tmp_path):
     assert (runs[1] / "index.html").is_file()
 
 
-def test_a_users_own_model_and_weights(cli, tmp_path):
+def test_a_users_own_model_and_weights(cli, warm, tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\n\ndef make():\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
@@ -129,13 +129,13 @@ def test_a_users_own_model_and_weights(cli, tmp_path):
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["origin"] == "mine:make" and manifest["energy"] == {}
-    fine = cli("verify", "run", "--weights", "mine.pt")
+    fine = warm("verify", "run", "--weights", "mine.pt")
     assert fine.returncode == 0, fine.stderr + fine.stdout
-    other = cli("verify", "run")
+    other = warm("verify", "run")
     assert other.returncode == 2 and "is not the model of this run" in other.stderr
 
 
-def test_import_of_an_official_state_dict(cli, tmp_path):
+def test_import_of_an_official_state_dict(cli, warm, tmp_path):
     torch.manual_seed(0)
     shapes = {0: (4, 3, 3, 3), 3: (5, 4, 3, 3), 6: (6, 5, 3, 3)}
     tensors = {f"features.{i}.weight": torch.randn(s) for i, s in shapes.items()}
@@ -151,11 +151,11 @@ def test_import_of_an_official_state_dict(cli, tmp_path):
     described = json.loads((tmp_path / "new" / "model.json").read_text())
     assert described["data"] == "cifar10" and described["network"]["time_steps"] == 8
     assert described["class_names"][0] == "airplane"
-    again = cli(*arguments, "--normalisation", "cifar10", "--output", "new")
+    again = warm(*arguments, "--normalisation", "cifar10", "--output", "new")
     assert again.returncode == 2 and "not empty" in again.stderr
 
 
-def test_training_from_the_command_line(cli, tmp_path, fashion_folders):
+def test_training_from_the_command_line(cli, warm, tmp_path, fashion_folders):
     (tmp_path / "recipe.yaml").write_text(
         "name: tiny\ndata: fashion-mnist\nmethod: ann\n"
         "network: {architecture: vgg5, kind: ann, classes: 10, image: [1, 28, 28],\n"
@@ -166,7 +166,7 @@ def test_training_from_the_command_line(cli, tmp_path, fashion_folders):
     done = cli(*arguments, "--set", "epochs=1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / done.stdout.strip() / "model.safetensors").is_file()
-    wrong = cli(*arguments, "--set", "epochs")
+    wrong = warm(*arguments, "--set", "epochs")
     assert wrong.returncode == 2 and "field=value" in wrong.stderr
 
 
