@@ -100,6 +100,20 @@ class _ChannelsLast(torch.autograd.Function):
         return grad.contiguous() if ctx.plain else grad
 
 
+def _pools(module: nn.Module, following: nn.Module | None) -> bool:
+    """Whether a pool can be taken together with the spikes before it; a hook would miss them."""
+    return (
+        isinstance(module, LIF)
+        and isinstance(following, nn.AvgPool2d)
+        and (following.kernel_size, following.stride, following.padding) == (2, 2, 0)
+        and not any(
+            hooks
+            for m in (module, following)
+            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
+        )
+    )
+
+
 class Network(nn.Module):
     """An ANN or an SNN of some architecture.
 
@@ -230,20 +244,36 @@ class Network(nn.Module):
     def _segment(self, x: Tensor, steps: int, state: State | None) -> tuple[Tensor, State]:
         """Summed output current and final membranes of some consecutive steps."""
         final: State = {}
-        for module in (*self.features, *self.classifier):
-            x = self._step(steps, state, final, module, x)
+        pooled = False
+        modules = (*self.features, *self.classifier)
+        for module, following in zip(modules, (*modules[1:], None), strict=True):
+            if pooled:
+                pooled = False
+                continue
+            pooled = _pools(module, following)
+            x = self._step(steps, state, final, module, x, pooled)
         # The last layer has no neurons: its current is accumulated, without leak or reset.
         return x.sum(0) * (steps // x.shape[0]), final
 
     def _step(
-        self, steps: int, state: State | None, final: State, module: nn.Module, x: Tensor
+        self,
+        steps: int,
+        state: State | None,
+        final: State,
+        module: nn.Module,
+        x: Tensor,
+        pooled: bool = False,
     ) -> Tensor:
-        """One layer over time; no closure, whose cycle would hold the graph until collected."""
+        """One layer over time, with the pool that follows spikes if `pooled`.
+
+        No closure: its cycle would hold the graph until the garbage collector comes.
+        """
         if isinstance(module, LIF):
             name = self._names[module]
             before = None if state is None else state.get(name)
             spikes: Tensor
-            spikes, final[name] = module(x, steps, before)
+            with_pool = (True,) if pooled else ()
+            spikes, final[name] = module(x, steps, before, *with_pool)
             return spikes
         if isinstance(module, Residual):
             return module.run(x, partial(self._step, steps, state, final))
@@ -251,6 +281,9 @@ class Network(nn.Module):
             dropped: Tensor = module(x)
             return dropped
         out: Tensor = module(x.flatten(0, 1))
+        if out.dim() == 4:
+            # The strides of images with one channel do not tell their layout to a convolution.
+            out = out.contiguous(memory_format=torch.channels_last)
         return torch.unflatten(out, 0, x.shape[:2])
 
     def clamp_(self) -> None:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
@@ -83,6 +84,7 @@ def lif_sequence(
     initial: Tensor | None = None,
     reset: Reset = "soft",
     detach_reset: bool = True,
+    pool: bool = False,
 ) -> LIFOutput:
     """Run a layer of LIF neurons over all its time steps.
 
@@ -97,6 +99,11 @@ def lif_sequence(
         reset: After a spike, `soft` subtracts the threshold, `hard` sets the membrane to zero.
         detach_reset: Whether backward holds the reset's spike fixed instead of differentiating
             it with the surrogate.
+        pool: Average the spikes over windows of 2 x 2 pixels, as a following
+            `AvgPool2d(2)` would; the compiled kernel then never writes the spikes themselves.
+
+    Returns:
+        Spikes, or with `pool` their means, and the final membrane, which is never pooled.
 
     Raises:
         ValueError: `current` has neither one nor `steps` entries in time, or no such reset.
@@ -107,16 +114,25 @@ def lif_sequence(
         raise ValueError(f"current has {current.shape[0]} time steps, expected 1 or {steps}")
     if reset not in ("soft", "hard"):
         raise ValueError(f"reset must be 'soft' or 'hard', not {reset!r}")
-    function = ReferenceLIF
-    if kernel(current.device) == "fused" and current.dtype in fused_kernel().DTYPES:
-        if type(surrogate) in fused_kernel().CODES:
-            function = fused_kernel().FusedLIF
-        else:
-            _tell_about(type(surrogate))
-    spikes, membrane = function.apply(
-        current, threshold, leak, initial, steps, surrogate, reset == "hard", not detach_reset
-    )
+    options = (threshold, leak, initial, steps, surrogate, reset == "hard", not detach_reset)
+    if _fused(current, surrogate):
+        here = pool and fused_kernel().can_pool(current)
+        spikes, membrane = fused_kernel().FusedLIF.apply(current, *options, here)
+        pool = pool and not here
+    else:
+        spikes, membrane = ReferenceLIF.apply(current, *options)
+    if pool:
+        spikes = F.avg_pool2d(spikes.flatten(0, 1), 2).unflatten(0, spikes.shape[:2])
     return LIFOutput(spikes, membrane)
+
+
+def _fused(current: Tensor, surrogate: Surrogate) -> bool:
+    if kernel(current.device) != "fused" or current.dtype not in fused_kernel().DTYPES:
+        return False
+    if type(surrogate) in fused_kernel().CODES:
+        return True
+    _tell_about(type(surrogate))
+    return False
 
 
 @cache
@@ -125,7 +141,7 @@ def _tell_about(kind: type) -> None:
         f"the compiled LIF kernel does not know the surrogate {kind.__name__}; layers with it "
         "run on the slower reference, with the same spikes.",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -150,7 +166,9 @@ class LIF(nn.Module):
         self.reset: Reset = reset
         self.detach_reset = detach_reset
 
-    def forward(self, current: Tensor, steps: int, initial: Tensor | None = None) -> LIFOutput:
+    def forward(
+        self, current: Tensor, steps: int, initial: Tensor | None = None, pool: bool = False
+    ) -> LIFOutput:
         """Spikes `[steps, batch, ...]` and final membrane `[batch, ...]`; see `lif_sequence`."""
         return lif_sequence(
             current,
@@ -161,6 +179,7 @@ class LIF(nn.Module):
             initial=initial,
             reset=self.reset,
             detach_reset=self.detach_reset,
+            pool=pool,
         )
 
     @torch.no_grad()

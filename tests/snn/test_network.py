@@ -193,6 +193,28 @@ def test_a_finished_gradient_leaves_nothing_for_the_garbage_collector(name):
         gc.enable()
 
 
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_pool_taken_with_the_spikes_changes_nothing(name):
+    network = small(name)
+    found = []
+    for watched in (False, True):
+        handles = []
+        if watched:
+            # A hook must see the spikes themselves, so the pool is then taken apart.
+            seen = []
+            for layer in network.spiking_layers().values():
+                hook = layer.register_forward_hook(lambda m, a, o, seen=seen: seen.append(o[0]))
+                handles.append(hook)
+        x = images().requires_grad_()
+        logits = network(x)
+        found.append((logits, torch.autograd.grad(logits.square().sum(), x)[0]))
+        for handle in handles:
+            handle.remove()
+    assert {v for o in seen for v in o.unique().tolist()} <= {0.0, 1.0}
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * a.abs().max().item())
+
+
 def test_training_mode_does_not_recompute():
     network = small(time_steps=4, dropout=0.5).train()
     results = []

@@ -55,11 +55,15 @@ OPTIONS = dict(
     use_spikes=st.booleans(),
     use_final=st.booleans(),
     channels_last=st.booleans(),
+    pool=st.booleans(),
+    odd=st.booleans(),
 )
 
 
-def outcome(function, options, dtype, neurons=(3, 5, 3, 2)):
+def outcome(function, options, dtype, batch=3, channels=5):
     """Spikes, final membrane and all gradients of one random layer."""
+    neurons = (batch, channels, 3, 5) if options["odd"] else (batch, channels, 4, 6)
+    outputs = (*neurons[:2], neurons[2] // 2, neurons[3] // 2) if options["pool"] else neurons
     steps, static = options["steps"], options["static"]
     generator = torch.Generator().manual_seed(options["seed"])
 
@@ -73,7 +77,7 @@ def outcome(function, options, dtype, neurons=(3, 5, 3, 2)):
         return flat.unflatten(0, x.shape[:2])
 
     current, initial = draw(1 if static else steps, *neurons), draw(*neurons)
-    weigh, weigh_final = draw(steps, *neurons), draw(*neurons)
+    weigh, weigh_final = draw(steps, *outputs), draw(*neurons)
     leaves = [
         arranged(current).detach().requires_grad_(),
         torch.tensor(options["threshold"], dtype=dtype, requires_grad=True),
@@ -100,9 +104,12 @@ def outcome(function, options, dtype, neurons=(3, 5, 3, 2)):
 
 def by_loop(current, threshold, leak, steps, surrogate, initial, options):
     start = torch.zeros_like(current[0]) if initial is None else initial
-    return plain_loop(
+    spikes, final = plain_loop(
         current, threshold, leak, steps, surrogate, start, options["reset"], options["detach"]
     )
+    if options["pool"]:
+        spikes = torch.stack([torch.nn.functional.avg_pool2d(s, 2) for s in spikes])
+    return spikes, final
 
 
 def by_layer(current, threshold, leak, steps, surrogate, initial, options):
@@ -115,6 +122,7 @@ def by_layer(current, threshold, leak, steps, surrogate, initial, options):
         initial=initial,
         reset=options["reset"],
         detach_reset=options["detach"],
+        pool=options["pool"],
     )
 
 
@@ -139,7 +147,7 @@ def test_the_fused_kernel_equals_the_reference_in_float32(**options):
     for kernel in ("reference", "fused"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ROBUSTSNN_LIF", kernel)
-            found.append(outcome(by_layer, options, torch.float32, neurons=(2, 150, 3, 2)))
+            found.append(outcome(by_layer, options, torch.float32, batch=2, channels=70))
     (spikes, final, gradients), (fused_spikes, fused_final, fused) = found
     assert torch.equal(fused_spikes, spikes)
     assert torch.equal(fused_final, final)
@@ -150,10 +158,12 @@ def test_the_fused_kernel_equals_the_reference_in_float32(**options):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * size.item())
 
 
+@pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("reset", ["soft", "hard"])
-def test_threads_share_the_neurons_and_change_nothing(reset, monkeypatch):
+def test_threads_share_the_neurons_and_change_nothing(reset, pool, monkeypatch):
     # More neurons than a thread takes, and none of the sizes a multiple of a block.
-    current = torch.randn(3, 5, 7, 53, 47, generator=torch.Generator().manual_seed(0))
+    flat = torch.randn(15, 7, 54, 46, generator=torch.Generator().manual_seed(0))
+    current = flat.contiguous(memory_format=torch.channels_last).unflatten(0, (3, 5))
     monkeypatch.setenv("ROBUSTSNN_LIF", "fused")
     results = []
     before = torch.get_num_threads()
@@ -162,8 +172,10 @@ def test_threads_share_the_neurons_and_change_nothing(reset, monkeypatch):
             torch.set_num_threads(threads)
             leaves = [current.clone().requires_grad_()]
             leaves += [torch.tensor(v, requires_grad=True) for v in (0.7, 0.9)]
-            spikes, final = lif_sequence(*leaves, steps=3, surrogate=Triangle(), reset=reset)
-            grads = torch.autograd.grad((spikes.cumsum(1) * current).sum() + final.sum(), leaves)
+            spikes, final = lif_sequence(
+                *leaves, steps=3, surrogate=Triangle(), reset=reset, pool=pool
+            )
+            grads = torch.autograd.grad(spikes.cumsum(1).square().sum() + final.sum(), leaves)
             results.append((spikes.detach(), final.detach(), *grads))
     finally:
         torch.set_num_threads(before)
