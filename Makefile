@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo "make demo   attack the models that ship and write runs/demo/index.html (minutes)"
 	@echo "make test   lint, types, and every test with coverage"
 	@echo "make lint   lint and types only"
+	@echo "make bench  speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
 	@echo "make clean  remove .venv and caches"
 
 demo: $(VENV)/.core
@@ -24,7 +25,11 @@ test: lint
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy robustsnn attacks reports zoo tests
+	$(BIN)/mypy robustsnn attacks reports zoo tests benchmarks
+
+# Resumes what was measured before; see benchmarks/README.md.
+bench: $(VENV)/.peers
+	$(BIN)/python -m benchmarks run $(BENCH)
 
 clean:
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
@@ -39,6 +44,11 @@ $(VENV)/.dev: pyproject.toml
 	$(venv)
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(VENV)/.core
+
+$(VENV)/.peers: pyproject.toml
+	$(venv)
+	$(BIN)/python -m pip install --editable '.[dev,peers]'
+	@touch $@ $(VENV)/.core $(VENV)/.dev
 
 # An environment without pip is one whose making was interrupted.
 define venv

@@ -1,0 +1,1 @@
+"""Speed and memory of spiking gradients against other libraries: `python -m benchmarks run`."""

@@ -1,0 +1,230 @@
+"""The cells of the benchmark: which task on which network, and the measurement of one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import alone, peers_hire, peers_snntorch, peers_spikingjelly
+from benchmarks.contenders import TASKS, Contender, ModuleContender, Ours, run
+from benchmarks.equality import agreeing_images, differences
+from benchmarks.networks import (
+    benchmark_network,
+    firing_rates,
+    random_images,
+    random_labels,
+)
+from benchmarks.timing import Spread, alternate, rounds_for
+from robustsnn.snn.network import Network
+
+#: The cell that the aims are about.
+HEADLINE = ("vgg5", 8, 32)
+COMPILED = "spikingjelly-compiled"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task on one network at one size."""
+
+    task: str
+    architecture: str
+    steps: int
+    batch: int
+
+    @property
+    def key(self) -> str:
+        """Names its file."""
+        return f"{self.task}-{self.architecture}-t{self.steps}-b{self.batch}"
+
+
+def all_cells(quick: bool) -> list[Cell]:
+    """Every cell, the headline's first.
+
+    Args:
+        quick: Few of them.
+    """
+    sizes = [(steps, batch) for steps in (4, 8, 16, 32) for batch in (1, 8, 32)]
+    if quick:
+        sizes = [(4, 8), (8, 1), (8, 8), (16, 8)]
+    found = [Cell(task, *HEADLINE) for task in TASKS]
+    for task in TASKS:
+        if quick and task != "input-gradient":
+            continue
+        found += [Cell(task, "vgg5", steps, batch) for steps, batch in sizes]
+    if not quick:
+        found += [Cell("input-gradient", "vgg5", 64, batch) for batch in (1, 8)]
+        for architecture in ("vgg11", "resnet12"):
+            found += [Cell("input-gradient", architecture, 8, batch) for batch in (1, 8)]
+    return list(dict.fromkeys(found))
+
+
+def contenders(network: Network) -> list[Contender]:
+    """Every library with that network, ours first; see their modules for the settings."""
+    return [
+        Ours(network),
+        ModuleContender(peers_snntorch.NAME, peers_snntorch.SnnTorchNetwork(network)),
+        ModuleContender(
+            peers_spikingjelly.NAME,
+            peers_spikingjelly.SpikingJellyNetwork(network, channels_last=True),
+        ),
+        ModuleContender(peers_hire.NAME, peers_hire.HireLoop(network)),
+    ]
+
+
+def compiled_peer(network: Network) -> ModuleContender:
+    """SpikingJelly under `torch.compile`, its fastest on a CPU that has a C++ compiler.
+
+    It compiles anew for every shape, half a minute and more each, so only the headline's cells
+    are given it.
+    """
+    import torch
+
+    torch._dynamo.reset()
+    module = peers_spikingjelly.SpikingJellyNetwork(network, channels_last=True)
+    module.compile(dynamic=False)
+    return ModuleContender(COMPILED, module)
+
+
+def yardstick(network: Network) -> ModuleContender:
+    """The layers without neurons; it computes something else, so it is never compared."""
+    return ModuleContender(alone.NAME, alone.LayersAlone(network))
+
+
+def measure(
+    cell: Cell, quick: bool = False, network: Network | None = None, rounds: int | None = None
+) -> dict[str, Any]:
+    """Check that all libraries agree, then time them.
+
+    Args:
+        cell: What to measure.
+        quick: Three rounds always.
+        network: In place of the architecture's.
+        rounds: In place of what the cell's cost suggests.
+
+    Returns:
+        `cell`, `rates` by layer, `differences` by library, `redrawn` images, and `seconds`,
+        a list a library.
+
+    Raises:
+        UnequalError: They do not compute the same.
+    """
+    if network is None:
+        network = copy.deepcopy(benchmark_network(cell.architecture))
+    network.time_steps = cell.steps
+    shape = network.input_shape
+    images = random_images(cell.batch, shape)
+    labels = random_labels(cell.batch)
+    others = contenders(network)
+    for contender in others:
+        contender.prepare(cell.task)
+    spare = random_images(max(1, cell.batch // 4), shape, seed=1)
+    images, redrawn = agreeing_images(others, images, spare)
+    rates = firing_rates(network, images[:8])
+    found = differences(others, cell.task, images, labels)
+    refused = ""
+    if (cell.architecture, cell.steps, cell.batch) == HEADLINE and not quick:
+        try:
+            peer = compiled_peer(network)
+            peer.prepare(cell.task)
+            found |= differences([others[0], peer], cell.task, images, labels)
+            others.append(peer)
+        except Exception as error:
+            # Whatever ails another library's compilation, the rest can be timed.
+            refused = f"{cell.key}: no {COMPILED}, {type(error).__name__}"
+    floor = yardstick(network)
+    floor.prepare(cell.task)
+    runs: dict[str, Callable[[], object]] = {
+        contender.name: run(contender, cell.task, images, labels) for contender in (*others, floor)
+    }
+    start = time.perf_counter()
+    for once in runs.values():
+        once()
+    if rounds is None:
+        rounds = rounds_for(time.perf_counter() - start, quick)
+    return {
+        "cell": asdict(cell),
+        "rates": rates,
+        "differences": {name: asdict(value) for name, value in found.items()},
+        "redrawn": redrawn,
+        "refused": refused,
+        "seconds": alternate(runs, rounds),
+    }
+
+
+def measure_settings(steps: int, batch: int, rounds: int, compiled: bool) -> dict[str, float]:
+    """Median seconds of an input gradient of VGG5 in each setting of the peers, alternating."""
+    network = copy.deepcopy(benchmark_network("vgg5"))
+    network.time_steps = steps
+    jelly, torch_ = peers_spikingjelly.SpikingJellyNetwork, peers_snntorch.SnnTorchNetwork
+    made = [
+        ModuleContender("snntorch, reset in the loop", torch_(network)),
+        ModuleContender("snntorch, built-in reset (other dynamics)", torch_(network, True)),
+        ModuleContender("spikingjelly, contiguous", jelly(network)),
+        ModuleContender("spikingjelly, channels last", jelly(network, channels_last=True)),
+    ]
+    if compiled:
+        made.append(compiled_peer(network))
+    images, labels = random_images(batch), random_labels(batch)
+    runs: dict[str, Callable[[], object]] = {}
+    for contender in made:
+        contender.prepare("input-gradient")
+        runs[contender.name] = run(contender, "input-gradient", images, labels)
+        runs[contender.name]()
+    return {name: Spread.of(seconds).median for name, seconds in alternate(runs, rounds).items()}
+
+
+def notes(measured: Sequence[dict[str, Any]]) -> list[str]:
+    """How the libraries were set, and what was left out."""
+    return [
+        "snnTorch: its loop over time with `Leaky`; the reset is written in the loop, since the "
+        "built-in one has other dynamics (`benchmarks/peers_snntorch.py`) at the same cost.",
+        "SpikingJelly: multi-step `LIFNode` with a built-in surrogate, so with its kernel's "
+        "hand-written backward; channels last; neurons in training mode. Compiled is the same "
+        "under `torch.compile`, timed where the aims are, without the time to compile.",
+        "A training step of ours and of HIRE's loop also learns thresholds and leaks; the other "
+        "libraries' steps learn weights only.",
+        "`python -m benchmarks settings` times the peers' settings against each other.",
+        *(m["refused"] for m in measured if m.get("refused")),
+    ]
+
+
+class Store:
+    """Finished measurements, one JSON file each, written whole or not at all.
+
+    Args:
+        folder: Where they lie.
+        identity: Of machine, versions and source. A measurement made under another one is made
+            again: numbers of different code never meet in a table.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder = folder
+        self.identity = identity
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, key: str) -> dict[str, Any] | None:
+        """The measurement of that name, if it was finished under this identity."""
+        path = self.folder / f"{key}.json"
+        if not path.exists():
+            return None
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return stored if stored.get("identity") == self.identity else None
+
+    def write(self, key: str, measured: dict[str, Any]) -> dict[str, Any]:
+        """Keep a measurement; what `read` will give."""
+        stored = {"identity": self.identity, **measured}
+        path = self.folder / f"{key}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return stored
+
+    def once(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stored measurement, or a new one."""
+        stored = self.read(key)
+        return self.write(key, make()) if stored is None else stored

@@ -1,0 +1,369 @@
+"""Measurements to a tidy table, the aims and a page; nothing is measured here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.timing import Spread, paired_ratios
+
+OURS = "robustsnn"
+SPIKINGJELLY = "spikingjelly"
+COMPILED = "spikingjelly-compiled"
+PEER_ATTACK = "torchattacks"
+TITLES = {
+    OURS: "RobustSNN",
+    "snntorch": "snnTorch",
+    SPIKINGJELLY: "SpikingJelly",
+    COMPILED: "SpikingJelly, compiled",
+    "hire-loop": "HIRE's loop",
+    "layers-alone": "layers alone",
+}
+COLUMNS = (
+    *("measure", "architecture", "steps", "batch", "library", "rounds", "value", "unit"),
+    *("lower_quartile", "upper_quartile", "least", "most"),
+    *("ratio_to_ours", "ratio_least", "ratio_most"),
+)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """One aim, and what was measured; None where nothing was."""
+
+    what: str
+    against: str
+    aim: str
+    measured: str
+    met: bool | None
+
+
+def tidy(
+    cells: Sequence[dict[str, Any]],
+    memory: Sequence[dict[str, Any]] = (),
+    attack: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """One row a measure, network, size and library.
+
+    Times are seconds a call, the median with its quartiles and extremes; `ratio_to_ours` is the
+    quotient of medians, its least and most those of the rounds, each library's run against ours
+    in the same round. Memory is bytes, robust accuracy a fraction.
+    """
+    rows: list[dict[str, Any]] = []
+    for measured in cells:
+        cell, seconds = measured["cell"], measured["seconds"]
+        for library, values in seconds.items():
+            spread = Spread.of(values)
+            ratios = paired_ratios(values, seconds[OURS])
+            rows.append(
+                {
+                    "measure": cell["task"],
+                    "architecture": cell["architecture"],
+                    "steps": cell["steps"],
+                    "batch": cell["batch"],
+                    "library": library,
+                    "rounds": len(values),
+                    "value": spread.median,
+                    "unit": "s",
+                    "lower_quartile": spread.lower,
+                    "upper_quartile": spread.upper,
+                    "least": spread.least,
+                    "most": spread.most,
+                    "ratio_to_ours": spread.median / Spread.of(seconds[OURS]).median,
+                    "ratio_least": min(ratios),
+                    "ratio_most": max(ratios),
+                }
+            )
+    bytes_of = {(m["steps"], m["batch"], m["library"]): m["bytes"] for m in memory}
+    for m in memory:
+        ours = bytes_of.get((m["steps"], m["batch"], OURS))
+        rows.append(
+            {
+                "measure": "peak-memory",
+                **{name: m[name] for name in ("architecture", "steps", "batch", "library")},
+                "rounds": 1,
+                "value": m["bytes"],
+                "unit": "B",
+                "ratio_to_ours": m["bytes"] / ours if ours else None,
+            }
+        )
+    if attack is not None:
+        for library, key in ((OURS, "ours"), (PEER_ATTACK, "theirs")):
+            for measure, field, unit in (
+                ("pgd-50", "seconds", "s"),
+                ("robust-accuracy", "robust_accuracy", "1"),
+            ):
+                ours = attack["ours"][field]
+                value = attack[key][field]
+                rows.append(
+                    {
+                        "measure": measure,
+                        "architecture": attack["model"],
+                        "batch": attack["samples"],
+                        "library": library,
+                        "rounds": 1,
+                        "value": value,
+                        "unit": unit,
+                        "ratio_to_ours": value / ours if ours else None,
+                    }
+                )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def aims(table: pd.DataFrame, headline: tuple[str, int, int]) -> list[Aim]:
+    """What was wanted of the headline's network, and what came of it.
+
+    Where SpikingJelly was timed eager and compiled, the faster of the two is the peer.
+    """
+    rows = table.to_dict("records")
+
+    def speed(task: str, library: str, least: float) -> Aim:
+        names = [library, COMPILED] if library == SPIKINGJELLY else [library]
+        found = [
+            row
+            for row in rows
+            if row["measure"] == task
+            and (row["architecture"], row["steps"], row["batch"]) == headline
+            and row["library"] in names
+        ]
+        what, aim = task.replace("-", " "), f"at least {least:g}x"
+        if not found:
+            return Aim(what, TITLES[library], aim, "not measured", None)
+        row = min(found, key=lambda r: float(r["value"]))
+        ratio = float(row["ratio_to_ours"])
+        spread = f"{row['ratio_least']:.2f} to {row['ratio_most']:.2f}"
+        return Aim(
+            what, TITLES[str(row["library"])], aim, f"{ratio:.2f}x ({spread})", ratio >= least
+        )
+
+    return [
+        speed("input-gradient", "snntorch", 3.2),
+        speed("input-gradient", SPIKINGJELLY, 2.5),
+        speed("input-gradient", "layers-alone", 1.0),
+        speed("training-step", "snntorch", 2.5),
+        speed("training-step", SPIKINGJELLY, 1.8),
+        speed("inference", SPIKINGJELLY, 2.0),
+        *_memory_aims(rows),
+        _attack_aim(rows),
+    ]
+
+
+def _memory_aims(rows: Sequence[Mapping[Hashable, Any]]) -> list[Aim]:
+    what, peer, aim = "peak memory of an input gradient", TITLES[SPIKINGJELLY], "at most 0.5"
+    found = []
+    for row in rows:
+        if row["measure"] == "peak-memory" and row["library"] == SPIKINGJELLY:
+            ratio = float(row["ratio_to_ours"])
+            share = 1 / ratio if ratio > 0 else math.nan
+            met = None if math.isnan(share) else share <= 0.5
+            found.append(Aim(f"{what}, T = {int(row['steps'])}", peer, aim, f"{share:.2f}", met))
+    return found or [Aim(what, peer, aim, "not measured", None)]
+
+
+def _attack_aim(rows: Sequence[Mapping[Hashable, Any]]) -> Aim:
+    peer = "torchattacks on SpikingJelly"
+    aim = "at least 8x sooner, robust accuracy equal or lower and at most 10 %"
+    seconds = {r["library"]: r for r in rows if r["measure"] == "pgd-50"}
+    left = {r["library"]: float(r["value"]) for r in rows if r["measure"] == "robust-accuracy"}
+    if PEER_ATTACK not in seconds:
+        return Aim("PGD-50", peer, aim, "not measured", None)
+    row = seconds[PEER_ATTACK]
+    sooner, mine, theirs = float(row["ratio_to_ours"]), left[OURS], left[PEER_ATTACK]
+    return Aim(
+        f"PGD-50 on {int(row['batch'])} images",
+        peer,
+        aim,
+        f"{sooner:.1f}x, robust accuracy {mine:.1%} against {theirs:.1%}",
+        sooner >= 8 and mine <= theirs and mine <= 0.1,
+    )
+
+
+def page(
+    table: pd.DataFrame,
+    cells: Sequence[dict[str, Any]],
+    headline: tuple[str, int, int],
+    machine: str,
+    attack: dict[str, Any] | None = None,
+    profile: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> str:
+    """`speed.md`."""
+    architecture, steps, batch = headline
+    parts = [
+        "# Speed and memory",
+        f"Medians of alternating runs in one process, on the machine below. The network of the "
+        f"aims is {architecture.upper()} (64-128-128, one classifier layer of 1024, 3x32x32) with "
+        f"T = {steps} and batches of {batch}, float32, direct encoding, random weights scaled to "
+        "spike. Before it is timed every library is shown to compute the same logits and "
+        "gradients.",
+        "## Aims",
+        _markdown(
+            ["what", "against", "aim", "measured", "met"],
+            [
+                [a.what, a.against, a.aim, a.measured, _verdict(a.met)]
+                for a in aims(table, headline)
+            ],
+        ),
+        "A ratio is that of the medians; in brackets its least and most over the rounds. "
+        "*Layers alone* are the convolutions, pools and linear layers without neurons, over time "
+        "x batch in one call, channels last.",
+    ]
+    for task in ("input-gradient", "training-step", "inference"):
+        rows = table[table["measure"] == task]
+        if not rows.empty:
+            parts += [f"## {task.replace('-', ' ').capitalize()}, images per second", _speeds(rows)]
+    memory = table[table["measure"] == "peak-memory"]
+    if not memory.empty:
+        parts += [
+            "## Peak memory of an input gradient, MiB beyond what was resident",
+            _memory(memory),
+            "![Memory against time steps](memory-vs-T.png)",
+        ]
+    if attack is not None:
+        parts += ["## A whole PGD-50 evaluation", _attack(attack)]
+    if profile is not None:
+        parts += ["## Where the time of our input gradient goes", profile_markdown(profile)]
+    parts += ["## Shown equal first", _equality(cells)]
+    if notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in notes)]
+    parts += ["## Machine", machine]
+    return "\n\n".join(p.rstrip() for p in parts) + "\n"
+
+
+def profile_markdown(profile: dict[str, Any]) -> str:
+    """Shares of the parts, and the arithmetic reached."""
+    total = profile["total"]
+    rows = [
+        [name, f"{spent:.1f}", f"{spent / total:.1%}"]
+        for name, spent in profile["milliseconds"].items()
+    ]
+    rows.append(["all", f"{total:.1f}", "100.0%"])
+    reached = profile["gflop_per_second"]
+    forward, backward = reached["convolution forward"], reached["convolution backward"]
+    return (
+        _markdown(["part", "ms", "share"], rows)
+        + f"\n\n{profile['architecture'].upper()}, T = {profile['steps']}, batch "
+        f"{profile['batch']}: self time of the operations by torch.profiler; without the profiler "
+        f"one gradient takes {profile['wall']:.1f} ms. The convolutions do "
+        f"{profile['gflop']:.1f} GFLOP each way, at {forward:.0f} GFLOP/s forward and "
+        f"{backward:.0f} GFLOP/s backward; a large matrix product reaches "
+        f"{reached['matmul']:.0f} GFLOP/s here."
+    )
+
+
+def profile_csv(profile: dict[str, Any]) -> pd.DataFrame:
+    """`profile.csv`: part, milliseconds, share."""
+    rows = [
+        (name, spent, spent / profile["total"]) for name, spent in profile["milliseconds"].items()
+    ]
+    return pd.DataFrame(rows, columns=["part", "milliseconds", "share"])
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _speeds(table: pd.DataFrame) -> str:
+    rows = table.to_dict("records")
+    libraries = [name for name in TITLES if any(row["library"] == name for row in rows)]
+    lines: dict[tuple[str, int, int], dict[str, str]] = {}
+    for row in rows:
+        batch = int(row["batch"])
+        text = _short(batch / row["value"])
+        if row["library"] == OURS:
+            low, high = batch / row["upper_quartile"], batch / row["lower_quartile"]
+            text += f" [{_short(low)}, {_short(high)}]"
+        else:
+            text += f" ({row['ratio_to_ours']:.2f}x)"
+        key = (str(row["architecture"]), int(row["steps"]), batch)
+        lines.setdefault(key, {})[str(row["library"])] = text
+    body = [
+        [*(str(k) for k in key), *(line.get(name, "") for name in libraries)]
+        for key, line in sorted(lines.items(), key=lambda item: (item[0][0] != "vgg5", item[0]))
+    ]
+    return (
+        _markdown(["network", "T", "batch", *(TITLES[n] for n in libraries)], body)
+        + "\n\nOurs with its quartiles; beside the others, how many times as fast ours is. All "
+        "spreads are in `speed.csv`."
+    )
+
+
+def _memory(table: pd.DataFrame) -> str:
+    rows = table.to_dict("records")
+    libraries = [name for name in TITLES if any(row["library"] == name for row in rows)]
+    lines: dict[tuple[int, int], dict[str, str]] = {}
+    for row in rows:
+        key = (int(row["steps"]), int(row["batch"]))
+        lines.setdefault(key, {})[str(row["library"])] = f"{row['value'] / 2**20:.0f}"
+    body = [
+        [str(steps), str(batch), *(line.get(name, "") for name in libraries)]
+        for (steps, batch), line in sorted(lines.items())
+    ]
+    return _markdown(["T", "batch", *(TITLES[n] for n in libraries)], body)
+
+
+def _attack(attack: dict[str, Any]) -> str:
+    body = [
+        [
+            title,
+            f"{found['seconds']:.1f}",
+            f"{found['robust_accuracy']:.1%}",
+            f"{found['gradients_per_image']:.1f}",
+        ]
+        for title, found in (
+            ("RobustSNN", attack["ours"]),
+            ("torchattacks, network in SpikingJelly", attack["theirs"]),
+        )
+    ]
+    return (
+        _markdown(["", "seconds", "robust accuracy", "gradients an image"], body)
+        + f"\n\n{attack['model']}, the first {attack['samples']} images of {attack['data']}, Linf, "
+        f"epsilon {attack['epsilon']}, {attack['steps']} steps of 2.5 epsilon / "
+        f"{attack['steps']}, clean accuracy {attack['clean_accuracy']:.1%}. Both proposals are "
+        "judged by a fresh copy of the network, and that counts into both times. Ours stops with "
+        "an image once it is fooled and does not attack what is wrong anyway; the gradients an "
+        "image say how much that saves."
+    )
+
+
+def _equality(cells: Sequence[dict[str, Any]]) -> str:
+    worst: dict[str, list[float]] = {}
+    for measured in cells:
+        for library, found in measured["differences"].items():
+            so_far = worst.setdefault(library, [0.0, 0.0])
+            so_far[0] = max(so_far[0], found["logits"])
+            so_far[1] = max(so_far[1], found["gradient"])
+    body = [[TITLES[n], f"{a:.1e}", f"{b:.1e}"] for n, (a, b) in worst.items()]
+    rates = [rate for measured in cells for rate in measured["rates"].values()]
+    redrawn = sum(measured["redrawn"] for measured in cells)
+    text = _markdown(["library", "logits", "gradients"], body)
+    text += (
+        "\n\nLargest differences from ours over all cells, relative to the largest entry; of "
+        "gradients to the input in the first task, to the weights in the second. "
+    )
+    if rates:
+        text += (
+            f"Layers spike at {min(rates):.0%} to {max(rates):.0%} a neuron and step. "
+            f"{redrawn} images were drawn anew, because a membrane met the threshold exactly."
+        )
+    return text
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _verdict(met: bool | None) -> str:
+    return "" if met is None else "met" if met else "**not met**"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,214 @@
+"""The benchmark compares what is equal, resumes by cell, and its tables say what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+missing = [name for name in ("snntorch", "spikingjelly") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (extra peers)"),
+    # Other libraries' own warnings are no business of ours.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::SyntaxWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+if not missing:
+    from benchmarks import cells as measuring
+    from benchmarks import figures, tables
+    from benchmarks.cells import Cell, Store, contenders, measure
+    from benchmarks.contenders import TASKS, ModuleContender
+    from benchmarks.equality import UnequalError, agreeing_images, differences
+    from benchmarks.networks import firing_rates, random_images, random_labels, random_network
+    from benchmarks.peers_snntorch import SnnTorchNetwork
+    from benchmarks.peers_spikingjelly import SpikingJellyNetwork
+    from robustsnn.checkpoint import load_model
+    from robustsnn.gradients import Bptt
+    from robustsnn.victim import Victim
+
+IMAGE = (3, 8, 8)
+WIDTHS = {"vgg5": (4, 6, 6), "resnet12": (4, 4, 6, 6)}
+
+
+def tiny(architecture="vgg5", steps=5):
+    image = (3, 16, 16) if architecture == "resnet12" else IMAGE
+    return random_network(architecture, WIDTHS[architecture], (16,), image, steps)
+
+
+@pytest.mark.parametrize("task", ["input-gradient", "training-step", "inference"])
+@pytest.mark.parametrize("architecture", list(WIDTHS))
+def test_every_library_computes_the_same_network(architecture, task):
+    network = tiny(architecture)
+    shape = network.input_shape
+    every = contenders(network)
+    for contender in every:
+        contender.prepare(task)
+    images, _ = agreeing_images(every, random_images(6, shape), random_images(2, shape, 1))
+    found = differences(every, task, images, random_labels(6))
+    assert set(found) == {"snntorch", "spikingjelly", "hire-loop"}
+    # The grid makes sums exact: not a single spike may differ.
+    assert all(d.logits == 0 for d in found.values())
+
+
+def test_layers_are_active():
+    network = tiny()
+    rates = firing_rates(network, random_images(16, IMAGE))
+    assert len(rates) == 4
+    assert all(0.05 <= rate <= 0.45 for rate in rates.values()), rates
+
+
+def test_another_network_is_not_timed():
+    network = tiny()
+    other = [contenders(network)[0], ModuleContender("snntorch", SnnTorchNetwork(network, True))]
+    for contender in other:
+        contender.prepare("input-gradient")
+    with pytest.raises(UnequalError, match="snntorch"):
+        differences(other, "input-gradient", random_images(4, IMAGE), random_labels(4))
+    with pytest.raises(UnequalError, match="disagree"):
+        agreeing_images(other, random_images(4, IMAGE), random_images(1, IMAGE, 1))
+
+
+def test_spikingjelly_has_the_trained_network(monkeypatch):
+    """Thresholds, leaks and the surrogate's area of a network that ships."""
+    network = load_model("fashion-mnist/vgg5-snn").double()
+    images = torch.rand(4, *network.input_shape, dtype=torch.float64)
+    labels = random_labels(4)
+    found = Victim(network, Bptt(), range(4)).gradient(images, labels)
+    peer = ModuleContender("spikingjelly", SpikingJellyNetwork(network))
+    peer.module.double()
+    peer.prepare("input-gradient")
+    torch.testing.assert_close(peer.logits(images), found.logits, rtol=1e-9, atol=1e-9)
+    gradient = peer.gradient(images, labels)
+    largest = found.gradient.abs().max().item()
+    torch.testing.assert_close(gradient, found.gradient, rtol=0, atol=1e-7 * largest)
+    assert largest > 0
+
+
+def test_a_cell_is_measured_and_kept(tmp_path):
+    cell = Cell("input-gradient", "vgg5", 3, 2)
+    store = Store(tmp_path, "here")
+    asked = []
+
+    def make():
+        asked.append(cell)
+        return measure(cell, network=tiny(steps=3), rounds=2)
+
+    first = store.once(cell.key, make)
+    assert store.once(cell.key, make) == first == Store(tmp_path, "here").read(cell.key)
+    assert len(asked) == 1
+    assert set(first["seconds"]) == {
+        "robustsnn",
+        "snntorch",
+        "spikingjelly",
+        "hire-loop",
+        "layers-alone",
+    }
+    assert all(len(s) == 2 and min(s) > 0 for s in first["seconds"].values())
+    # Another machine or other code: measured again.
+    assert Store(tmp_path, "elsewhere").read(cell.key) is None
+    Store(tmp_path, "elsewhere").once(cell.key, make)
+    assert len(asked) == 2
+    # An interrupted write leaves nothing that counts.
+    (tmp_path / "half.partial").write_text("{")
+    assert store.read("half") is None
+
+
+def test_the_cells_are_the_announced_ones():
+    every = measuring.all_cells(quick=False)
+    assert len({c.key for c in every}) == len(every) == 3 * 4 * 3 + 3 * 2
+    assert set(measuring.all_cells(quick=True)) <= set(every)
+    assert {c.task for c in every} == set(TASKS)
+
+
+def made_up(task, seconds, steps=8, batch=32):
+    return {
+        "cell": {"task": task, "architecture": "vgg5", "steps": steps, "batch": batch},
+        "rates": {"features.1": 0.2},
+        "differences": {"snntorch": {"logits": 0.0, "gradient": 1e-7}},
+        "redrawn": 1,
+        "seconds": seconds,
+    }
+
+
+def test_tables_say_what_was_measured(tmp_path):
+    cells = [
+        made_up(
+            "input-gradient",
+            {
+                "robustsnn": [1.0, 1.1, 0.9],
+                "snntorch": [4.0, 4.4, 3.9],
+                "spikingjelly": [2.0, 2.2, 2.1],
+                "spikingjelly-compiled": [1.5, 1.5, 1.5],
+                "layers-alone": [1.2, 1.2, 1.2],
+            },
+        ),
+        made_up("input-gradient", {"robustsnn": [1.0], "spikingjelly": [9.0]}, steps=4),
+        made_up("training-step", {"robustsnn": [1.0], "snntorch": [2.6], "spikingjelly": [1.7]}),
+    ]
+    memory = [
+        {"library": name, "architecture": "vgg5", "steps": 8, "batch": 32, "bytes": size}
+        for name, size in (("robustsnn", 2**20), ("spikingjelly", 4 * 2**20))
+    ]
+    attack = {
+        "model": "fashion-mnist/vgg5-snn",
+        "data": "fashion-mnist",
+        "samples": 100,
+        "epsilon": "8/255",
+        "steps": 50,
+        "clean_accuracy": 0.9,
+        "ours": {"seconds": 2.0, "robust_accuracy": 0.05, "gradients_per_image": 11.0},
+        "theirs": {"seconds": 30.0, "robust_accuracy": 0.05, "gradients_per_image": 50.0},
+    }
+    table = tables.tidy(cells, memory, attack)
+    assert list(table.columns) == list(tables.COLUMNS)
+    row = table[(table.measure == "input-gradient") & (table.library == "snntorch")].iloc[0]
+    assert row.value == pytest.approx(4.0)
+    assert row.ratio_to_ours == pytest.approx(4.0)
+    assert (row.ratio_least, row.ratio_most) == pytest.approx((4.0, 3.9 / 0.9))
+    aims = {(a.what, a.against): a for a in tables.aims(table, ("vgg5", 8, 32))}
+    assert aims["input gradient", "snnTorch"].met is True
+    # The faster of eager and compiled is the peer.
+    assert aims["input gradient", "SpikingJelly, compiled"].met is False
+    assert aims["input gradient", "layers alone"].met is True
+    assert aims["training step", "SpikingJelly"].met is False
+    assert aims["inference", "SpikingJelly"].met is None
+    assert aims["peak memory of an input gradient, T = 8", "SpikingJelly"].measured == "0.25"
+    assert aims["PGD-50 on 100 images", "torchattacks on SpikingJelly"].met is True
+    text = tables.page(table, cells, ("vgg5", 8, 32), "- CPU: some", attack)
+    assert "4.00x (4.00 to 4.33)" in text
+    assert "**not met**" in text and "not measured" in text
+    tables.write(tmp_path / "speed.csv", table.to_csv(index=False))
+    assert len(pd.read_csv(tmp_path / "speed.csv")) == len(table)
+    figures.throughput(table, tmp_path / "throughput.png")
+    figures.memory(table, tmp_path / "memory.png")
+    assert {p.name for p in tmp_path.iterdir()} == {"speed.csv", "throughput.png", "memory.png"}
+
+
+def test_an_empty_benchmark_has_a_page():
+    table = tables.tidy([])
+    assert all(a.met is None for a in tables.aims(table, ("vgg5", 8, 32)))
+    assert "not measured" in tables.page(table, [], ("vgg5", 8, 32), "")
+
+
+def test_parts_of_a_profile():
+    from benchmarks.profiling import measure as profiled
+    from benchmarks.profiling import part
+
+    backward = "autograd::engine::evaluate_function: ConvolutionBackward0"
+    assert part("aten::mkldnn_convolution", ["aten::conv2d"]) == "convolution forward"
+    assert part("aten::convolution_backward", [backward]) == "convolution backward"
+    assert part("aten::copy_", ["FusedLIFBackward", "autograd::engine: x"]) == "LIF backward"
+    assert part("aten::mm", ["aten::matmul", "aten::linear"]) == "linear forward"
+    assert part("aten::copy_", ["aten::clone"]) == "layout copies"
+    found = profiled(3, 4, tiny(steps=3), size=64)
+    assert sum(found["milliseconds"].values()) == pytest.approx(found["total"])
+    assert found["milliseconds"]["LIF backward"] > 0
+    assert found["milliseconds"]["convolution forward"] > 0
+    # 8x8 once with 3 channels, then over 3 steps 4x4 with 4 and 6; 4 images, 9 taps, 2 a product.
+    macs = 64 * 4 * 3 * 9 + 3 * 16 * (6 * 4 + 6 * 6) * 9
+    assert found["gflop"] * 1e9 == pytest.approx(2 * 4 * macs)
+    json.dumps(found)
