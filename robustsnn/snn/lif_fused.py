@@ -76,29 +76,28 @@ def _forward_run(
     started = initial.shape[0] > 0
     one = threshold / threshold
     zero = threshold - threshold
+    if started:
+        before = initial[at : at + n]
+        for i in range(n):
+            post[i] = before[i]
+    else:
+        for i in range(n):
+            post[i] = zero
     for t in range(steps):
         now = current[0, at : at + n] if static else current[t, at : at + n]
         out = spikes[t, to : to + n]
-        if t == 0 and not started:
-            for i in range(n):
-                post[i] = now[i]
-        elif t == 0:
-            before = initial[at : at + n]
-            for i in range(n):
-                post[i] = before[i] * leak + now[i]
-        else:
-            for i in range(n):
-                post[i] = post[i] * leak + now[i]
         if hard:
             for i in range(n):
-                fired = one if post[i] / threshold > one else zero
+                u = post[i] * leak + now[i]
+                fired = one if u / threshold > one else zero
                 out[i] = fired
-                post[i] = post[i] * (one - fired)
+                post[i] = u * (one - fired)
         else:
             for i in range(n):
-                fired = one if post[i] / threshold > one else zero
+                u = post[i] * leak + now[i]
+                fired = one if u / threshold > one else zero
                 out[i] = fired
-                post[i] = post[i] - threshold * fired
+                post[i] = u - threshold * fired
     last = final[at : at + n]
     for i in range(n):
         last[i] = post[i]
@@ -143,29 +142,28 @@ def _backward_run(
     half = one / (one + one)
     four = (one + one) * (one + one)
     post, d, through = scratch[0], scratch[1], scratch[2]
+    if started:
+        before = initial[at : at + n]
+        for i in range(n):
+            post[i] = before[i]
+    else:
+        for i in range(n):
+            post[i] = zero
     for t in range(steps):
         now = current[0, at : at + n] if static else current[t, at : at + n]
         q = ratio[t]
-        if t == 0 and not started:
-            for i in range(n):
-                post[i] = now[i]
-        elif t == 0:
-            before = initial[at : at + n]
-            for i in range(n):
-                post[i] = before[i] * leak + now[i]
-        else:
-            for i in range(n):
-                post[i] = post[i] * leak + now[i]
         if hard:
             for i in range(n):
-                u = post[i]
-                q[i] = u / threshold
-                post[i] = u * (one - (one if q[i] > one else zero))
+                u = post[i] * leak + now[i]
+                r = u / threshold
+                q[i] = r
+                post[i] = u * (one - (one if r > one else zero))
         else:
             for i in range(n):
-                u = post[i]
-                q[i] = u / threshold
-                post[i] = u - threshold * (one if q[i] > one else zero)
+                u = post[i] * leak + now[i]
+                r = u / threshold
+                q[i] = r
+                post[i] = u - threshold * (one if r > one else zero)
         if parameters:
             rest = rested[t]
             for i in range(n):
@@ -178,7 +176,8 @@ def _backward_run(
     else:
         for i in range(n):
             post[i] = zero
-    if static and grad_current.shape[0] > 0:
+    wanted = grad_current.shape[0] > 0
+    if static and wanted:
         total = grad_current[0, at : at + n]
         for i in range(n):
             total[i] = zero
@@ -240,25 +239,29 @@ def _backward_run(
                     by_threshold[i] -= np.float64(d[i]) * q[i] + np.float64(post[i]) * spike
         if hard:
             for i in range(n):
-                d[i] = d[i] + post[i] * (one - (one if q[i] > one else zero))
+                post[i] = post[i] * (one - (one if q[i] > one else zero))
+        if not wanted:
+            total = through
+        elif static:
+            total = grad_current[0, at : at + n]
+        else:
+            total = grad_current[t, at : at + n]
+        if static:
+            for i in range(n):
+                each = d[i] + post[i]
+                d[i] = each
+                total[i] += each
+                post[i] = each * leak
         else:
             for i in range(n):
-                d[i] = d[i] + post[i]
+                each = d[i] + post[i]
+                d[i] = each
+                total[i] = each
+                post[i] = each * leak
         if parameters and (t > 0 or started):
             before = rested[t - 1] if t > 0 else initial[at : at + n]
             for i in range(n):
                 by_leak[i] += np.float64(d[i]) * before[i]
-        if grad_current.shape[0] > 0:
-            if static:
-                total = grad_current[0, at : at + n]
-                for i in range(n):
-                    total[i] += d[i]
-            else:
-                total = grad_current[t, at : at + n]
-                for i in range(n):
-                    total[i] = d[i]
-        for i in range(n):
-            post[i] = d[i] * leak
     if grad_initial.shape[0] > 0:
         total = grad_initial[at : at + n]
         for i in range(n):
@@ -521,6 +524,8 @@ class FusedLIF(torch.autograd.Function):
         pool: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Spikes `[steps, batch, ...]` and final membrane `[batch, ...]`."""
+        # Attacks never use the final membrane: zeros made for its gradient would be read again.
+        ctx.set_materialize_grads(False)
         current = _dense(current)
         one = current[0]
         spikes = empty_over_time(_halved(one) if pool else one, steps)
