@@ -27,18 +27,21 @@ def micro_batch_for(network: nn.Module) -> int:
     """
     if not isinstance(network, Network):
         return MICRO_BATCH
-    steps = network.time_steps if network.recompute is None else network.recompute
-    each = 4 * min(steps, network.time_steps) * largest_layer(network)
-    fitting = max(1, BUDGET_BYTES // each)
+    fitting = max(1, BUDGET_BYTES // (4 * largest_layer(network)))
     return int(min(LARGEST, 2 ** (fitting.bit_length() - 1)))
 
 
 def largest_layer(network: Network) -> int:
-    """Values of the largest activation of one image at one time step."""
-    sizes = [network.config.image[0] * network.config.image[1] * network.config.image[2]]
+    """Values of one image's largest activation, over the time steps that are kept at once.
+
+    A layer before the first spikes sees a static image and has one step only.
+    """
+    kept = network.time_steps if network.recompute is None else network.recompute
+    kept = min(kept, network.time_steps)
+    sizes = [network.input_shape[0] * network.input_shape[1] * network.input_shape[2]]
 
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        sizes.append(output[0].numel())
+        sizes.append(output[0].numel() * (1 if len(output) == 1 else kept))
 
     handles = [
         module.register_forward_hook(hook)
@@ -46,10 +49,10 @@ def largest_layer(network: Network) -> int:
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
     first = next(network.parameters())
-    image = torch.zeros(1, *network.config.image, dtype=first.dtype, device=first.device)
+    image = torch.zeros(1, *network.input_shape, dtype=first.dtype, device=first.device)
     try:
         with torch.no_grad():
-            network.run(image, steps=1)
+            network.run(image, steps=min(2, network.time_steps))
     finally:
         for handle in handles:
             handle.remove()
