@@ -52,8 +52,8 @@ def run(
         typer.Option(envvar="ROBUSTSNN_DATA", help="Folder of the data [default: the sample]."),
     ] = None,
     only: Annotated[
-        str, typer.Option(help="Parts, of speed, memory, attack, profile.")
-    ] = "speed,memory,attack,profile",
+        str, typer.Option(help="Parts, of speed, process, memory, attack, profile.")
+    ] = "speed,process,memory,attack,profile",
     limit: Annotated[
         int | None, typer.Option(help="Stop after so many new speed cells.", hidden=True)
     ] = None,
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Measure what is not yet measured, and write tables and figures of all that is."""
     started = time.perf_counter()
-    from benchmarks import attack, figures, machine, memory, profiling, tables
+    from benchmarks import attack, contenders, figures, machine, memory, profiling, tables
     from benchmarks import cells as measuring
 
     _settle(process, threads)
@@ -92,6 +92,21 @@ def run(
                 say(f"{key}: {stored['bytes'] / 2**20:.0f} MiB")
             if stored is not None:
                 stored_memory.append(stored)
+    stored_long = None if quick else store.read(memory.LONG_KEY)
+    if stored_long is None and "memory" in parts and not quick:
+        say(memory.LONG_KEY)
+        stored_long = store.write(memory.LONG_KEY, memory.long_in_fresh_process(process.value))
+        say(f"  {stored_long['bytes'] / 2**20:.0f} MiB, {stored_long['seconds']:.0f} s")
+    stored_default = []
+    for task in () if quick else contenders.TASKS:
+        key = f"default-process-{task}"
+        stored = store.read(key)
+        if stored is None and "process" in parts:
+            say(key)
+            stored = store.write(key, measuring.in_default_process(task))
+            say(_told(stored))
+        if stored is not None:
+            stored_default.append(stored)
     stored_profile = store.read("profile")
     if stored_profile is None and "profile" in parts:
         say("profile")
@@ -105,7 +120,7 @@ def run(
         stored_attack = store.write(key, attack.measure(model, samples, data_root, epsilon, say))
 
     output.mkdir(parents=True, exist_ok=True)
-    table = tables.tidy(stored_cells, stored_memory, stored_attack)
+    table = tables.tidy(stored_cells, stored_memory, stored_attack, stored_default, stored_long)
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     description = machine.as_markdown(here, command)
     tables.write(output / "speed.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -119,6 +134,7 @@ def run(
             stored_attack,
             stored_profile,
             measuring.notes(stored_cells),
+            stored_long,
         ),
     )
     tables.write(output / "machine.json", json.dumps({**here, "command": command}, indent=1) + "\n")
@@ -167,18 +183,29 @@ def settings(
 
 
 @app.command(hidden=True)
+def measure_cell(task: str, process: ProcessOption = Process.product) -> None:
+    """Print the aims' cell as JSON, without the compiled peer; what `run` calls, once a process."""
+    from benchmarks import cells as measuring
+
+    _settle(process, None)
+    cell = measuring.Cell(task, *measuring.HEADLINE)
+    typer.echo(json.dumps(measuring.measure(cell, compiled=False)))
+
+
+@app.command(hidden=True)
 def measure_memory(
     library: str,
+    architecture: str,
     steps: int,
     batch: int,
+    recompute: int | None = None,
     process: ProcessOption = Process.product,
-    threads: ThreadsOption = None,
 ) -> None:
     """Print one library's peak memory as JSON; what `run` calls, once a process."""
     from benchmarks import memory
 
-    _settle(process, threads)
-    typer.echo(json.dumps(memory.measure(library, steps, batch)))
+    _settle(process, None)
+    typer.echo(json.dumps(memory.measure(library, architecture, steps, batch, recompute)))
 
 
 def say(text: str) -> None:

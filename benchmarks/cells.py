@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +15,7 @@ from typing import Any
 from benchmarks import alone, peers_hire, peers_snntorch, peers_spikingjelly
 from benchmarks.contenders import TASKS, Contender, ModuleContender, Ours, run
 from benchmarks.equality import agreeing_images, differences
+from benchmarks.machine import ROOT
 from benchmarks.networks import (
     benchmark_network,
     firing_rates,
@@ -96,7 +99,11 @@ def yardstick(network: Network) -> ModuleContender:
 
 
 def measure(
-    cell: Cell, quick: bool = False, network: Network | None = None, rounds: int | None = None
+    cell: Cell,
+    quick: bool = False,
+    network: Network | None = None,
+    rounds: int | None = None,
+    compiled: bool = True,
 ) -> dict[str, Any]:
     """Check that all libraries agree, then time them.
 
@@ -105,6 +112,7 @@ def measure(
         quick: Three rounds always.
         network: In place of the architecture's.
         rounds: In place of what the cell's cost suggests.
+        compiled: With the compiled peer, at the aims' size.
 
     Returns:
         `cell`, `rates` by layer, `differences` by library, `redrawn` images, and `seconds`,
@@ -127,7 +135,7 @@ def measure(
     rates = firing_rates(network, images[:8])
     found = differences(others, cell.task, images, labels)
     refused = ""
-    if (cell.architecture, cell.steps, cell.batch) == HEADLINE and not quick:
+    if (cell.architecture, cell.steps, cell.batch) == HEADLINE and compiled and not quick:
         try:
             peer = compiled_peer(network)
             peer.prepare(cell.task)
@@ -154,6 +162,21 @@ def measure(
         "refused": refused,
         "seconds": alternate(runs, rounds),
     }
+
+
+def in_default_process(task: str) -> dict[str, Any]:
+    """The aims' cell in a fresh process without this package's settings of the allocator.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
+    command = [sys.executable, "-m", "benchmarks", "measure-cell", task, "--process", "default"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"{task} in a default process could not be measured: {last}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measure_settings(steps: int, batch: int, rounds: int, compiled: bool) -> dict[str, float]:

@@ -8,10 +8,12 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import contenders, yardstick
+from benchmarks.contenders import Ours
 from benchmarks.machine import ROOT
 from benchmarks.networks import benchmark_network, random_images, random_labels
 
@@ -22,21 +24,40 @@ STATUS = Path("/proc/self/status")
 LIBRARIES = ("robustsnn", "snntorch", "spikingjelly", "hire-loop", "layers-alone")
 
 
+#: A long sequence, which nobody keeps whole: architecture, time steps, batch, segment.
+LONG = ("vgg11", 256, 16, 16)
+LONG_KEY = "memory-robustsnn-vgg11-t256-b16-recompute16"
+
+
 def key(library: str, steps: int, batch: int) -> str:
     """Names its file."""
     return f"memory-{library}-vgg5-t{steps}-b{batch}"
 
 
 def in_fresh_process(library: str, steps: int, batch: int, process: str) -> dict[str, Any]:
-    """What `measure` finds, there.
+    """What `measure` finds for VGG5, there.
 
     Raises:
         RuntimeError: The process failed.
     """
-    command = [
-        *(sys.executable, "-m", "benchmarks", "measure-memory"),
-        *(library, str(steps), str(batch), "--process", process),
-    ]
+    return _ask(library, "vgg5", str(steps), str(batch), "--process", process)
+
+
+def long_in_fresh_process(process: str) -> dict[str, Any]:
+    """What `measure` finds for us on the long sequence, recomputing in segments.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
+    architecture, steps, batch, segment = LONG
+    return _ask(
+        *("robustsnn", architecture, str(steps), str(batch)),
+        *("--recompute", str(segment), "--process", process),
+    )
+
+
+def _ask(library: str, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks", "measure-memory", library, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -45,26 +66,37 @@ def in_fresh_process(library: str, steps: int, batch: int, process: str) -> dict
     return found
 
 
-def measure(library: str, steps: int, batch: int) -> dict[str, Any]:
-    """Bytes that one input gradient needs beyond what was resident before it.
+def measure(
+    library: str, architecture: str, steps: int, batch: int, recompute: int | None = None
+) -> dict[str, Any]:
+    """Bytes that one input gradient needs beyond what was resident before it, and its seconds.
 
-    The process has computed a gradient of one image before, so that what is compiled, loaded or
-    cached once does not count.
+    The process has computed a gradient of one image over a few steps before, so that what is
+    compiled, loaded or cached once does not count.
     """
-    network = copy.deepcopy(benchmark_network("vgg5"))
+    network = copy.deepcopy(benchmark_network(architecture))
     network.time_steps = steps
+    network.recompute = recompute
     contender = next(c for c in (*contenders(network), yardstick(network)) if c.name == library)
     contender.prepare("input-gradient")
+    if isinstance(contender, Ours):
+        contender.network.time_steps = min(steps, 2 * (recompute or steps))
     contender.gradient(random_images(1), random_labels(1))
+    if isinstance(contender, Ours):
+        contender.network.time_steps = steps
     images, labels = random_images(batch), random_labels(batch)
     before = _resident_and_restart()
+    start = time.perf_counter()
     contender.gradient(images, labels)
     return {
         "library": library,
-        "architecture": "vgg5",
+        "architecture": architecture,
         "steps": steps,
         "batch": batch,
+        "recompute": recompute,
+        "seconds": time.perf_counter() - start,
         "bytes": max(0, _peak() - before),
+        "whole_process": _peak(),
     }
 
 
