@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def write_card(
         sha256: Of the weights.
     """
     low, high = wilson(round(accuracy * images), images)
-    seconds = sum(float(row["seconds"]) for row in log)
+    epochs = [float(row["seconds"]) for row in log]
     parameters = sum(p.numel() for p in network.parameters())
     config = network.config
     lines = [
@@ -58,8 +59,9 @@ def write_card(
         f"| parameters | {parameters:,} |",
         f"| time steps, encoding | {config.time_steps}, {config.encoding} |",
         f"| epochs, batch size, seed | {recipe.epochs}, {recipe.batch_size}, {recipe.seed} |",
-        f"| training time | {seconds / 60:.1f} min on {torch.get_num_threads()} CPU thread(s), "
-        f"{trained_on * len(log) / max(seconds, 1e-9):.0f} images per second |",
+        f"| training time | {sum(epochs) / 60:.1f} min on {torch.get_num_threads()} CPU "
+        f"thread(s), {trained_on / max(median(epochs), 1e-9):.0f} images per second in the "
+        "median epoch |",
         f"| started from | {recipe.init or 'random weights'} |",
         f"| black-box substitute | {recipe.substitute or 'none'} |",
         f"| sha256 of the weights | `{sha256}` |",

@@ -6,23 +6,16 @@ import pytest
 import torch
 
 from robustsnn.checkpoint import load_model, read_checkpoint
-from robustsnn.datasets import load_dataset
 from robustsnn.registry import zoo_names
 from robustsnn.snn.neuron import KERNEL_VARIABLE
+from tests.real_data import real_images
 
 SPIKING = sorted(n for n in zoo_names() if read_checkpoint(n).config.kind == "snn")
 
 
 def sample(name, count):
-    config = read_checkpoint(name).config
-    if config.image == (1, 28, 28):
-        data = load_dataset("fashion-mnist", None, samples=count)
-        return data.tensor(), data.targets()
-    generator = torch.Generator().manual_seed(0)
-    # No other images ship: smooth random ones drive the same code.
-    coarse = torch.rand(count, config.image[0], 8, 8, generator=generator)
-    images = torch.nn.functional.interpolate(coarse, config.image[1:], mode="bilinear")
-    return images, torch.randint(0, config.classes, (count,), generator=generator)
+    data = real_images(read_checkpoint(name).meta["data"], count)
+    return data.tensor(), data.targets()
 
 
 @pytest.mark.parametrize("name", SPIKING)
