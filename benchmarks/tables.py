@@ -27,6 +27,13 @@ TITLES = {
     "hire-loop": "HIRE's loop",
     "layers-alone": "layers alone",
 }
+IN_SHORT = {
+    "input-gradient": "input gradients, images per second",
+    "training-step": "training steps, images per second",
+    "inference": "inference, images per second",
+    "input-gradient" + DEFAULT: "input gradients, default process",
+    "peak-memory": "peak memory of an input gradient, MiB",
+}
 COLUMNS = (
     *("measure", "architecture", "steps", "batch", "library", "rounds", "value", "unit"),
     *("lower_quartile", "upper_quartile", "least", "most"),
@@ -164,6 +171,34 @@ def aims(table: pd.DataFrame, headline: tuple[str, int, int]) -> list[Aim]:
     ]
 
 
+def in_short(table: pd.DataFrame, headline: tuple[str, int, int]) -> str:
+    """The headline's network at a glance; what the README shows."""
+    rows = [
+        row
+        for row in table.to_dict("records")
+        if (row["architecture"], row["steps"], row["batch"]) == headline
+        and row["library"] != "hire-loop"
+    ]
+    libraries = [name for name in TITLES if any(row["library"] == name for row in rows)]
+    if not libraries:
+        return "Nothing is measured yet."
+    lines = []
+    for measure, label in IN_SHORT.items():
+        found = {
+            str(row["library"]): float(row["value"]) for row in rows if row["measure"] == measure
+        }
+        cells = [
+            ""
+            if name not in found
+            else f"{found[name] / 2**20:.0f}"
+            if measure == "peak-memory"
+            else _short(headline[2] / found[name])
+            for name in libraries
+        ]
+        lines.append([label, *cells])
+    return _markdown(["", *(TITLES[name] for name in libraries)], lines)
+
+
 def _memory_aims(rows: Sequence[Mapping[Hashable, Any]]) -> list[Aim]:
     what, peer, aim = "peak memory of an input gradient", TITLES[SPIKINGJELLY], "at most 0.5"
     found = []
@@ -213,6 +248,7 @@ def page(
         f"T = {steps} and batches of {batch}, float32, direct encoding, random weights scaled to "
         "spike. Before it is timed every library is shown to compute the same logits and "
         "gradients.",
+        in_short(table, headline),
         "## Aims",
         _markdown(
             ["what", "against", "aim", "measured", "met"],

@@ -285,3 +285,11 @@ def test_the_shown_report_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines = (tmp_path / "page/tables/by-class.csv").read_text().splitlines()
     assert lines[0] == "model,suite,attack,norm,epsilon,label,accuracy"
     assert len(lines) == 1 + 4 * 3
+
+
+def test_the_readme_takes_its_speed_from_the_measurement():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- speed:begin -->\n(.*?)<!-- speed:end -->", readme, re.DOTALL)
+    (table,) = re.findall(r"(?:^\|.*\n)+", shown, re.MULTILINE)
+    measured = (ROOT / "docs" / "results" / "speed" / "speed.md").read_text(encoding="utf-8")
+    assert table in measured

@@ -182,6 +182,8 @@ def test_tables_say_what_was_measured(tmp_path):
     text = tables.page(table, cells, ("vgg5", 8, 32), "- CPU: some", attack)
     assert "4.00x (4.00 to 4.33)" in text
     assert "**not met**" in text and "not measured" in text
+    assert "| input gradients, images per second | 32.0 | 8.00 | 15.2 | 21.3 | 26.7 |" in text
+    assert "| peak memory of an input gradient, MiB | 1 |  | 4 |" in text
     # 32 images in 2.5 s, in a process with default settings only.
     assert "| inference | 12.8 |" in text and "## Inference" not in text
     tables.write(tmp_path / "speed.csv", table.to_csv(index=False))
