@@ -16,6 +16,7 @@ METHODS = {
     "ann": "an ANN trained with plain cross-entropy",
     "hybrid": "an SNN converted from its ANN, then trained with surrogate gradients",
     "hire": "an SNN converted from its ANN, then trained with HIRE-SNN's crafted input noise",
+    "adversarial": "trained on adversarial images",
 }
 
 
@@ -48,7 +49,7 @@ def write_card(
     lines = [
         f"# {recipe.name}",
         "",
-        f"{config.architecture.upper()}: {METHODS[recipe.method]}.",
+        f"{config.architecture.upper()}: {METHODS[recipe.method]}{_ball(recipe)}.",
         "",
         "| | |",
         "|---|---|",
@@ -82,3 +83,12 @@ def write_card(
         "Intended for measuring attacks and defences; not for use on anything that matters.",
     ]
     (folder / "card.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _ball(recipe: Recipe) -> str:
+    settings = recipe.adversarial
+    if settings is None:
+        return ""
+    start = "a random start" if settings.random_start else "the clean image"
+    origin = "" if recipe.init is None else ", after conversion from its ANN"
+    return f" of Linf {settings.epsilon}, {settings.steps} step(s) from {start}{origin}"

@@ -66,29 +66,53 @@ class Hire(_Strict):
 
     @model_validator(mode="after")
     def _sizes(self) -> Hire:
-        for value in (self.step, self.bound):
-            try:
-                parse_epsilon(value)
-            except InputError as error:
-                raise ValueError(str(error)) from None
+        _check_sizes(self.step, self.bound)
         return self
+
+
+class Adversarial(_Strict):
+    """Settings of adversarial training; see `robustsnn.training.adversarial`.
+
+    `epsilon` and `step` are in pixel units, as written: `8/255`; `step` is by default
+    1.25 epsilon for a single step and 2.5 epsilon / steps for more.
+    """
+
+    epsilon: str
+    step: str | None = None
+    steps: Positive = 1
+    random_start: bool = True
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Adversarial:
+        _check_sizes(self.epsilon, *(() if self.step is None else (self.step,)))
+        return self
+
+
+def _check_sizes(*sizes: str) -> None:
+    for size in sizes:
+        try:
+            parse_epsilon(size)
+        except InputError as error:
+            raise ValueError(str(error)) from None
 
 
 class Recipe(_Strict):
     """How a checkpoint came to be: data, architecture, method, settings, seed.
 
     `init` names the ANN checkpoint that a spiking network is converted from (a zoo name or a
-    folder, relative to the recipe); `holdout` keeps that many training images out, for choosing
+    folder, relative to the recipe). Adversarial training takes either kind, and converts a spiking
+    network from an ANN too. `holdout` keeps that many training images out, for choosing
     settings; `train_images` takes only the first so many of the rest.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
     data: str
-    method: Literal["ann", "hybrid", "hire"]
+    method: Literal["ann", "hybrid", "hire", "adversarial"]
     network: NetworkConfig
     init: str | None = None
     conversion: Conversion | None = None
     hire: Hire | None = None
+    adversarial: Adversarial | None = None
     optimizer: Optimizer = Optimizer()
     augmentation: Augmentation = Augmentation()
     epochs: Positive
@@ -100,15 +124,18 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        spiking = self.method != "ann"
-        if spiking != (self.network.kind == "snn"):
-            raise ValueError(f"method {self.method} does not train a {self.network.kind}")
-        if spiking and (self.init is None or self.conversion is None):
-            raise ValueError(f"method {self.method} needs init and conversion")
-        if not spiking and (self.init is not None or self.conversion is not None):
-            raise ValueError("method ann takes neither init nor conversion")
-        if (self.method == "hire") != (self.hire is not None):
-            raise ValueError("the hire section goes with method hire, and only with it")
+        kind = self.network.kind
+        if self.method != "adversarial" and (self.method == "ann") != (kind == "ann"):
+            raise ValueError(f"method {self.method} does not train a {kind}")
+        if kind == "snn" and (self.init is None or self.conversion is None):
+            raise ValueError(f"method {self.method} of an SNN needs init and conversion")
+        if kind == "ann" and (self.init is not None or self.conversion is not None):
+            raise ValueError("an ANN takes neither init nor conversion")
+        for section in ("hire", "adversarial"):
+            if (self.method == section) != (getattr(self, section) is not None):
+                raise ValueError(
+                    f"the {section} section goes with method {section}, and only with it"
+                )
         if self.hire is not None and self.network.time_steps % self.hire.periods:
             raise ValueError(
                 f"hire.periods {self.hire.periods} does not divide "
@@ -118,7 +145,9 @@ class Recipe(_Strict):
 
     def digest(self) -> str:
         """Identity of the recipe: sha256 of its canonical JSON."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        # Without a section that is newer than checkpoints which do not have it.
+        newer = {"adversarial"} if self.adversarial is None else set()
+        canonical = json.dumps(self.model_dump(mode="json", exclude=newer), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

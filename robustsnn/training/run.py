@@ -30,6 +30,7 @@ from robustsnn.snn.conversion import convert
 from robustsnn.snn.network import Network
 from robustsnn.training import ann, hybrid
 from robustsnn.training import update as updates
+from robustsnn.training.adversarial import adversarial_update
 from robustsnn.training.augmentation import augment
 from robustsnn.training.card import write_card
 from robustsnn.training.hire import hire_update
@@ -197,6 +198,8 @@ def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
 def _method(recipe: Recipe) -> Update:
     if recipe.hire is not None:
         return partial(hire_update, settings=recipe.hire)
+    if recipe.adversarial is not None:
+        return partial(adversarial_update, settings=recipe.adversarial)
     return ann.update_batch if recipe.method == "ann" else hybrid.update_batch
 
 

@@ -95,7 +95,11 @@ def test_an_ann_learns_and_logs_every_epoch(place):
 
 @pytest.mark.parametrize(
     ("method", "extra"),
-    [("hybrid", {}), ("hire", {"hire": {"periods": 2, "step": "4/255", "bound": "4/255"}})],
+    [
+        ("hybrid", {}),
+        ("hire", {"hire": {"periods": 2, "step": "4/255", "bound": "4/255"}}),
+        ("adversarial", {"adversarial": {"epsilon": "2/255"}}),
+    ],
 )
 def test_a_spiking_network_learns_from_its_ann(place, method, extra):
     root, work = place
@@ -177,6 +181,8 @@ def test_augmentation_shifts_and_flips():
         ({"method": "hyrbid"}, "method"),
         ({"optimiser": {}}, "optimiser"),
         ({"init": "ann"}, "takes neither init"),
+        ({"method": "adversarial"}, "the adversarial section goes with"),
+        ({"method": "adversarial", "adversarial": {"epsilon": "eight"}}, "adversarial"),
         ({"data": "fashion-mnits"}, "fashion-mnist"),
     ],
 )

@@ -1,0 +1,75 @@
+"""Adversarial training: every batch is attacked by the network of the moment before the update.
+
+One step from a random start inside the ball by default, more steps as an option. Sources: Madry et
+al., ICLR 2018 (PGD); Wong, Rice and Kolter, ICLR 2020 (one step of 1.25 epsilon).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustsnn.snn.network import Network
+from robustsnn.threat import parse_epsilon
+from robustsnn.training.recipe import Adversarial
+from robustsnn.training.update import Progress, plain_update
+
+
+def adversarial_update(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    settings: Adversarial,
+) -> Progress:
+    """One optimizer step on adversarial images only.
+
+    They are crafted in training mode, so dropout draws a mask for every pass.
+
+    Args:
+        network: In training mode, ANN or SNN.
+        optimizer: Over its weights, thresholds and leaks.
+        images: `[batch, channel, height, width]`, pixel units of [0, 1].
+        labels: int64 `[batch]`.
+        settings: Ball, step, number of steps, start.
+
+    Returns:
+        Loss and accuracy on the adversarial images.
+    """
+    return plain_update(network, optimizer, craft(network, images, labels, settings), labels)
+
+
+def craft(network: Network, images: Tensor, labels: Tensor, settings: Adversarial) -> Tensor:
+    """Adversarial images `[batch, ...]`, inside the Linf ball and the pixel range."""
+    bound = parse_epsilon(settings.epsilon)
+    if settings.step is None:
+        size = bound * (1.25 if settings.steps == 1 else 2.5 / settings.steps)
+    else:
+        size = parse_epsilon(settings.step)
+    noise = torch.zeros_like(images)
+    if settings.random_start:
+        noise.uniform_(-bound, bound)
+    with _frozen(network):
+        for _ in range(settings.steps):
+            noisy = (images + noise).clamp(0, 1).requires_grad_()
+            loss = F.cross_entropy(network(noisy), labels)
+            (gradient,) = torch.autograd.grad(loss, noisy)
+            noise = (noise + size * gradient.sign()).clamp(-bound, bound)
+    return (images + noise).clamp(0, 1)
+
+
+@contextmanager
+def _frozen(network: Network) -> Iterator[None]:
+    """Weights get no gradients while images are crafted: they would cost a third of the pass."""
+    learned = [p for p in network.parameters() if p.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
