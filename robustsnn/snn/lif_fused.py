@@ -11,6 +11,7 @@ Compiled by numba at first use and cached on disk; needs no compiler on the mach
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -460,6 +461,11 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="lif")
 
 
+# A forked child has none of its parent's threads, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _spread(run: Callable[[int, int], None], units: int, work: int) -> None:
     """Run over all units of equal size, split among as many threads as torch uses."""
     parts = max(1, min(torch.get_num_threads(), work // WORTH_A_THREAD, units))
@@ -588,8 +594,10 @@ class FusedLIF(torch.autograd.Function):
         by_threshold, by_leak = sums.sum(0)
         return (
             grad_current,
-            threshold.new_tensor(by_threshold) if needs_threshold else None,
-            leak.new_tensor(by_leak) if needs_leak else None,
+            threshold.new_tensor(by_threshold).reshape(threshold.shape)
+            if needs_threshold
+            else None,
+            leak.new_tensor(by_leak).reshape(leak.shape) if needs_leak else None,
             grad_initial,
             *(None,) * 5,
         )

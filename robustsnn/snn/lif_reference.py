@@ -49,6 +49,7 @@ class ReferenceLIF(torch.autograd.Function):
         attached: bool,
     ) -> tuple[Tensor, Tensor]:
         """Spikes `[steps, batch, ...]` and final membrane `[batch, ...]`."""
+        ctx.set_materialize_grads(False)
         static = current.shape[0] == 1
         membranes = [torch.empty_like(current[0]) for _ in range(steps)]
         spikes = empty_over_time(current[0], steps)

@@ -101,15 +101,26 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def _pools(module: nn.Module, following: nn.Module | None) -> bool:
-    """Whether a pool can be taken together with the spikes before it; a hook would miss them."""
+    """Whether a pool can be taken together with the spikes before it.
+
+    A hook would miss them, and a subclass or an instance with its own `forward` is another layer.
+    """
     return (
-        isinstance(module, LIF)
-        and isinstance(following, nn.AvgPool2d)
+        type(module) is LIF
+        and type(following) is nn.AvgPool2d
         and (following.kernel_size, following.stride, following.padding) == (2, 2, 0)
+        and not following.ceil_mode
+        and following.divisor_override is None
         and not any(
             hooks
             for m in (module, following)
-            for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)
+            for hooks in (
+                m._forward_hooks,
+                m._forward_pre_hooks,
+                m._backward_hooks,
+                m._backward_pre_hooks,
+                "forward" in vars(m),
+            )
         )
     )
 

@@ -106,12 +106,17 @@ def lif_sequence(
         Spikes, or with `pool` their means, and the final membrane, which is never pooled.
 
     Raises:
-        ValueError: `current` has neither one nor `steps` entries in time, or no such reset.
+        ValueError: `current` has neither one nor `steps` entries in time, `initial` another
+            shape than one of them, or there is no such reset.
 
     Source: Kundu et al., HIRE-SNN, ICCV 2021, section 3; Rathi and Roy, DIET-SNN, 2020.
     """
     if current.shape[0] not in (1, steps):
         raise ValueError(f"current has {current.shape[0]} time steps, expected 1 or {steps}")
+    if initial is not None and initial.shape != current.shape[1:]:
+        raise ValueError(
+            f"initial membranes {list(initial.shape)} for a current {list(current.shape[1:])}"
+        )
     if reset not in ("soft", "hard"):
         raise ValueError(f"reset must be 'soft' or 'hard', not {reset!r}")
     options = (threshold, leak, initial, steps, surrogate, reset == "hard", not detach_reset)

@@ -5,8 +5,10 @@ import gc
 
 import pytest
 import torch
+from torch import nn
 
 from robustsnn.errors import InputError
+from robustsnn.snn import lif_fused
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.architectures import architectures
 from robustsnn.snn.conversion import calibrate, convert, percentile
@@ -213,6 +215,44 @@ def test_a_pool_taken_with_the_spikes_changes_nothing(name):
     assert {v for o in seen for v in o.unique().tolist()} <= {0.0, 1.0}
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * a.abs().max().item())
+
+
+class HalfPool(nn.AvgPool2d):
+    """A pool of its own."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_only_a_plain_pool_is_taken_with_the_spikes(monkeypatch):
+    network = small("vgg5")
+    taken = []
+    kernel = lif_fused.forward_pooled
+    monkeypatch.setenv("ROBUSTSNN_LIF", "fused")
+    monkeypatch.setattr(lif_fused, "forward_pooled", lambda *a: (taken.append(1), kernel(*a)))
+    plain = network(images())
+    assert len(taken) == 2
+    pools = [i for i, m in enumerate(network.features) if isinstance(m, nn.AvgPool2d)]
+
+    def taken_with(pool):
+        taken.clear()
+        for i in pools:
+            network.features[i] = pool
+        return network(images()), len(taken)
+
+    for other in (HalfPool(2), nn.AvgPool2d(2, ceil_mode=True), nn.AvgPool2d(2, 2, 0)):
+        logits, count = taken_with(other)
+        plainly = type(other) is nn.AvgPool2d and not other.ceil_mode
+        assert count == (2 if plainly else 0)
+        assert torch.equal(logits, plain) != isinstance(other, HalfPool)
+    for spoil in (
+        lambda pool: setattr(pool, "divisor_override", 1),
+        lambda pool: setattr(pool, "forward", lambda x: nn.functional.avg_pool2d(x, 2) * 3),
+        lambda pool: pool.register_full_backward_pre_hook(lambda m, g: None),
+    ):
+        pool = nn.AvgPool2d(2)
+        spoil(pool)
+        assert taken_with(pool)[1] == 0
 
 
 def test_training_mode_does_not_recompute():

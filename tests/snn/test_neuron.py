@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -322,3 +324,70 @@ def test_dropout_mask_holds_over_time_and_keeps_the_mean():
     assert out.mean().item() == pytest.approx(1, abs=0.05)
     x = torch.rand(2, 3, 4)
     assert torch.equal(drop.eval()(x), x)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 130, 4, 14), (1, 600, 2, 4), (3, 1, 4, 6), (2, 3, 2, 2), (0, 3, 4, 4)]
+)
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_pooled_spikes_in_pieces_of_rows_of_any_width(shape, reset, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    flat = torch.randn(4 * shape[0], *shape[1:], generator=generator, dtype=torch.float64)
+    current = flat.contiguous(memory_format=torch.channels_last).unflatten(0, (4, shape[0]))
+    found = []
+    for kernel in ("reference", "fused"):
+        monkeypatch.setenv("ROBUSTSNN_LIF", kernel)
+        leaves = [current.clone().requires_grad_()]
+        leaves += [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.7, 0.9)]
+        spikes, final = lif_sequence(
+            *leaves, steps=4, surrogate=Triangle(), reset=reset, detach_reset=False, pool=True
+        )
+        loss = spikes.cumsum(1).square().sum() + final.sum()
+        found.append((spikes.detach(), final.detach(), *torch.autograd.grad(loss, leaves)))
+    (spikes, final, *grads), (fused_spikes, fused_final, *fused) = found
+    assert torch.equal(fused_spikes, spikes)
+    assert torch.equal(fused_final, final)
+    for got, expected in zip(fused, grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "fused"])
+def test_gradients_of_any_layout_and_thresholds_of_one_entry(kernel, monkeypatch):
+    monkeypatch.setenv("ROBUSTSNN_LIF", kernel)
+    current = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    threshold, leak = (torch.full((1,), v, requires_grad=True) for v in (0.5, 0.9))
+    spikes, _ = lif_sequence(current, threshold, leak, steps=3, surrogate=Triangle())
+    leaves = (current, threshold, leak)
+    # The gradient of a sum is one number, expanded: no strides at all.
+    expanded = torch.autograd.grad(spikes.sum(), leaves, retain_graph=True)
+    dense = torch.autograd.grad(spikes, leaves, torch.ones(3, 2, 5))
+    for got, expected, leaf in zip(expanded, dense, leaves, strict=True):
+        assert got.shape == leaf.shape
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("kernel", ["reference", "fused"])
+@pytest.mark.parametrize("shape", [(1, 5), (5, 5), (3,), (3, 5, 1)])
+def test_initial_membranes_of_another_shape_are_refused(kernel, shape, monkeypatch):
+    monkeypatch.setenv("ROBUSTSNN_LIF", kernel)
+    with pytest.raises(ValueError, match="initial membranes"):
+        LIF()(torch.zeros(2, 3, 5), 2, torch.zeros(shape))
+
+
+AFTER_FORK = """
+import os, torch
+from robustsnn.snn.neuron import LIF
+torch.set_num_threads(2)
+current = torch.ones(4, 8, 10_000)
+LIF()(current, 4)
+child = os.fork()
+if child == 0:
+    # No more than that: OpenMP's own threads do not survive a fork either.
+    os._exit(0 if LIF()(current, 4).spikes[3, 7, 9_999].item() == 1 else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_child_has_threads_of_its_own():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", AFTER_FORK], check=True, timeout=60)
