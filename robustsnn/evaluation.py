@@ -666,6 +666,11 @@ def _preflight(plan: Plan) -> list[dict[str, Any]]:
     network = plan.subject.load()
     logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)
     check_classes(logits.shape[1], plan.subject.name, plan.images)
+    if plan.substitute is not None:
+        # Attacks craft on it at the same batch size: it must fit too.
+        second = plan.substitute.load()
+        estimator = make_estimator("bptt", second)
+        Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)
     return [
         check.row() for check in preflight(network, images, labels, ids, plan.batch_size, plan.seed)
     ]
