@@ -18,6 +18,7 @@ from robustsnn.process import let_idle_threads_sleep
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 OUTPUT = Path("docs/results/speed")
 CELLS = Path("runs/bench")
+PARTS = ("speed", "process", "memory", "attack", "profile")
 
 
 class Process(StrEnum):
@@ -51,9 +52,7 @@ def run(
         Path | None,
         typer.Option(envvar="ROBUSTSNN_DATA", help="Folder of the data [default: the sample]."),
     ] = None,
-    only: Annotated[
-        str, typer.Option(help="Parts, of speed, process, memory, attack, profile.")
-    ] = "speed,process,memory,attack,profile",
+    only: Annotated[str, typer.Option(help=f"Parts, of {', '.join(PARTS)}.")] = ",".join(PARTS),
     limit: Annotated[
         int | None, typer.Option(help="Stop after so many new speed cells.", hidden=True)
     ] = None,
@@ -67,16 +66,19 @@ def run(
 
     _settle(process, threads)
     parts = {p.strip() for p in only.split(",")}
+    if not parts <= set(PARTS):
+        raise InputError(f"--only {only}: choose of {', '.join(PARTS)}.")
     here = machine.describe(process.value)
     store = measuring.Store(cells, machine.identity(here))
     fresh = 0
     stored_cells: list[dict[str, Any]] = []
     for cell in measuring.all_cells(quick):
-        stored = store.read(cell.key)
+        key = f"{cell.key}-quick" if quick else cell.key
+        stored = store.read(key)
         if stored is None and "speed" in parts and (limit is None or fresh < limit):
             fresh += 1
-            say(f"{cell.key}")
-            stored = store.write(cell.key, measuring.measure(cell, quick))
+            say(key)
+            stored = store.write(key, measuring.measure(cell, quick))
             say(_told(stored))
         if stored is not None:
             stored_cells.append(stored)
@@ -87,7 +89,7 @@ def run(
             stored = store.read(key)
             if stored is None and "memory" in parts:
                 stored = store.write(
-                    key, memory.in_fresh_process(library, steps, batch, process.value)
+                    key, memory.in_fresh_process(library, steps, batch, process.value, threads)
                 )
                 say(f"{key}: {stored['bytes'] / 2**20:.0f} MiB")
             if stored is not None:
@@ -95,7 +97,9 @@ def run(
     stored_long = None if quick else store.read(memory.LONG_KEY)
     if stored_long is None and "memory" in parts and not quick:
         say(memory.LONG_KEY)
-        stored_long = store.write(memory.LONG_KEY, memory.long_in_fresh_process(process.value))
+        stored_long = store.write(
+            memory.LONG_KEY, memory.long_in_fresh_process(process.value, threads)
+        )
         say(f"  {stored_long['bytes'] / 2**20:.0f} MiB, {stored_long['seconds']:.0f} s")
     stored_default = []
     for task in () if quick else contenders.TASKS:
@@ -103,7 +107,7 @@ def run(
         stored = store.read(key)
         if stored is None and "process" in parts:
             say(key)
-            stored = store.write(key, measuring.in_default_process(task))
+            stored = store.write(key, measuring.in_default_process(task, threads))
             say(_told(stored))
         if stored is not None:
             stored_default.append(stored)
@@ -113,7 +117,7 @@ def run(
         stored_profile = store.write("profile", profiling.measure())
     model = attack.default_model(data_root) if model is None else model
     samples = (100 if quick else 1000) if samples is None else samples
-    key = f"pgd-{model.replace('/', '-')}-{samples}-{(epsilon or 'chosen').replace('/', '-')}"
+    key = attack.key(model, samples, epsilon)
     stored_attack = store.read(key)
     if stored_attack is None and "attack" in parts:
         say(key)
@@ -183,11 +187,13 @@ def settings(
 
 
 @app.command(hidden=True)
-def measure_cell(task: str, process: ProcessOption = Process.product) -> None:
+def measure_cell(
+    task: str, process: ProcessOption = Process.product, threads: ThreadsOption = None
+) -> None:
     """Print the aims' cell as JSON, without the compiled peer; what `run` calls, once a process."""
     from benchmarks import cells as measuring
 
-    _settle(process, None)
+    _settle(process, threads)
     cell = measuring.Cell(task, *measuring.HEADLINE)
     typer.echo(json.dumps(measuring.measure(cell, compiled=False)))
 
@@ -200,11 +206,12 @@ def measure_memory(
     batch: int,
     recompute: int | None = None,
     process: ProcessOption = Process.product,
+    threads: ThreadsOption = None,
 ) -> None:
     """Print one library's peak memory as JSON; what `run` calls, once a process."""
     from benchmarks import memory
 
-    _settle(process, None)
+    _settle(process, threads)
     typer.echo(json.dumps(memory.measure(library, architecture, steps, batch, recompute)))
 
 
@@ -220,6 +227,8 @@ def _settle(process: Process, threads: int | None) -> None:
 
     apply_process_settings(process.value)
     if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads {threads}: give at least 1.")
         torch.set_num_threads(threads)
 
 
@@ -243,7 +252,7 @@ def _told(stored: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run, with mistakes in what was given told in one line."""
-    if "default" not in sys.argv:
+    if not {"default", "--process=default"} & set(sys.argv):
         # Before torch is imported.
         let_idle_threads_sleep()
     try:

@@ -26,12 +26,19 @@ from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
 
 STEPS = 50
-#: The first of these at which hardly any image is left.
+#: The first of these is taken that leaves at most 8 % of some images: of all then under a tenth.
 EPSILONS = ("8/255", "12/255", "16/255", "24/255", "32/255", "48/255")
 MOST_ROBUST = 0.10
 PREFERRED = ("cifar10/vgg5-snn", "fashion-mnist/vgg5-snn")
 #: Images a call of torchattacks: enough to keep its time loop busy.
 PEER_BATCH = 50
+
+
+def key(model: str, samples: int, epsilon: str | None) -> str:
+    """Names its file: the weights are part of it."""
+    digest = read_checkpoint(model).sha256[:8]
+    size = (epsilon or "chosen").replace("/", "-")
+    return f"pgd-{model.replace('/', '-')}-{digest}-{samples}-{size}"
 
 
 def default_model(data_root: Path | None) -> str:
@@ -64,7 +71,7 @@ def measure(
         model: A zoo name or a checkpoint folder.
         samples: How many of the first images.
         data_root: Where the data are; without, what ships.
-        epsilon: Of the Linf ball; by default the smallest listed that leaves at most a tenth.
+        epsilon: Of the Linf ball; by default the smallest listed that leaves at most 8 % of 200.
         say: Told what is going on.
 
     Raises:

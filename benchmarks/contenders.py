@@ -40,11 +40,16 @@ class Contender(Protocol):
 
 
 class Ours:
-    """This package, by the calls that its attacks and its training make."""
+    """This package, by the calls that its attacks and its training make.
 
-    name = "robustsnn"
+    Args:
+        network: What to copy.
+        whole: Run a batch at once instead of in the micro-batches that a victim chooses.
+    """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, whole: bool = False) -> None:
+        self.name = "robustsnn-whole" if whole else "robustsnn"
+        self.whole = whole
         self.network = copy.deepcopy(network)
         self.network.time_steps = network.time_steps
         self.optimizer: torch.optim.Optimizer | None = None
@@ -74,7 +79,7 @@ class Ours:
 
     def _victim(self, batch: int) -> Victim:
         victim = Victim(self.network, Bptt(), range(batch))
-        if victim.micro_batch > batch:
+        if self.whole or victim.micro_batch > batch:
             victim = Victim(self.network, Bptt(), range(batch), micro_batch=batch)
         return victim
 

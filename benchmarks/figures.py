@@ -17,6 +17,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 STYLES = {
     "robustsnn": ("#d62728", "o", "-"),
+    "robustsnn-whole": ("#d62728", "v", "--"),
     "snntorch": ("#1f77b4", "s", "-"),
     "spikingjelly": ("#2ca02c", "^", "-"),
     "hire-loop": ("#9467bd", "D", "-"),

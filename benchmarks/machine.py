@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import robustsnn
+from robustsnn.snn.neuron import kernel
 
 PACKAGES = ("torch", "numba", "numpy", "snntorch", "spikingjelly", "torchattacks")
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
@@ -42,6 +43,7 @@ def describe(process: str) -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "process_settings": process,
+        "lif_kernel": kernel("cpu"),
         "commit": _commit(),
         "source": source_digest(),
     }
@@ -89,7 +91,8 @@ def as_markdown(machine: dict[str, Any], command: str) -> str:
         f"- memory: {machine['memory_gib']} GiB",
         f"- instructions: {', '.join(machine['flags']) or 'none of ' + ', '.join(FLAGS)}",
         f"- {machine['system']}, Python {machine['python']}, {versions}",
-        f"- process settings: {machine['process_settings']}, alike for every library",
+        f"- process settings: {machine['process_settings']}, alike for every library; LIF kernel: "
+        f"{machine['lif_kernel']}",
         f"- commit {machine['commit']}",
         f"- command: `{command}`",
     ]

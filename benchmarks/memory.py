@@ -21,7 +21,14 @@ from benchmarks.networks import benchmark_network, random_images, random_labels
 SIZES = ((8, 32), (32, 32), (64, 32))
 QUICK_SIZES = ((8, 32),)
 STATUS = Path("/proc/self/status")
-LIBRARIES = ("robustsnn", "snntorch", "spikingjelly", "hire-loop", "layers-alone")
+LIBRARIES = (
+    "robustsnn",
+    "robustsnn-whole",
+    "snntorch",
+    "spikingjelly",
+    "hire-loop",
+    "layers-alone",
+)
 
 
 #: A long sequence, which nobody keeps whole: architecture, time steps, batch, segment.
@@ -34,16 +41,18 @@ def key(library: str, steps: int, batch: int) -> str:
     return f"memory-{library}-vgg5-t{steps}-b{batch}"
 
 
-def in_fresh_process(library: str, steps: int, batch: int, process: str) -> dict[str, Any]:
+def in_fresh_process(
+    library: str, steps: int, batch: int, process: str, threads: int | None
+) -> dict[str, Any]:
     """What `measure` finds for VGG5, there.
 
     Raises:
         RuntimeError: The process failed.
     """
-    return _ask(library, "vgg5", str(steps), str(batch), "--process", process)
+    return _ask(threads, library, "vgg5", str(steps), str(batch), "--process", process)
 
 
-def long_in_fresh_process(process: str) -> dict[str, Any]:
+def long_in_fresh_process(process: str, threads: int | None) -> dict[str, Any]:
     """What `measure` finds for us on the long sequence, recomputing in segments.
 
     Raises:
@@ -51,13 +60,15 @@ def long_in_fresh_process(process: str) -> dict[str, Any]:
     """
     architecture, steps, batch, segment = LONG
     return _ask(
-        *("robustsnn", architecture, str(steps), str(batch)),
+        threads,
+        *("robustsnn-whole", architecture, str(steps), str(batch)),
         *("--recompute", str(segment), "--process", process),
     )
 
 
-def _ask(library: str, *arguments: str) -> dict[str, Any]:
+def _ask(threads: int | None, library: str, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks", "measure-memory", library, *arguments]
+    command += [] if threads is None else ["--threads", str(threads)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -77,7 +88,8 @@ def measure(
     network = copy.deepcopy(benchmark_network(architecture))
     network.time_steps = steps
     network.recompute = recompute
-    contender = next(c for c in (*contenders(network), yardstick(network)) if c.name == library)
+    everyone = (*contenders(network), Ours(network, whole=True), yardstick(network))
+    contender = next(c for c in everyone if c.name == library)
     contender.prepare("input-gradient")
     if isinstance(contender, Ours):
         contender.network.time_steps = min(steps, 2 * (recompute or steps))
