@@ -200,7 +200,7 @@ sys.path.insert(0, sys.argv[1])
 import robustsnn
 from robustsnn import registry
 from robustsnn.datasets import load_dataset
-network = robustsnn.load_model(registry.zoo_names()[0])
+network = robustsnn.load_model("fashion-mnist/vgg5-ann")
 data = load_dataset("fashion-mnist", None, samples=8)
 found = robustsnn.evaluate(network, data, "quick")
 print(json.dumps([robustsnn.__file__, registry.zoo_names(), registry.attack_names(),
