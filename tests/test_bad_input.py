@@ -111,7 +111,7 @@ CASES = [
     case("negative samples", f"evaluate {ROOT}/snn --samples -3", "--samples -3", "at least 1"),
     case("many samples", f"evaluate {ROOT}/snn --samples 2001", "2001", "data root"),
     case("batch size", f"{SNN} --batch-size 0", "--batch-size 0", "at least 1"),
-    case("recompute", f"{SNN} --recompute 0", "at least 1 time step"),
+    case("recompute", f"{SNN} --recompute 0", "--recompute 0", "at least 1"),
     case("threads", f"{SNN} --threads 0", "--threads 0", "at least 1"),
     case("seed", f"{SNN} --seed -1", "--seed -1", "at least 0"),
     # places
