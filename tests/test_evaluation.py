@@ -283,7 +283,7 @@ def test_public_names_are_there_and_no_others():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 @pytest.mark.slow
 def test_memory_does_not_grow_over_200_attack_batches(checkpoints, monkeypatch):
-    monkeypatch.setattr("robustsnn.evaluation.TOGETHER", 1)
+    monkeypatch.setattr("robustsnn.attacking.TOGETHER", 1)
     page = os.sysconf("SC_PAGE_SIZE")
     resident: list[float] = []
 
