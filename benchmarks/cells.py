@@ -27,6 +27,8 @@ from benchmarks.timing import Spread, alternate, rounds_for
 from robustsnn.snn.network import Network
 
 #: The cell that the aims are about.
+#: Images to choose from where some of a batch must be drawn anew.
+SPARE = 256
 HEADLINE = ("vgg5", 8, 32)
 COMPILED = "spikingjelly-compiled"
 
@@ -131,8 +133,8 @@ def measure(
     others = contenders(network)
     for contender in others:
         contender.prepare(cell.task)
-    spare = random_images(max(1, cell.batch // 4), shape, seed=1)
-    images, redrawn = agreeing_images(others, images, spare)
+    spare = random_images(SPARE, shape, seed=1)
+    images, redrawn = agreeing_images(others, images, spare, network)
     rates = firing_rates(network, images[:8])
     found = differences(others, cell.task, images, labels)
     refused = ""

@@ -51,24 +51,10 @@ class ReferenceLIF(torch.autograd.Function):
         """Spikes `[steps, batch, ...]` and final membrane `[batch, ...]`."""
         ctx.set_materialize_grads(False)
         static = current.shape[0] == 1
-        membranes = [torch.empty_like(current[0]) for _ in range(steps)]
-        spikes = empty_over_time(current[0], steps)
-        post = initial
-        for t in range(steps):
-            now = current[0 if static else t]
-            u = membranes[t]
-            if post is None:
-                u.copy_(now)
-            else:
-                torch.mul(post, leak, out=u)
-                u.add_(now)
-            out = torch.div(u, threshold, out=spikes[t])
-            out.sub_(1).gt_(0)
-            post = _reset(u, out, threshold, hard)
+        spikes, membranes, post = run(current, threshold, leak, initial, steps, hard)
         # The spikes are an output: saved this way autograd holds them without a cycle.
         ctx.save_for_backward(threshold, leak, initial, spikes, *membranes)
         ctx.static, ctx.surrogate, ctx.hard, ctx.attached = static, surrogate, hard, attached
-        assert post is not None
         return spikes, post
 
     @staticmethod
@@ -123,6 +109,47 @@ class ReferenceLIF(torch.autograd.Function):
             post_grad if needs_initial else None,
             *(None,) * 4,
         )
+
+
+def run(
+    current: Tensor,
+    threshold: Tensor,
+    leak: Tensor,
+    initial: Tensor | None,
+    steps: int,
+    hard: bool,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The dynamics alone.
+
+    Args:
+        current: `[time, batch, ...]`, or `[1, batch, ...]` for every step.
+        threshold: Scalar.
+        leak: Scalar.
+        initial: Membrane before the first step, `[batch, ...]`; zero if absent.
+        steps: Number of time steps, >= 1.
+        hard: Whether a spike sets the membrane to zero instead of subtracting the threshold.
+
+    Returns:
+        Spikes `[steps, batch, ...]`, the membrane before reset of each step, `[batch, ...]`, and
+        the final membrane after reset.
+    """
+    static = current.shape[0] == 1
+    membranes = [torch.empty_like(current[0]) for _ in range(steps)]
+    spikes = empty_over_time(current[0], steps)
+    post = initial
+    for t in range(steps):
+        now = current[0 if static else t]
+        u = membranes[t]
+        if post is None:
+            u.copy_(now)
+        else:
+            torch.mul(post, leak, out=u)
+            u.add_(now)
+        out = torch.div(u, threshold, out=spikes[t])
+        out.sub_(1).gt_(0)
+        post = _reset(u, out, threshold, hard)
+    assert post is not None
+    return spikes, membranes, post
 
 
 def _reset(u: Tensor, out: Tensor, threshold: Tensor, hard: bool) -> Tensor:

@@ -22,7 +22,7 @@ if not missing:
     from benchmarks import figures, tables
     from benchmarks.cells import Cell, Store, contenders, measure
     from benchmarks.contenders import TASKS, ModuleContender
-    from benchmarks.equality import UnequalError, agreeing_images, differences
+    from benchmarks.equality import UnequalError, agreeing_images, differences, meeting
     from benchmarks.networks import firing_rates, random_images, random_labels, random_network
     from benchmarks.peers_snntorch import SnnTorchNetwork
     from benchmarks.peers_spikingjelly import SpikingJellyNetwork
@@ -47,7 +47,8 @@ def test_every_library_computes_the_same_network(architecture, task):
     every = contenders(network)
     for contender in every:
         contender.prepare(task)
-    images, _ = agreeing_images(every, random_images(6, shape), random_images(2, shape, 1))
+    some = random_images(6, shape)
+    images, _ = agreeing_images(every, some, random_images(2, shape, 1), network)
     found = differences(every, task, images, random_labels(6))
     assert set(found) == {"snntorch", "spikingjelly", "hire-loop"}
     # The grid makes sums exact: not a single spike may differ.
@@ -69,7 +70,30 @@ def test_another_network_is_not_timed():
     with pytest.raises(UnequalError, match="snntorch"):
         differences(other, "input-gradient", random_images(4, IMAGE), random_labels(4))
     with pytest.raises(UnequalError, match="disagree"):
-        agreeing_images(other, random_images(4, IMAGE), random_images(1, IMAGE, 1))
+        agreeing_images(other, random_images(4, IMAGE), random_images(9, IMAGE, 1), network)
+
+
+def test_images_are_drawn_anew_where_a_membrane_meets_the_threshold_and_only_there():
+    network = tiny()
+    *_, last = network.spiking_layers().values()
+    images, spare = random_images(6, IMAGE), random_images(9, IMAGE, 1)
+    currents = []
+    hook = last.register_forward_hook(lambda module, args, output: currents.append(args[0]))
+    network(images)
+    hook.remove()
+    first = currents[0][0, 3]
+    with torch.no_grad():
+        # What one membrane of one image reaches at once: a spike to SpikingJelly alone.
+        last.threshold.fill_(first[first > 0].min())
+    every = contenders(network)
+    for contender in every:
+        contender.prepare("inference")
+    assert bool(meeting(network, images)[3])
+    kept, replaced = agreeing_images(every, images, spare, network)
+    assert replaced >= 1
+    assert not torch.equal(kept[3], images[3])
+    reference, *others = (c.logits(kept) for c in every)
+    assert all(torch.equal(logits, reference) for logits in others)
 
 
 def test_spikingjelly_has_the_trained_network(monkeypatch):
