@@ -11,6 +11,7 @@ from torch import Tensor
 from robustsnn.errors import InputError, unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 LossName = Literal["cross-entropy", "margin", "dlr"]
 
 
@@ -45,6 +46,26 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """`z_t - z_y`, how far the target class t is ahead of the true one."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """The targeted margin over `z_(1) - (z_(3) + z_(4)) / 2`, so free of their scale.
+
+    Raises:
+        InputError: Fewer than four classes.
+
+    Source: Croce and Hein, ICML 2020, equation 7.
+    """
+    if logits.shape[1] < 4:
+        raise InputError("the targeted-dlr loss needs at least 4 classes: use targeted-margin.")
+    top = logits.topk(4, dim=1).values
+    scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return targeted_margin(logits, labels, targets) / (scale + 1e-12)
+
+
 LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
 
 
@@ -57,3 +78,20 @@ def loss_function(name: str) -> Loss:
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
     return LOSSES[name]
+
+
+TARGETED: dict[str, TargetedLoss] = {
+    "targeted-margin": targeted_margin,
+    "targeted-dlr": targeted_dlr,
+}
+
+
+def targeted_loss(name: str) -> TargetedLoss:
+    """The loss of that name that takes targets.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in TARGETED:
+        raise unknown("targeted loss", name, TARGETED)
+    return TARGETED[name]

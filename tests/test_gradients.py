@@ -5,6 +5,7 @@ from torch import nn
 from robustsnn.errors import InputError
 from robustsnn.gradients import Backprop, Bptt, make_estimator
 from robustsnn.snn.network import Network, NetworkConfig
+from robustsnn.snn.neuron import LIF, FixedDropout
 from robustsnn.snn.surrogate import SURROGATES, make_surrogate
 from robustsnn.victim import Victim
 
@@ -34,6 +35,23 @@ def network(kind="snn") -> Network:
         ("bptt:triangle:width=0.5,amplitude=2", "bptt:triangle(width=0.5,amplitude=2)"),
         ("bptt:fast-sigmoid", "bptt:fast-sigmoid(width=0.25,amplitude=1)"),
         ("bptt:rectangle(width=2)", "bptt:rectangle(width=2,amplitude=1)"),
+        ("bptt:reset=attached", "bptt:reset=attached"),
+        ("bptt:cut=1,reset=detached", "bptt:reset=detached,cut=1"),
+        ("bptt:arctan:width=0.5,cut=2", "bptt:arctan(width=0.5,amplitude=1):cut=2"),
+        ("bptr", "bptr"),
+        ("bptr:leak=0.1", "bptr:leak=0.1"),
+        ("rga", "rga"),
+        ("rga:gamma=0.3", "rga:gamma=0.3"),
+        ("hart", "hart:width=0.5"),
+        ("pdsg", "pdsg"),
+        ("assg", "assg:vanishing=0.425"),
+        ("assg:vanishing=0.45", "assg:vanishing=0.45"),
+        ("twin", "twin"),
+        ("spsa", "spsa:pairs=64,sigma=2/255"),
+        ("spsa:pairs=8,sigma=0.01", "spsa:pairs=8,sigma=0.01"),
+        ("bptt:draws=5", "bptt:draws=5,average=gradients"),
+        ("bptt:arctan:draws=5", "bptt:arctan(width=0.31831,amplitude=1):draws=5,average=gradients"),
+        ("assg:draws=2,average=logits", "assg:vanishing=0.425,draws=2,average=logits"),
     ],
 )
 def test_names_on_a_spiking_network(text, name):
@@ -65,7 +83,23 @@ def test_without_spikes_bptt_is_backprop(plain):
         ("bptt:arctan:width=-1", "positive"),
         ("bptt:arctan(width=1", "malformed"),
         ("backprop", "use bptt"),
-        ("backprop:x", "no settings"),
+        ("backprop:x=1", "no settings"),
+        ("backprop:x", "has no surrogate"),
+        ("rga:arctan", "has no surrogate"),
+        ("rga:beta=1", "beta must be above 1"),
+        ("bptr:leak=2", r"leak must lie in \[0, 1\]"),
+        ("hart:width=0", "width must be above 0"),
+        ("hart:widht=1", "Did you mean 'width'"),
+        ("assg:vanishing=0.5", "between 0 and 0.5"),
+        ("bptt:reset=half", "attached or detached"),
+        ("bptt:cut=0", "at least 1 time step"),
+        ("bptt:width=2", "Did you mean|setting of bptt"),
+        ("bptt:cut=1,cut=2", "given twice"),
+        ("spsa:pairs=0", "pairs must be at least 1"),
+        ("spsa:draws=4", "draws anew"),
+        ("bptt:draws=0", "draws must be at least 1"),
+        ("bptt:draws=4,average=votes", "gradients or logits"),
+        ("bptt:average=logits", "needs draws too"),
     ],
 )
 def test_bad_estimators_are_refused_in_one_line(text, says):
@@ -111,3 +145,29 @@ def test_logits_do_not_depend_on_the_estimator():
         assert torch.equal(
             Victim(made, Bptt(make_surrogate(name)), range(4)).logits(images), expected
         )
+
+
+def test_the_twin_is_the_network_with_staircases_for_neurons():
+    made = network()
+    images = torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0])
+    x = images.clone().requires_grad_()
+    here = (x - 0.5) / 0.25
+    for module in (*made.features, *made.classifier):
+        if isinstance(module, LIF):
+            ramp = (here / module.threshold).clamp(0, 1)
+            stairs = torch.floor(8 * ramp + 0.5) / 8
+            here = ramp + (stairs - ramp).detach()
+        elif not isinstance(module, FixedDropout):
+            here = module(here)
+    # The sum over time of a static input is a multiple.
+    loss = nn.functional.cross_entropy(4 * here, labels, reduction="sum")
+    (expected,) = torch.autograd.grad(loss, x)
+    victim = Victim(made, make_estimator("twin", made), range(4))
+    found = victim.gradient(images, labels)
+    torch.testing.assert_close(found.gradient, expected)
+    assert bool((expected != 0).any())
+    # Its own logits would be a forecast of the network's; they must not be taken for them.
+    assert torch.equal(found.logits, made.eval()(images))
+    assert victim.forward_passes.tolist() == [2] * 4
+    assert victim.backward_passes.tolist() == [1] * 4

@@ -9,8 +9,8 @@ from torch import nn
 
 from robustsnn.errors import InputError
 from robustsnn.gradients import Backprop, Bptt, make_estimator
-from robustsnn.losses import LOSSES
-from robustsnn.randomness import Rng
+from robustsnn.losses import LOSSES, TARGETED, margin
+from robustsnn.randomness import Rng, derive
 from robustsnn.registry import load_attack
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.surrogate import make_surrogate
@@ -344,3 +344,156 @@ def test_memory_does_not_grow_over_200_attack_batches(kind):
     attacked(20, 200)
     # One graph of this network kept per batch would be some 100 MB by now.
     assert resident() - before < 20e6
+
+
+def test_a_short_batch_may_be_padded_to_a_power_of_two_only():
+    recorder = Recorder()
+    images, labels = batch(11)
+    victim = Victim(recorder, Backprop(), range(11), micro_batch=8, shrink=True)
+    expected = Victim(recorder, Backprop(), range(11), micro_batch=8).gradient(images, labels)
+    recorder.batches.clear()
+    found = victim.gradient(images, labels)
+    torch.testing.assert_close(found.gradient, expected.gradient)
+    victim.select([5]).logits(images[[5]])
+    assert recorder.batches == [8, 4, 1]
+
+
+def test_the_start_goes_with_its_images():
+    images, _ = batch(6)
+    victim = Victim(Recorder(), Backprop(), range(6), start=images)
+    assert Victim(Recorder(), Backprop(), range(6)).start is None
+    assert torch.equal(victim.select([4, 1]).start, images[[4, 1]])
+    assert torch.equal(victim.select([4, 1]).select([1]).start, images[[1]])
+    with pytest.raises(ValueError, match="another number"):
+        Victim(Recorder(), Backprop(), range(6), start=images[:2])
+
+
+@pytest.mark.parametrize("loss", TARGETED)
+def test_targeted_losses_follow_their_own_target(loss):
+    recorder = Recorder()
+    images, labels = batch(6)
+    targets = (labels + 1) % 4
+    found = Victim(recorder, Backprop(), range(6), micro_batch=4).gradient(
+        images, labels, loss, targets
+    )
+    x = images.clone().requires_grad_()
+    z = recorder.linear(x.flatten(1))
+    top = z.sort(1, descending=True).values
+    rows = torch.arange(6)
+    values = z[rows, targets] - z[rows, labels]
+    if loss == "targeted-dlr":
+        values = values / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    torch.testing.assert_close(found.loss, values)
+    torch.testing.assert_close(found.gradient, torch.autograd.grad(values.sum(), x)[0])
+    with pytest.raises(InputError, match="targeted loss"):
+        Victim(recorder, Backprop(), range(6)).gradient(images, labels, "margin", targets)
+
+
+class Noisy(nn.Module):
+    """Logits that depend on a draw in a way that does not average out."""
+
+    stochastic = True
+    classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(64, 3, dtype=torch.float64))
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        noise = torch.stack(
+            [torch.randn(64, generator=torch.Generator().manual_seed(int(k) % 2**31)) for k in keys]
+        )
+        return torch.tanh(images.flatten(1) * noise.double()) @ self.weight
+
+
+@pytest.mark.parametrize("average", ["gradients", "logits"])
+@pytest.mark.parametrize("micro_batch", [3, 8, 100])
+def test_expectation_over_draws(average, micro_batch):
+    network = Noisy()
+    images, labels = batch(5)
+    labels = labels % 3
+    estimator = make_estimator(f"backprop:draws=6,average={average}", network)
+    victim = Victim(network, estimator, range(5), micro_batch=micro_batch, seed=3)
+    found = victim.gradient(images, labels)
+    assert victim.forward_passes.tolist() == victim.backward_passes.tolist() == [6] * 5
+    # Each image's draws are keyed by seed, image and pass count, whatever the batch.
+    for i in range(5):
+        keys = torch.tensor([derive(3, "key", i, n, 0) for n in range(6)])
+        x = images[[i]].clone().requires_grad_()
+        logits = network(x.expand(6, -1, -1, -1), keys)
+        one = torch.nn.functional.cross_entropy
+        if average == "logits":
+            value = one(logits.mean(0, keepdim=True), labels[[i]])
+        else:
+            value = one(logits, labels[[i]].expand(6))
+        torch.testing.assert_close(found.gradient[[i]], torch.autograd.grad(value, x)[0])
+        torch.testing.assert_close(found.logits[i], logits.mean(0))
+        mean = one(logits.mean(0, keepdim=True), labels[[i]])
+        torch.testing.assert_close(found.loss[i], mean)
+
+
+def test_simultaneous_perturbation_is_its_formula_and_needs_no_derivative():
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.inputs = Recorder(), []
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.inputs.append(images.clone())
+            logits: torch.Tensor = self.inner(images).round(decimals=1).detach()
+            return logits
+
+    network = Watched().eval()
+    images, labels = batch(3)
+    estimator = make_estimator("spsa:pairs=4,sigma=0.3", network)
+    victim = Victim(network, estimator, range(3), micro_batch=3)
+    found = victim.gradient(images, labels, "margin")
+    assert victim.forward_passes.tolist() == [9] * 3
+    assert victim.backward_passes.tolist() == [0] * 3
+    expected = torch.zeros_like(images)
+    clean, *probes = network.inputs
+    assert torch.equal(clean, images)
+    for above, below in zip(probes[::2], probes[1::2], strict=True):
+        torch.testing.assert_close(above + below, 2 * images)
+        signs = (above - images) / 0.3
+        torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+        slope = margin(network(above), labels) - margin(network(below), labels)
+        expected += slope.reshape(-1, 1, 1, 1) * signs / (2 * 0.3 * 4)
+    torch.testing.assert_close(found.gradient, expected)
+    again = victim.gradient(images, labels, "margin").gradient
+    assert not torch.equal(again, found.gradient)
+    # The same whatever the batch, drawn by image and pass count.
+    alone = Victim(network, estimator, [2], micro_batch=8)
+    torch.testing.assert_close(
+        alone.gradient(images[[2]], labels[[2]], "margin").gradient, found.gradient[[2]]
+    )
+
+
+def test_simultaneous_perturbation_tends_to_the_gradient():
+    recorder = Recorder()
+    images, labels = batch(4)
+    exact = Victim(recorder, Backprop(), range(4)).gradient(images, labels, "margin").gradient
+    estimator = make_estimator("spsa:pairs=2000,sigma=0.001", recorder)
+    found = Victim(recorder, estimator, range(4)).gradient(images, labels, "margin").gradient
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(1), exact.flatten(1))
+    # For N random directions in d dimensions it is about sqrt(N / (N + d)).
+    assert float(cosine.min()) > 0.95
+
+
+def test_the_exposed_network_differentiates_by_the_estimator_and_forwards_as_itself():
+    made = network()
+    images, labels = batch(5)
+    for text in ("bptt:arctan:width=0.3", "rga", "twin", "hart:width=1"):
+        estimator = make_estimator(text, made)
+        victim = Victim(made, estimator, range(5), micro_batch=4)
+        x = images.clone().requires_grad_()
+        logits = victim.network(x)
+        torch.testing.assert_close(logits.detach(), made.eval()(images))
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        expected = Victim(made, estimator, range(5), micro_batch=4).gradient(images, labels)
+        if text == "twin":
+            # The loss is taken at the network's own logits, which the library sees.
+            assert bool((x.grad.flatten(1) != 0).any(1).all())
+        else:
+            torch.testing.assert_close(x.grad, expected.gradient)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from robustsnn.errors import InputError
 from robustsnn.snn.lif_reference import ReferenceLIF
+from robustsnn.snn.lif_reference import run as run_reference
+from robustsnn.snn.ruled import Rule, Trace, ruled
 from robustsnn.snn.surrogate import Surrogate, Triangle, describe
 
 LEAST_THRESHOLD = 1e-3
@@ -126,9 +128,13 @@ def lif_sequence(
         pool = pool and not here
     else:
         spikes, membrane = ReferenceLIF.apply(current, *options)
-    if pool:
-        spikes = F.avg_pool2d(spikes.flatten(0, 1), 2).unflatten(0, spikes.shape[:2])
-    return LIFOutput(spikes, membrane)
+    return LIFOutput(average_over_windows(spikes) if pool else spikes, membrane)
+
+
+def average_over_windows(spikes: Tensor) -> Tensor:
+    """Means over windows of 2 x 2 pixels of `[time, batch, channel, height, width]`."""
+    means: Tensor = F.avg_pool2d(spikes.flatten(0, 1), 2)
+    return torch.unflatten(means, 0, spikes.shape[:2])
 
 
 def _fused(current: Tensor, surrogate: Surrogate) -> bool:
@@ -153,7 +159,8 @@ def _tell_about(kind: type) -> None:
 class LIF(nn.Module):
     """A layer of LIF neurons with one learnable threshold and one learnable leak.
 
-    It holds no state: the membrane goes in and comes out.
+    It holds no state: the membrane goes in and comes out. `rule`, if set, replaces its backward
+    pass (see `robustsnn.snn.ruled`); its spikes stay the same.
     """
 
     def __init__(
@@ -170,11 +177,16 @@ class LIF(nn.Module):
         self.surrogate: Surrogate = surrogate if surrogate is not None else Triangle()
         self.reset: Reset = reset
         self.detach_reset = detach_reset
+        self.rule: Rule | None = None
 
     def forward(
         self, current: Tensor, steps: int, initial: Tensor | None = None, pool: bool = False
     ) -> LIFOutput:
         """Spikes `[steps, batch, ...]` and final membrane `[batch, ...]`; see `lif_sequence`."""
+        if self.rule is not None and torch.is_grad_enabled():
+            run = partial(self.trace, steps=steps, initial=initial)
+            spikes, membrane = ruled(run, current, self.rule)
+            return LIFOutput(average_over_windows(spikes) if pool else spikes, membrane)
         return lif_sequence(
             current,
             self.threshold,
@@ -185,6 +197,28 @@ class LIF(nn.Module):
             reset=self.reset,
             detach_reset=self.detach_reset,
             pool=pool,
+        )
+
+    @torch.no_grad()
+    def trace(self, current: Tensor, steps: int, initial: Tensor | None = None) -> Trace:
+        """Everything that the layer does over a sequence; arguments as in `lif_sequence`."""
+        hard = self.reset == "hard"
+        threshold, leak = self.threshold.detach(), self.leak.detach()
+        options: dict[str, Any] = {"surrogate": self.surrogate, "reset": self.reset}
+        spikes, final = lif_sequence(
+            current, threshold, leak, steps=steps, initial=initial, **options
+        )
+        return Trace(
+            current=current,
+            spikes=spikes,
+            replay=lambda: run_reference(current, threshold, leak, initial, steps, hard)[1],
+            final=final,
+            threshold=threshold,
+            leak=leak,
+            hard=hard,
+            attached=not self.detach_reset,
+            surrogate=self.surrogate,
+            plain=initial is None,
         )
 
     @torch.no_grad()
