@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,23 +17,35 @@ from torch import Tensor, nn
 from robustsnn.batching import out_of_memory
 from robustsnn.errors import InputError
 from robustsnn.gradients import make_estimator
+from robustsnn.losses import margin
 from robustsnn.scoring import score
+from robustsnn.snn.neuron import FixedDropout
 from robustsnn.victim import Victim
 
 IMAGES = 64
 MOST_ZERO_GRADIENTS = 0.05
 MOST_TIES = 0.01
 ALONE = 8
+#: Passes, and the distance of normalised logits, of AutoAttack's check for randomness.
+RUNS, APART = 5, 1e-4
+#: What AutoAttack takes for an optimisation inside a forward pass, and where it is defined.
+INNER, DEFINED = ("grad", "backward", "_make_grads"), Path(torch.__file__).parent / "autograd"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its outcome, the number behind it, and what it means in a sentence."""
+    """One check: its outcome, the number behind it, and what it means in a sentence.
+
+    `id` is that of the diagnostic it belongs to, `D1` to `D14`, or `AA` for one of AutoAttack's
+    flags only; `details` are more numbers.
+    """
 
     check: str
     passed: bool
     evidence: float
     sentence: str
+    id: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """As it stands in `manifest.json`."""
@@ -58,13 +74,20 @@ def preflight(
         InputError: The network does not take the images, or its logits are not finite.
     """
     logits = finite_logits(network, images, image_ids, micro_batch, seed)
+    given = (network, images, image_ids, micro_batch, seed)
     return [
-        _repeatable(network, images, image_ids, micro_batch, seed, logits),
-        _alone(network, images, image_ids, micro_batch, seed),
+        _repeatable(*given, logits),
+        _same_every_time(*given, labels, logits),
+        _alone(*given),
+        _leaves_nothing(*given),
+        _no_batch_statistics(network),
+        _modes_agree(*given, logits),
         _under_attack(network, images, labels, image_ids, micro_batch, seed, logits),
+        _no_inner_optimisation(*given),
         *_gradients(network, images, labels, image_ids, micro_batch, seed),
         _not_probabilities(logits),
         _ties(logits),
+        _values(logits, labels),
     ]
 
 
@@ -116,7 +139,7 @@ def _repeatable(
         said = "Two passes of the same images "
     passed = differing == 0
     verdict = "agree." if passed else f"differ on {differing:.1%} of images: state or draws leak."
-    return Check("repeatable", passed, differing, said + verdict)
+    return Check("repeatable", passed, differing, said + verdict, "D9")
 
 
 def _alone(
@@ -142,7 +165,156 @@ def _alone(
         largest = float((together.argmax(1) != alone.argmax(1)).double().mean())
         passed = largest == 0
     verdict = "are those of the image in a batch." if passed else "depend on its batch."
-    return Check("alone-as-in-batch", passed, largest, f"The logits of an image alone {verdict}")
+    said = f"The logits of an image alone {verdict}"
+    return Check("alone-as-in-batch", passed, largest, said, "D9")
+
+
+def _same_every_time(
+    network: nn.Module,
+    images: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+    labels: Tensor,
+    logits: Tensor,
+) -> Check:
+    """AutoAttack's check for randomness, where it differs from `repeatable`: five passes."""
+    runs = [logits]
+    runs += [score(network, images, ids, micro_batch, seed) for _ in range(RUNS - 1)]
+    right = {int((run.argmax(1) == labels).sum()) for run in runs}
+    unit = [nn.functional.normalize(run.double(), dim=1) for run in runs]
+    apart = max(
+        float((one - other).norm(dim=1).max())
+        for place, one in enumerate(unit)
+        for other in unit[:place]
+    )
+    passed = len(right) == 1 and apart <= APART
+    verdict = (
+        f"agree on how many images are right and within {APART:g} on their logits."
+        if passed
+        else f"get {min(right)} to {max(right)} of {len(labels)} images right, their normalised "
+        f"logits up to {apart:.2g} apart: declare the draws (`stochastic`, `keys`) or drop them."
+    )
+    return Check(
+        "randomised", passed, apart, f"{RUNS} passes {verdict}", "D8", {"right": sorted(right)}
+    )
+
+
+def _leaves_nothing(
+    network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
+) -> Check:
+    """Whether other images leave a trace in the logits of these, or in the network's buffers."""
+    few, some = images[:ALONE], list(ids[:ALONE])
+    others = images[-ALONE:].flip(0)
+    network = copy.deepcopy(network)
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    before = score(network, few, some, micro_batch, seed)
+    score(network, 1 - others, some[: len(others)], micro_batch, seed)
+    after = score(network, few, some, micro_batch, seed)
+    differing = float((before != after).any(1).double().mean())
+    changed = [
+        name
+        for name, value in network.named_buffers()
+        if name not in buffers or not torch.equal(value, buffers[name])
+    ]
+    passed = differing == 0 and not changed
+    verdict = (
+        "leave no trace."
+        if passed
+        else f"change the logits of {differing:.1%} of the next ones: reset all state."
+        if differing
+        else f"change what the network keeps ({', '.join(changed[:3])}): reset all state."
+    )
+    return Check(
+        "state-leak", passed, differing, f"Images seen before {verdict}", "D9", {"changed": changed}
+    )
+
+
+def _no_batch_statistics(network: nn.Module) -> Check:
+    """Whether a normalisation takes its mean from the batch at hand."""
+    kinds = (nn.modules.batchnorm._BatchNorm,)
+    found = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, kinds) and (module.training or module.running_mean is None)
+    ]
+    verdict = (
+        f"takes its statistics from the batch in {', '.join(found[:3])}: evaluate with stored ones."
+        if found
+        else "takes no statistics from the batch."
+    )
+    return Check("batch-statistics", not found, float(len(found)), f"The network {verdict}", "D9")
+
+
+def _modes_agree(
+    network: nn.Module,
+    images: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+    logits: Tensor,
+) -> Check:
+    """Whether neurons in training mode, which some libraries differentiate in, spike alike."""
+    network = copy.deepcopy(network)
+    neurons = [module for module in network.modules() if _is_neuron(module)]
+    for module in neurons:
+        module.training = True
+    trained = score(network, images, ids, micro_batch, seed)
+    differing = float((trained.argmax(1) != logits.argmax(1)).double().mean())
+    verdict = (
+        "predict as in evaluation mode."
+        if differing == 0
+        else f"predict otherwise on {differing:.1%} of images than in evaluation mode: gradients "
+        "taken there are of another network."
+    )
+    return Check(
+        "neuron-modes",
+        differing == 0,
+        differing,
+        f"Neurons in training mode {verdict}",
+        "D9",
+        {"modules": len(neurons)},
+    )
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    """A layer that torch does not know and that holds no other: dropout is meant to differ."""
+    if isinstance(module, FixedDropout) or any(True for _ in module.children()):
+        return False
+    return not type(module).__module__.startswith("torch.nn.")
+
+
+def _no_inner_optimisation(
+    network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
+) -> Check:
+    """AutoAttack's check for a defence that optimises while it predicts."""
+    with _calls_seen() as seen:
+        score(network, images[:2], ids[:2], min(2, micro_batch), seed)
+    verdict = (
+        f"calls {', '.join(sorted(seen))} while it predicts: attacks that do not see that "
+        "optimisation are too weak; attack it through its steps."
+        if seen
+        else "takes no gradient while it predicts."
+    )
+    return Check("dynamic", not seen, float(len(seen)), f"The network {verdict}", "AA")
+
+
+@contextmanager
+def _calls_seen() -> Iterator[set[str]]:
+    """The functions of torch's autograd that are called inside."""
+    seen: set[str] = set()
+
+    def watch(frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name in INNER and str(DEFINED) in code.co_filename:
+            seen.add(code.co_name)
+
+    before = sys.getprofile()
+    try:
+        sys.setprofile(watch)
+        yield seen
+    finally:
+        sys.setprofile(before)
 
 
 def _under_attack(
@@ -161,6 +333,7 @@ def _under_attack(
             not training,
             float(training),
             "Draws of an attack differ from those of the verdict, as declared.",
+            "D9",
         )
     seen = _victim(network, ids, micro_batch, seed).gradient(images, labels).logits
     differing = float((seen.argmax(1) != logits.argmax(1)).double().mean())
@@ -170,7 +343,8 @@ def _under_attack(
         if passed
         else f"other classes on {differing:.1%} of images than when it is evaluated."
     )
-    return Check("attack-mode", passed, differing, f"Under attack the network predicts {verdict}")
+    said = f"Under attack the network predicts {verdict}"
+    return Check("attack-mode", passed, differing, said, "D9")
 
 
 def _gradients(
@@ -192,12 +366,14 @@ def _gradients(
             zero,
             f"The input gradient ({victim.estimator.name}) is all zero for {zero:.1%} of the clean "
             "images: an attack that follows it cannot move there.",
+            "D1",
         ),
         Check(
             "nonfinite-gradient",
             bad == 0,
             bad,
             f"The input gradient has NaN or infinite entries for {bad:.1%} of the clean images.",
+            "D1",
         ),
     ]
 
@@ -211,7 +387,7 @@ def _not_probabilities(logits: Tensor) -> Check:
         if looks
         else "is logits, not probabilities."
     )
-    return Check("logits", not looks, sums, f"What the network returns {verdict}")
+    return Check("logits", not looks, sums, f"What the network returns {verdict}", "D10")
 
 
 def _ties(logits: Tensor) -> Check:
@@ -223,6 +399,29 @@ def _ties(logits: Tensor) -> Check:
         tied,
         f"Two classes share the highest logit on {tied:.1%} of the clean images; the worst case "
         "counts a tie as an error.",
+        "D10",
+    )
+
+
+def _values(logits: Tensor, labels: Tensor) -> Check:
+    """How finely the logits are graded, and how large: a record, no verdict."""
+    distinct = int(logits.unique().numel())
+    lead = -margin(logits.double(), labels)
+    return Check(
+        "logit-values",
+        True,
+        float(distinct),
+        f"The logits of the clean images take {distinct} values; the largest is "
+        f"{float(logits.abs().max()):.3g}.",
+        "D10",
+        {
+            "images": len(logits),
+            "largest": float(logits.abs().max()),
+            "median lead of the label": float(lead.median()),
+            "cross-entropy exactly 0": float(
+                (nn.functional.cross_entropy(logits, labels, reduction="none") == 0).double().mean()
+            ),
+        },
     )
 
 

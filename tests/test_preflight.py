@@ -71,6 +71,87 @@ class TwoFaced(Base):
         return logits.roll(1, 1) if images.requires_grad else logits
 
 
+class OwnStatistics(Base):
+    """Normalised by the batch at hand, whatever the mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, track_running_stats=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(images))
+
+
+class Remembering(Base):
+    """Keeps a buffer of what it saw, and says nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen = images.mean()
+        return super().forward(images)
+
+
+class Haunted(Base):
+    """What other images left comes back once."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        before = getattr(self, "before", None)
+        self.before = images.detach().clone()
+        logits = super().forward(images)
+        if before is None or before.shape != images.shape or torch.equal(before, images):
+            return logits
+        haunted: torch.Tensor = logits + 1e-3 * before.flatten(1)[:, :3]
+        return haunted
+
+
+class Neuron(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -x if self.training else x
+
+
+class Moody(Base):
+    """Its neurons do something else in training mode; its dropout may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neuron, self.dropout = Neuron(), nn.Dropout(0.9)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.dropout(self.neuron(super().forward(images)))
+        return logits
+
+
+class Dropping(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.norm = nn.Dropout(0.9), nn.BatchNorm2d(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.dropout(self.norm(images)))
+
+
+class Purifying(Base):
+    """Takes a gradient step on its input before it predicts."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = images.detach().requires_grad_()
+            (step,) = torch.autograd.grad(super().forward(x).sum(), x)
+        return super().forward(images + 0.01 * step)
+
+
+class Drawing(Base):
+    """Changes its mind at every twelfth call: two passes of three calls do not show it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        logits = super().forward(images)
+        return logits.roll(1, 1) if self.calls % 12 == 0 else logits
+
+
 class Broken(Base):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images) * float("nan")
@@ -80,9 +161,10 @@ def checks(network: nn.Module) -> set[str]:
     torch.manual_seed(1)
     images, labels = torch.rand(20, 1, 4, 4), torch.randint(3, (20,))
     found = preflight(network.eval(), images, labels, range(20), 8)
-    assert len({check.check for check in found}) == len(found) == 7
+    assert len({check.check for check in found}) == len(found) == 13
     for check in found:
         assert check.sentence.endswith(".") and np.isfinite(check.evidence)
+        assert check.id == "AA" or check.id[1:].isdigit()
     return {check.check for check in found if not check.passed}
 
 
@@ -96,6 +178,11 @@ def checks(network: nn.Module) -> set[str]:
         (Infinite, {"nonfinite-gradient"}),
         (Tied, {"ties", "zero-gradient"}),
         (TwoFaced, {"attack-mode"}),
+        (OwnStatistics, {"alone-as-in-batch", "batch-statistics"}),
+        (Remembering, {"state-leak"}),
+        (Moody, {"neuron-modes"}),
+        (Dropping, set()),
+        (Purifying, {"dynamic"}),
     ],
 )
 def test_each_check_fires_on_what_it_is_for(network, failed):
@@ -104,6 +191,56 @@ def test_each_check_fires_on_what_it_is_for(network, failed):
 
 def test_a_network_with_a_memory_is_found():
     assert "repeatable" in checks(Stateful())
+
+
+def test_what_other_images_leave_is_found():
+    assert "state-leak" in checks(Haunted())
+    torch.manual_seed(1)
+    images, labels = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
+    # In batches that hold all images, passes of the same ones agree.
+    found = {c.check: c.passed for c in preflight(Haunted().eval(), images, labels, range(8), 8)}
+    assert found["repeatable"] and not found["state-leak"]
+
+
+def test_five_passes_find_what_two_do_not():
+    found = checks(Drawing())
+    assert "randomised" in found and "repeatable" not in found
+
+
+def test_batch_normalisation_in_training_mode_is_found():
+    network = Dropping().eval()
+    network.norm.train()
+    images, labels = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
+    found = {c.check: c for c in preflight(network, images, labels, range(8), 4)}
+    assert not found["batch-statistics"].passed and "norm" in found["batch-statistics"].sentence
+
+
+def test_logits_are_described():
+    images, labels = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
+    network = Tied().eval()
+    found = {c.check: c for c in preflight(network, images, labels, range(8), 4)}["logit-values"]
+    assert found.evidence == 1 and found.details["largest"] == 0
+    network = Base().eval()
+    network.linear.weight.data *= 1e4
+    logits = network(images)
+    found = {c.check: c for c in preflight(network, images, logits.argmax(1), range(8), 4)}
+    details = found["logit-values"].details
+    assert found["logit-values"].evidence == logits.unique().numel()
+    assert details["largest"] == float(logits.detach().abs().max())
+    assert details["cross-entropy exactly 0"] > 0.5
+
+
+def test_watching_calls_leaves_a_profiler_alone():
+    import sys
+
+    events = []
+    before = sys.getprofile()
+    sys.setprofile(lambda *event: events.append(event[1]))
+    try:
+        checks(Base())
+        assert sys.getprofile() is not None
+    finally:
+        sys.setprofile(before)
 
 
 def test_a_network_in_training_mode_is_found():
