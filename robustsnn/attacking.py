@@ -10,7 +10,8 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 
 from robustsnn.errors import InputError
 from robustsnn.formats import CLEAN
-from robustsnn.gradients import make_estimator
-from robustsnn.planning import Plan, Task
+from robustsnn.gradients import make_estimator, spiking_layers
+from robustsnn.planning import Plan, Task, estimator_name
 from robustsnn.preflight import finite_logits
 from robustsnn.randomness import Rng
 from robustsnn.records import RunFolder
@@ -31,13 +32,24 @@ from robustsnn.victim import Victim
 
 #: Images that are attacked together: the survivors of an early exit fill fewer micro-batches.
 TOGETHER = 256
+#: What estimators that remember every neuron of an image may hold in one call of an attack.
+MEMORY_BYTES = 2**30
+#: The kinds of estimators that do: two float32 a neuron and time step.
+REMEMBERING = ("assg",)
+#: What is counted of each image.
+COUNTS = ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
 #: Images whose pixels are kept for the gallery.
 EXAMPLES = 24
 
 
+def together(plan: Plan) -> int:
+    """How many images an attack is given at once: whole micro-batches."""
+    return max(1, TOGETHER // plan.batch_size) * plan.batch_size
+
+
 def batches_of(plan: Plan) -> list[slice]:
-    """The images that are attacked together, whole micro-batches each."""
-    size = max(1, TOGETHER // plan.batch_size) * plan.batch_size
+    """The images of each batch."""
+    size = together(plan)
     return [slice(i, min(i + size, len(plan.images))) for i in range(0, len(plan.images), size)]
 
 
@@ -75,7 +87,7 @@ def clean_batch(
     zeros = np.zeros(len(ids), dtype=np.int64)
     rows = pd.DataFrame(
         {
-            **_same(plan, "none", "", "", CLEAN, ""),
+            **labelled(plan, None, "none"),
             "image_id": ids,
             "label": labels.cpu().numpy(),
             "clean_prediction": predictions.cpu().numpy(),
@@ -99,50 +111,105 @@ def clean_batch(
     folder.write_part(CLEAN, batch, rows, saved if kept else None)
 
 
+@dataclass(frozen=True)
+class Networks:
+    """Copies that one task works on: what is attacked, what is crafted on instead, the judge."""
+
+    attacked: nn.Module
+    substitute: nn.Module | None
+    judging: nn.Module
+
+    @classmethod
+    def of(cls, plan: Plan, task: Task, judging: nn.Module) -> Networks:
+        """New copies for a task: whatever one attack does to them, the next does not meet."""
+        second = plan.substitute.load() if task.substitute and plan.substitute else None
+        return cls(plan.subject.load(), second, judging)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images `[batch, ...]`, labels and clean predictions `[batch]`, and what they are called."""
+
+    images: Tensor
+    labels: Tensor
+    ids: list[int]
+    clean: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def at(self, chosen: Tensor) -> Batch:
+        """Those at some positions."""
+        ids = [self.ids[i] for i in chosen.tolist()]
+        return Batch(self.images[chosen], self.labels[chosen], ids, self.clean[chosen])
+
+
 def attacked_batch(
-    plan: Plan,
-    folder: RunFolder,
-    task: Task,
-    estimator: str,
-    batch: int,
-    where: slice,
-    network: nn.Module,
-    second: nn.Module | None,
-    judging: nn.Module,
+    plan: Plan, folder: RunFolder, task: Task, batch: int, where: slice, networks: Networks
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Records of a batch under an attack, and the images to keep."""
-    began = time.perf_counter()
     images, labels, ids = inputs_of(plan, where)
-    clean = folder.read_part(CLEAN, batch)
-    clean_predictions = torch.from_numpy(clean["prediction"].to_numpy(copy=True)).to(plan.device)
-    right = clean_predictions == labels
-    attacked = torch.ones_like(right) if plan.suite.attack_misclassified else right
-    proposals = images.clone()
-    counts = {
-        name: np.zeros(len(ids), dtype=np.int64)
-        for name in ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
+    clean = torch.from_numpy(folder.read_part(CLEAN, batch)["prediction"].to_numpy(copy=True))
+    some = Batch(images, labels, ids, clean.to(plan.device))
+    attacked = some.clean == labels
+    if plan.suite.attack_misclassified:
+        attacked = torch.ones_like(attacked)
+    rows, proposals = judged(plan, task, networks, some, attacked, plan.batch_size)
+    kept = _kept(plan, where)
+    saved = {
+        f"adversarial/{task.key}": proposals[:kept].cpu().numpy(),
+        f"prediction/{task.key}": rows["prediction"].to_numpy()[:kept],
     }
-    where_attacked = attacked.nonzero().flatten()
+    return rows, saved if kept else {}
+
+
+def judged(
+    plan: Plan,
+    task: Task,
+    networks: Networks,
+    batch: Batch,
+    attacked: Tensor,
+    micro_batch: int,
+    start: Tensor | None = None,
+) -> tuple[pd.DataFrame, Tensor]:
+    """Records of a batch, and what was proposed for it, as admitted, `[batch, ...]`.
+
+    Args:
+        plan: What is run.
+        task: Of it.
+        networks: Of the task.
+        batch: Its images.
+        attacked: Which of them to attack, bool `[batch]`; the others stay as they are.
+        micro_batch: Images per forward pass, of the attack and of the judge.
+        start: See `Victim`.
+
+    Raises:
+        InputError: The attack proposes no images, or a user's own one fails.
+    """
+    began = time.perf_counter()
+    images, labels, ids = batch.images, batch.labels, batch.ids
+    proposals = images.clone()
+    counts = {name: np.zeros(len(ids), dtype=np.int64) for name in COUNTS}
+    where = attacked.nonzero().flatten()
     # A ball of radius 0 holds the image alone; there is nothing to look for.
-    if len(where_attacked) and task.threat.radius > 0:
-        some = [ids[i] for i in where_attacked.tolist()]
-        found, spent = _propose(
-            plan, task, network, second, images[where_attacked], labels[where_attacked], some
-        )
-        proposals[where_attacked] = found
-        for name, values in spent.items():
-            counts[name][where_attacked.cpu().numpy()] = values
+    if len(where) and task.threat.radius > 0:
+        for some in _calls(plan, task, networks, where, micro_batch):
+            begin = None if start is None else start[some]
+            found, spent = _propose(plan, task, networks, batch.at(some), micro_batch, begin)
+            proposals[some] = found
+            for name, values in spent.items():
+                counts[name][some.cpu().numpy()] = values
     proposals, projected = _admitted(task.threat, proposals, images)
-    logits = score(judging, proposals, ids, plan.batch_size, plan.seed)
+    logits = score(networks.judging, proposals, ids, micro_batch, plan.seed)
     predictions, margins = judge(logits, labels)
     delta = (proposals.double() - images.double()).flatten(1)
-    substitute = plan.substitute.name if task.substitute and plan.substitute else ""
+    right = batch.clean == labels
     rows = pd.DataFrame(
         {
-            **_same(plan, estimator, task.threat.norm, task.threat.epsilon, task.slug, substitute),
+            **labelled(plan, task, estimator_name(task, networks.attacked, networks.substitute)),
             "image_id": ids,
             "label": labels.cpu().numpy(),
-            "clean_prediction": clean_predictions.cpu().numpy(),
+            "clean_prediction": batch.clean.cpu().numpy(),
             "prediction": predictions.cpu().numpy(),
             "margin": margins.cpu().numpy(),
             "success": (right & (predictions != labels)).cpu().numpy(),
@@ -153,37 +220,72 @@ def attacked_batch(
             "seconds": (time.perf_counter() - began) / len(ids),
         }
     )
-    kept = _kept(plan, where)
-    saved = {
-        f"adversarial/{task.key}": proposals[:kept].cpu().numpy(),
-        f"prediction/{task.key}": predictions[:kept].cpu().numpy(),
-    }
-    return rows, saved if kept else {}
+    return rows, proposals
+
+
+def _calls(
+    plan: Plan, task: Task, networks: Networks, where: Tensor, micro_batch: int
+) -> Sequence[Tensor]:
+    """The positions to attack, in as many calls of the attack as memory asks for."""
+    crafting = networks.attacked if networks.substitute is None else networks.substitute
+    estimator = estimator_name(task, networks.attacked, networks.substitute)
+    if estimator.partition(":")[0] not in REMEMBERING:
+        return [where]
+    image, _, ids = inputs_of(plan, slice(0, 1))
+    fitting = max(1, MEMORY_BYTES // max(1, 8 * membranes(crafting, image, ids)))
+    # Whole micro-batches, so that no more of them are padded than need be.
+    size = max(fitting // micro_batch * micro_batch, min(fitting, micro_batch))
+    return [where[i : i + size] for i in range(0, len(where), size)]
+
+
+@torch.no_grad()
+def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> int:
+    """Neurons times time steps of a network's spiking layers; 0 if it has none.
+
+    Args:
+        network: In evaluation mode.
+        image: `[1, channel, height, width]`.
+        ids: The id of that image.
+    """
+    found = 0
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal found
+        spikes, *membrane = output if isinstance(output, tuple) else (output,)
+        # Spikes may have been pooled already, the membrane never is.
+        found += len(spikes) * membrane[0].numel() if membrane else spikes.numel()
+
+    layers = spiking_layers(network).values()
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        score(network, image, ids, 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 def _propose(
     plan: Plan,
     task: Task,
-    network: nn.Module,
-    second: nn.Module | None,
-    images: Tensor,
-    labels: Tensor,
-    ids: list[int],
+    networks: Networks,
+    batch: Batch,
+    micro_batch: int,
+    start: Tensor | None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """What an attack proposes, float32, and what it spent on each image."""
-    size = plan.batch_size
+    images, ids, second = batch.images, batch.ids, networks.substitute
+    settings: dict[str, Any] = {"micro_batch": micro_batch, "seed": plan.seed}
     substitute = None
     if second is not None:
-        substitute = Victim(
-            second, make_estimator(task.estimator, second), ids, micro_batch=size, seed=plan.seed
-        )
-    estimator = make_estimator("bptt" if second is not None else task.estimator, network)
+        substitute = Victim(second, make_estimator(task.estimator, second), ids, **settings)
+    estimator = make_estimator("bptt" if second is not None else task.estimator, networks.attacked)
     victim = Victim(
-        network, estimator, ids, micro_batch=size, seed=plan.seed, substitute=substitute
+        networks.attacked, estimator, ids, substitute=substitute, start=start, **settings
     )
-    rng = Rng(plan.seed, ids, stream=task.slug)
+    rng = Rng(plan.seed, ids, stream=task.stream)
     with _users_mistakes(task):
-        proposal = task.attack(victim, images.clone(), labels.clone(), task.threat, rng)
+        proposal = task.attack(victim, images.clone(), batch.labels.clone(), task.threat, rng)
     if not isinstance(proposal, Tensor) or proposal.shape != images.shape:
         got = list(proposal.shape) if isinstance(proposal, Tensor) else type(proposal).__name__
         raise InputError(
@@ -191,10 +293,7 @@ def _propose(
             "return one image for each."
         )
     ledgers = [victim] if substitute is None else [victim, substitute]
-    spent = {
-        name: sum(getattr(ledger, name).numpy() for ledger in ledgers)
-        for name in ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
-    }
+    spent = {name: sum(getattr(ledger, name).numpy() for ledger in ledgers) for name in COUNTS}
     return proposal.detach().to(images.device, images.dtype), spent
 
 
@@ -230,16 +329,16 @@ def _admitted(threat: ThreatModel, proposals: Tensor, images: Tensor) -> tuple[T
     return torch.where(outside.view(shape), mended, proposals), outside
 
 
-def _same(
-    plan: Plan, estimator: str, norm: str, epsilon: str, attack: str, substitute: str
-) -> dict[str, Any]:
+def labelled(plan: Plan, task: Task | None, estimator: str) -> dict[str, Any]:
+    """The columns that say what all rows of a task are about; None is the clean images."""
+    substitute = plan.substitute.name if task and task.substitute and plan.substitute else ""
     return {
         "model": plan.subject.name,
         "suite": plan.suite.name,
-        "attack": attack,
+        "attack": task.slug if task else CLEAN,
         "estimator": estimator,
         "substitute": substitute,
-        "norm": norm,
-        "epsilon": epsilon,
+        "norm": task.threat.norm if task else "",
+        "epsilon": task.threat.epsilon if task else "",
         "seed": plan.seed,
     }

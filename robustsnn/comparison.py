@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from robustsnn import formats
 from robustsnn.errors import InputError
 from robustsnn.formats import CLEAN, WORST_CASE
+from robustsnn.records import classified_right
 from robustsnn.reporting import Run, Runs
 from robustsnn.statistics import holm, paired, wilson, worst_case
 
@@ -251,7 +252,8 @@ def verdicts(run: Run) -> dict[Threat, NDArray[np.bool_]]:
     """Which images a run's model gets right under each threat, [images] in order of their ids.
 
     An image without a record under an attack was not attacked because it is wrong already, and
-    stays as it is on the clean image. The worst case needs every margin to be negative.
+    stays as it is on the clean image. The worst case needs every margin to be negative, and so
+    does an entry of a cascade.
 
     Raises:
         InputError: If the records hold an image twice under one threat, or lack a clean-correct
@@ -282,7 +284,7 @@ def verdicts(run: Run) -> dict[Threat, NDArray[np.bool_]]:
             raise InputError(
                 f"{run.folder} is incomplete: {threat.attack!r} lacks images; run it again."
             )
-        right = (rows["prediction"] == rows["label"]).to_numpy(dtype=bool)
+        right = classified_right(rows, bool(run.manifest.get("cascade")))
         found[threat] = np.where(there, right, clean)
         margin = np.where(there, rows["margin"].to_numpy(dtype=float), clean_margin)
         margins.setdefault((threat.norm, threat.epsilon), []).append(margin)

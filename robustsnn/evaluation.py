@@ -19,18 +19,20 @@ from torch import Tensor, nn
 
 from robustsnn.attacking import (
     TOGETHER,
+    Networks,
     attacked_batch,
     batches_of,
     clean_batch,
     inputs_of,
     part_name,
 )
+from robustsnn.cascade import Cascade, attack_survivors
 from robustsnn.diagnostics import by_row, diagnose
 from robustsnn.errors import InputError
 from robustsnn.folders import unwritable
 from robustsnn.formats import CLEAN
 from robustsnn.header import as_started, fit_to_memory, header_of, versions
-from robustsnn.planning import Plan, Task, check_device, estimator_name, prepare
+from robustsnn.planning import Plan, Task, check_device, classes_of, prepare
 from robustsnn.records import ACTIVITY, DONE, RunFolder, open_folder, summarise
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energy
@@ -185,6 +187,9 @@ def run(
                 if not started:
                     shutil.rmtree(output, ignore_errors=True)
                 raise
+            if plan.suite.cascade:
+                cascade = attack_survivors(plan, folder, progress or _silent)
+                return _finish(plan, folder, manifest, cascade)
             _attack_all(plan, folder, progress or _silent)
             return _finish(plan, folder, manifest)
         except OSError as error:
@@ -210,39 +215,44 @@ def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
         if all(folder.part(name, batch).exists() for batch in range(len(batches))):
             done += len(batches)
             continue
-        # A new copy for each attack: whatever one does to it, the next does not meet.
-        network = plan.subject.load()
-        second = plan.substitute.load() if task.substitute and plan.substitute else None
-        estimator = estimator_name(task, network, second)
+        networks = Networks.of(plan, task, judging)
         for batch, where in enumerate(batches):
             if not folder.part(name, batch).exists():
-                rows, saved = attacked_batch(
-                    plan, folder, task, estimator, batch, where, network, second, judging
-                )
+                rows, saved = attacked_batch(plan, folder, task, batch, where, networks)
                 folder.write_part(name, batch, rows, saved)
             done += 1
             progress(f"{task.label} {task.threat.norm} {task.threat.epsilon}", done, total)
 
 
-def _finish(plan: Plan, folder: RunFolder, manifest: dict[str, Any]) -> Evaluation:
-    batches = range(len(batches_of(plan)))
-    parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
-    records, examples = folder.merged([(part, batch) for part in parts for batch in batches])
+def _finish(
+    plan: Plan, folder: RunFolder, manifest: dict[str, Any], cascade: Cascade | None = None
+) -> Evaluation:
+    if cascade is None:
+        batches = range(len(batches_of(plan)))
+        parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
+        records, examples = folder.merged([(part, batch) for part in parts for batch in batches])
+        found = records
+    else:
+        records, examples = cascade.records(), cascade.examples()
+        # What was found once must not speak against every entry that comes after.
+        found = cascade.own_records()
     settings = {
         task.slug: (getattr(task.attack, "steps", None), getattr(task.attack, "restarts", None))
         for task in plan.tasks
     }
     kinds = {task.slug: task.attack.kind for task in plan.tasks}
-    plain = summarise(records, plan.images.name, settings)
+    data, is_cascade = plan.images.name, cascade is not None
+    plain = summarise(records, data, settings, cascade=is_cascade)
     flags = diagnose(
-        records,
+        found,
         plain,
         kinds,
-        _classes(plan),
+        classes_of(plan.subject.load(), plan.images, plan.device),
         manifest.get("preflight") or (),
         bool(manifest.get("stochastic")),
+        is_cascade,
     )
-    results = summarise(records, plan.images.name, settings, by_row(flags, plain))
+    results = summarise(records, data, settings, by_row(flags, plain), is_cascade)
     activity, joules, counted = _activity(plan)
     header = {
         **manifest,
@@ -254,12 +264,6 @@ def _finish(plan: Plan, folder: RunFolder, manifest: dict[str, Any]) -> Evaluati
     }
     folder.finish(header, records, results, activity, examples)
     return _read(folder, folder.manifest())
-
-
-def _classes(plan: Plan) -> int:
-    network = plan.subject.load()
-    known = getattr(network, "classes", None) or len(plan.images.class_names)
-    return int(known or plan.images.labels.max() + 1)
 
 
 def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, float], int]:

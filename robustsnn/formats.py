@@ -12,10 +12,17 @@ NBSP = "\u00a0"
 
 _NORMS = {"Linf": "L∞", "L2": "L2", "L1": "L1", "L0": "L0"}
 _ACRONYMS = frozenset(
-    "aa apgd bb bim bptt cw difgsm dlr eot fab fgsm fgm jsma mifgsm mim nifgsm pgd rfgsm rga sga"
-    " sinifgsm spsa tifgsm upgd vmifgsm vnifgsm".split()
+    "aa apgd assg bb bim bptr bptt ce cw difgsm dlr eot fab fgsm fgm fmn hart jsma mifgsm mim"
+    " nifgsm pgd rfgsm rga sa sga sinifgsm spsa tifgsm upgd vmifgsm vnifgsm".split()
 )
-_WORDS = {"linf": "L∞", "l2": "L2", "ann": "ANN", "snn": "SNN", "deepfool": "DeepFool"}
+_WORDS = {
+    "linf": "L∞",
+    "l2": "L2",
+    "ann": "ANN",
+    "snn": "SNN",
+    "deepfool": "DeepFool",
+    "hopskipjump": "HopSkipJump",
+}
 _DATA = {
     "fashion-mnist": "Fashion-MNIST",
     "mnist": "MNIST",

@@ -95,6 +95,8 @@ def header_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "suite_version": plan.suite.version,
         "suite_sha256": plan.suite.digest(),
         "entries": plan.suite.model_dump(mode="json")["entries"],
+        "left_out": list(plan.left_out),
+        "cascade": plan.suite.cascade,
         "attack_misclassified": plan.suite.attack_misclassified,
         "norm": plan.suite.norm,
         "epsilon": ", ".join(plan.suite.epsilon),

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 
 from robustsnn.batching import micro_batch_for
 from robustsnn.errors import InputError
-from robustsnn.gradients import make_estimator
+from robustsnn.gradients import make_estimator, spiking_layers
+from robustsnn.preflight import finite_logits
 from robustsnn.registry import Attack, load_attack
 from robustsnn.subjects import Images, Subject, check_fit, images_of, recomputing, subject_of
-from robustsnn.suites import Suite, load_suite
+from robustsnn.suites import BEST, Entry, Suite, load_suite
 from robustsnn.threat import ThreatModel
+
+#: Kinds of attack that follow no gradient; one of another kind says `gradient_free = True`.
+GRADIENT_FREE = ("none", "noise")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,17 @@ class Task:
     threat: ThreatModel
     estimator: str
     substitute: bool
+    probe: bool = False
+
+    @property
+    def stream(self) -> str:
+        """Of its draws. Probes share one: they are ranked from a common start."""
+        return "probe" if self.probe else self.slug
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """Norm and epsilon: what a cascade goes along."""
+        return self.threat.norm, self.threat.epsilon
 
     @property
     def key(self) -> str:
@@ -40,12 +55,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """One evaluation, checked and ready to run."""
+    """One evaluation, checked and ready to run.
+
+    `left_out` are the labels of what the suite has for other networks only.
+    """
 
     subject: Subject
     images: Images = field(repr=False)
     suite: Suite
     tasks: tuple[Task, ...]
+    left_out: tuple[str, ...]
     substitute: Subject | None
     seed: int
     device: str
@@ -97,10 +116,20 @@ def prepare(
     images = images_of(data, model, root=data_root, samples=samples)
     network = model.load()
     check_fit(network, model.name, images)
-    tasks = tasks_of(suite, images, network)
+    meant = entries_for(suite, network, images, device)
+    run_here = {entry.slug for entry in meant}
+    left_out = tuple(e.label for e in suite.entries if e.slug not in run_here)
+    if not meant:
+        raise InputError(
+            f"the suite {suite.name} has no entry for a network such as {model.name} "
+            f"({kind_of(network).upper()}): choose another suite."
+        )
+    tasks = tasks_of(suite, images, meant)
     second = _substitute(substitute, model, images, device) if _needs(tasks) else None
     crafting = second.load() if second else None
     for task in tasks:
+        if task.estimator == BEST:
+            continue  # one of the probes', which are tasks too
         estimator_name(task, network, crafting if task.substitute else None)
     identity = {
         "model": model.identity,
@@ -115,6 +144,7 @@ def prepare(
         images=images,
         suite=suite,
         tasks=tasks,
+        left_out=left_out,
         substitute=second,
         seed=seed,
         device=device,
@@ -141,8 +171,8 @@ def check_device(device: str) -> None:
         raise InputError(f"no device {device!r} here: choose {' or '.join(known)}.")
 
 
-def tasks_of(suite: Suite, images: Images, network: nn.Module) -> tuple[Task, ...]:
-    """Each entry of a suite at each of its sizes.
+def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task, ...]:
+    """Each entry that is meant for a network, at each of its sizes.
 
     Raises:
         InputError: An attack cannot be made, or does not go with its norm or substitute.
@@ -151,6 +181,13 @@ def tasks_of(suite: Suite, images: Images, network: nn.Module) -> tuple[Task, ..
     values = int(np.prod(images.shape))
     for entry in suite.entries:
         attack = load_attack(entry.attack)
+        if entry not in meant:
+            continue
+        if entry.probe and not _follows_gradient(attack):
+            raise InputError(
+                f"{entry.label}: {entry.attack} follows no gradient and ranks no estimator: drop "
+                "probe, or choose an attack such as apgd."
+            )
         if attack.kind == "none":
             continue
         if entry.substitute and attack.kind != "transfer":
@@ -158,6 +195,11 @@ def tasks_of(suite: Suite, images: Images, network: nn.Module) -> tuple[Task, ..
             raise InputError(
                 f"{entry.label}: {entry.attack} does not craft on a substitute: write "
                 f"transfer:{entry.attack}, or drop substitute."
+            )
+        if entry.estimator.strip() == BEST and attack.kind == "transfer":
+            raise InputError(
+                f"{entry.label}: {BEST} is an estimator for the network itself: name one for the "
+                "substitute."
             )
         norms = getattr(attack, "norms", None)
         for norm, epsilon in suite.budgets(entry, values):
@@ -172,11 +214,43 @@ def tasks_of(suite: Suite, images: Images, network: nn.Module) -> tuple[Task, ..
                     slug=entry.slug,
                     attack=attack,
                     threat=ThreatModel(norm, epsilon),
-                    estimator=entry.estimator,
+                    estimator=entry.estimator.strip(),
                     substitute=entry.substitute or attack.kind == "transfer",
+                    probe=entry.probe,
                 )
             )
     return tuple(tasks)
+
+
+def entries_for(suite: Suite, network: nn.Module, images: Images, device: str) -> list[Entry]:
+    """The entries of a suite that are for such a network.
+
+    Raises:
+        InputError: The network does not take the images.
+    """
+    kind, classes = kind_of(network), max(entry.least_classes for entry in suite.entries)
+    if classes > 2:
+        classes = classes_of(network, images, device)
+    stochastic = bool(getattr(network, "stochastic", False))
+    return [entry for entry in suite.entries if entry.runs_on(kind, classes, stochastic)]
+
+
+def kind_of(network: nn.Module) -> str:
+    """`snn` where a network names spiking layers, else `ann`."""
+    return "snn" if spiking_layers(network) else "ann"
+
+
+def classes_of(network: nn.Module, images: Images, device: str) -> int:
+    """How many classes a network tells apart.
+
+    Raises:
+        InputError: The network does not take the images.
+    """
+    known = getattr(network, "classes", None) or len(images.class_names)
+    if known:
+        return int(known)
+    one = images.tensor(slice(0, 1)).to(device)
+    return finite_logits(network, one, images.ids[:1].tolist(), 1, 0).shape[1]
 
 
 def _needs(tasks: Sequence[Task]) -> bool:
@@ -203,10 +277,14 @@ def estimator_name(task: Task, network: nn.Module, second: nn.Module | None) -> 
     Raises:
         InputError: That network cannot use it.
     """
-    if task.attack.kind == "noise":
+    if not _follows_gradient(task.attack):
         return "none"
     crafted_on = network if second is None else second
     return make_estimator(task.estimator, crafted_on).name
+
+
+def _follows_gradient(attack: Attack) -> bool:
+    return attack.kind not in GRADIENT_FREE and not getattr(attack, "gradient_free", False)
 
 
 def _files(suite: Suite) -> list[str]:

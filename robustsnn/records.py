@@ -128,6 +128,22 @@ class RunFolder:
         """The rows of a finished batch."""
         return read_table(self.part(entry, batch))
 
+    def read_images(self, entry: str, batch: int, name: str, rows: Sequence[int]) -> NDArray[Any]:
+        """Some of a finished batch's images, `[row, ...]`, without reading the others.
+
+        Raises:
+            InputError: They are missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.part(entry, batch).with_suffix(".safetensors")
+        try:
+            with safe_open(path, framework="np") as images:
+                held = images.get_slice(name)
+                return np.concatenate([held[row : row + 1] for row in rows])
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _damaged(path, error) from None
+
     def merged(self, order: Sequence[tuple[str, int]]) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The rows of all parts in that order, and their images joined by name."""
         from safetensors.numpy import load_file
@@ -256,11 +272,24 @@ def read_results(path: Path) -> pd.DataFrame:
     return frame
 
 
+def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
+    """Which rows of an attack are right as proposed, [row].
+
+    By their class, as papers count. In a `cascade`, where a row says what is left after an entry,
+    a tie at the top is an error besides: that image has not been attacked again.
+    """
+    right = (rows["prediction"] == rows["label"]).to_numpy(dtype=bool)
+    if not cascade:
+        return right
+    return right & (rows["margin"].to_numpy(dtype=float) < 0)
+
+
 def summarise(
     records: pd.DataFrame,
     data: str,
     settings: Mapping[str, tuple[object, object]],
     flags: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+    cascade: bool = False,
 ) -> pd.DataFrame:
     """Records of one model as rows of `results.csv`: clean, each attack, then the worst cases.
 
@@ -269,6 +298,7 @@ def summarise(
         data: Name of the data set.
         settings: (steps, restarts) of each attack, None where it has none.
         flags: Slugs by (attack, norm, epsilon).
+        cascade: Whether each attack saw only what the ones before it left.
     """
     flags = flags or {}
     clean = records[records["attack"] == CLEAN].set_index("image_id").sort_index()
@@ -301,7 +331,7 @@ def summarise(
     for key, some in records.groupby(["attack", "norm", "epsilon"], sort=False):
         attack, norm, epsilon = map(str, key)
         some = some.set_index("image_id").sort_index()
-        right = (some["prediction"] == some["label"]).to_numpy(dtype=bool)
+        right = classified_right(some, cascade and attack != CLEAN)
         steps, restarts = settings.get(attack, (None, None))
         rows.append(
             {

@@ -28,6 +28,18 @@ from robustsnn.strict_yaml import line_of, read_yaml
 NORMS = ("Linf", "L2")
 RESERVED = ("clean", "worst-case")
 LONGEST_LABEL = 60
+#: Networks without spikes, and with them.
+KINDS = ("ann", "snn")
+#: The estimator that did best in the probes before.
+BEST = "best"
+#: Fields that suites did not always have, and the values that change nothing.
+_LATER = {
+    "cascade": False,
+    "probe": False,
+    "kinds": None,
+    "least_classes": 2,
+    "deterministic": False,
+}
 _PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
 
 
@@ -73,7 +85,12 @@ class Entry(_Strict):
     """One attack of a suite.
 
     `label` is what tables show; `norm` and `epsilon` replace those of the suite; `substitute`
-    says that it crafts on a second network (black box).
+    says that it crafts on a second network (black box); `kinds` are the networks that it is for,
+    `ann` or `snn`, both if absent, `least_classes` how many classes they must tell apart, and
+    `deterministic` that they must not draw.
+
+    Only in a cascade: `probe` says that the entry also ranks its estimator, and the estimator
+    `best` is the one whose probe came closest to breaking the images that survived all probes.
     """
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
@@ -82,6 +99,21 @@ class Entry(_Strict):
     norm: Literal["Linf", "L2"] | None = None
     epsilon: Annotated[Epsilon | None, BeforeValidator(_text)] = None
     substitute: bool = False
+    probe: bool = False
+    kinds: Annotated[tuple[Literal["ann", "snn"], ...] | None, Field(min_length=1)] = None
+    least_classes: Annotated[int, Field(ge=2)] = 2
+    deterministic: bool = False
+
+    def runs_on(self, kind: str, classes: int, stochastic: bool) -> bool:
+        """Whether it is for such a network.
+
+        Args:
+            kind: `ann` or `snn`.
+            classes: How many it tells apart.
+            stochastic: Whether it draws.
+        """
+        fits = self.kinds is None or kind in self.kinds
+        return fits and classes >= self.least_classes and not (stochastic and self.deterministic)
 
     @property
     def slug(self) -> str:
@@ -94,7 +126,8 @@ class Suite(_Strict):
 
     `epsilon` is one size or several; `fixed` suites refuse another norm or epsilon;
     `attack_misclassified` attacks images that are wrong already too, as papers do: their
-    accuracy can then be regained by the attack.
+    accuracy can then be regained by the attack. In a `cascade` each entry attacks only what
+    survived the entries before it, at each size anew.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
@@ -104,23 +137,76 @@ class Suite(_Strict):
     epsilon: Annotated[tuple[Epsilon, ...], BeforeValidator(_epsilons), Field(min_length=1)]
     fixed: bool = False
     attack_misclassified: bool = False
+    cascade: bool = False
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
         if len({_number(e) for e in self.epsilon}) < len(self.epsilon):
             raise ValueError("epsilon: the same size is given twice: drop one")
-        slugs = [entry.slug for entry in self.entries]
-        for one in slugs:
-            if slugs.count(one) > 1:
-                raise ValueError(f"entries: two have the label {one!r}: give them different ones")
+        for kind in KINDS:
+            slugs = [e.slug for e in self.entries if e.kinds is None or kind in e.kinds]
+            for one in slugs:
+                if slugs.count(one) > 1:
+                    raise ValueError(
+                        f"entries: two have the label {one!r}: give them different ones"
+                    )
+        if self.cascade and self.attack_misclassified:
+            raise ValueError(
+                "cascade: it attacks what is still right, attack_misclassified what is wrong: "
+                "drop one"
+            )
+        for place, entry in enumerate(self.entries):
+            self._check_probing(place, entry)
         return self
+
+    def _check_probing(self, place: int, entry: Entry) -> None:
+        """Refuse a probe or a `best` that nothing could come of."""
+        best = entry.estimator.strip() == BEST
+        where = f"entries.{place}"
+        if not self.cascade and (entry.probe or best):
+            asked = "probe" if entry.probe else f"estimator {BEST}"
+            raise ValueError(f"{where}: {asked} works in a cascade only: add cascade: true")
+        if entry.probe and (best or entry.substitute):
+            what = f"the estimator {BEST}" if best else "a substitute"
+            raise ValueError(
+                f"{where}: a probe ranks an estimator on the network itself and cannot use {what}"
+            )
+        if not best:
+            return
+        if entry.substitute:
+            raise ValueError(
+                f"{where}: {BEST} is an estimator for the network itself: name one for the "
+                "substitute"
+            )
+        for kind in entry.kinds or KINDS:
+            before = [
+                e
+                for e in self.entries[:place]
+                if e.probe and e.runs_on(kind, entry.least_classes, not entry.deterministic)
+            ]
+            probed = {key for probe in before for key in self._written(probe)}
+            for norm, epsilon in self._written(entry):
+                if (norm, epsilon) not in probed:
+                    raise ValueError(
+                        f"{where}: no probe on an {kind.upper()} at {norm} {epsilon} comes before "
+                        f"it to choose the {BEST} estimator by: add an entry with probe: true"
+                    )
+
+    def _written(self, entry: Entry) -> list[tuple[str, str]]:
+        """Norm and epsilon, as written, that an entry runs at."""
+        sizes = self.epsilon if entry.epsilon is None else (entry.epsilon,)
+        return [(entry.norm or self.norm, epsilon) for epsilon in sizes]
 
     def digest(self) -> str:
         """Identity of what is run: sha256 of the canonical JSON."""
-        canonical = json.dumps(
-            self.model_dump(mode="json", exclude={"description"}), sort_keys=True
-        )
+        fields = self.model_dump(mode="json", exclude={"description"})
+        # What a suite does not use is no part of its identity, nor of that of its earlier runs.
+        for owner in (fields, *fields["entries"]):
+            for name, unused in _LATER.items():
+                if owner.get(name, unused) == unused:
+                    owner.pop(name, None)
+        canonical = json.dumps(fields, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def budgets(self, entry: Entry, values: int) -> list[tuple[str, str]]:
@@ -130,9 +216,7 @@ class Suite(_Strict):
             entry: One of the suite's.
             values: d, the pixel values of one image; `0.031*sqrt(d)` becomes a number.
         """
-        norm = entry.norm or self.norm
-        written = self.epsilon if entry.epsilon is None else (entry.epsilon,)
-        return [(norm, resolve_epsilon(e, values)) for e in written]
+        return [(norm, resolve_epsilon(e, values)) for norm, e in self._written(entry)]
 
     def at(self, norm: str | None = None, epsilon: str | None = None) -> Suite:
         """The same suite in another norm or at other sizes.

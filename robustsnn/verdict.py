@@ -20,18 +20,25 @@ MANY = 4
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one model: a number, what the number is, the rest, and a caution."""
+    """What is said of one model: a number, what the number is, the rest, and a caution.
+
+    `level` is `A`, `B` or `C` with what it stands for, `trust` why and what to do next; both are
+    empty for a run without.
+    """
 
     model: str
     number: str
     meaning: str
     detail: str
     caution: str
+    level: str = ""
+    trust: str = ""
 
     @property
     def sentence(self) -> str:
-        """Number and detail as running text, without the caution."""
-        return f"{self.model}: {self.number} {self.meaning}. {self.detail}".strip()
+        """Number, level and detail as running text, without the caution."""
+        level = f" ({self.level})" if self.level else ""
+        return f"{self.model}: {self.number} {self.meaning}{level}. {self.detail}".strip()
 
 
 def lead(comparison: Comparison) -> str:
@@ -42,7 +49,10 @@ def lead(comparison: Comparison) -> str:
 def verdicts(comparison: Comparison) -> list[Verdict]:
     """One verdict for each model of a comparison."""
     say = _curve if comparison.is_curve else _single
-    return [Verdict(run.label, *say(comparison, run), _caution(run)) for run in comparison.runs]
+    return [
+        Verdict(run.label, *say(comparison, run), _caution(run), *_trust(run))
+        for run in comparison.runs
+    ]
 
 
 def headline_threat(comparison: Comparison) -> Threat:
@@ -67,6 +77,10 @@ def _same_size(comparison: Comparison, threat: Threat) -> list[Threat]:
     return [t for t in comparison.attacks if (t.norm, t.epsilon) == (threat.norm, threat.epsilon)]
 
 
+def _is_cascade(comparison: Comparison) -> bool:
+    return any(run.manifest.get("cascade") for run in comparison.runs)
+
+
 def _lead(comparison: Comparison) -> str:
     threat = headline_threat(comparison)
     said = []
@@ -89,10 +103,10 @@ def _lead(comparison: Comparison) -> str:
         return f"No attack was run: {kept} of {images}."
     if threat.attack == WORST_CASE:
         names = [t.title for t in _same_size(comparison, threat)]
-        under = (
-            f"Against the strongest of {formats.listing(names)} for each image"
-            f" ({threat.size}, {images})"
-        )
+        strongest_of = formats.listing(names)
+        if _is_cascade(comparison):
+            strongest_of = f"the {len(names)} attacks of the suite {comparison.runs[0].suite}"
+        under = f"Against the strongest of {strongest_of} for each image ({threat.size}, {images})"
     else:
         under = f"Under the strongest attack run here ({threat.title}, {threat.size}, {images})"
     bound = "an upper bound" if len(said) == 1 else "upper bounds"
@@ -115,7 +129,8 @@ def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
     sentence = f"Down from {clean} on clean images."
     hardest = strongest(comparison, run.label)
-    if threat.attack == WORST_CASE and hardest is not None:
+    # An entry of a cascade leaves what those before it left too: none stands alone.
+    if threat.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
         left = formats.percent(comparison.cells[run.label, hardest]["accuracy"])
         sentence += f" The strongest attack alone, {hardest.title}, leaves {left}."
     return number, interval, f"{sentence} {_against(comparison, run.label, threat)}".strip()
@@ -201,6 +216,15 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     if threat is None:
         return "never", "at chance", sentence
     return threat.epsilon, "brings it to chance", sentence
+
+
+def _trust(run: Run) -> tuple[str, str]:
+    """The level of a run and its title; why, and what to do next."""
+    said = run.reliability
+    if not run.level:
+        return "", ""
+    title = str(said.get("title") or "")
+    return f"{run.level}, {title}", f"{said.get('sentence', '')} {said.get('next', '')}".strip()
 
 
 def _caution(run: Run) -> str:

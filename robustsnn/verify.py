@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from robustsnn.errors import InputError
 from robustsnn.evaluation import check_device
 from robustsnn.formats import CLEAN, WORST_CASE
-from robustsnn.records import DONE, RunFolder
+from robustsnn.records import DONE, RunFolder, classified_right
 from robustsnn.scoring import judge, score
 from robustsnn.subjects import subject_of
 from robustsnn.threat import ThreatModel
@@ -109,7 +109,8 @@ def verify(
         verdicts += len(ids)
         threat = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
         differing += [(ids[i], threat) for i in wrong.nonzero().flatten().tolist()]
-    return Verification(len(ids), verdicts, tuple(differing), outside, _rows(records, results))
+    wrong_rows = _rows(records, results, bool(manifest.get("cascade")))
+    return Verification(len(ids), verdicts, tuple(differing), outside, wrong_rows)
 
 
 def _network(
@@ -128,15 +129,15 @@ def _network(
     return subject.load()
 
 
-def _rows(records: pd.DataFrame, results: pd.DataFrame) -> int:
+def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
     """Rows of `results.csv` whose accuracy is not that of the records."""
     wrong = 0
-    right = records["prediction"] == records["label"]
     for row in results[results["attack"] != WORST_CASE].to_dict("records"):
         here = (
             (records["attack"] == row["attack"])
             & (records["norm"] == row["norm"])
             & (records["epsilon"] == row["epsilon"])
         )
-        wrong += not (here.any() and np.isclose(right[here].mean(), row["accuracy"], atol=1e-9))
+        right = classified_right(records[here], cascade and row["attack"] != CLEAN)
+        wrong += not (len(right) and np.isclose(right.mean(), row["accuracy"], atol=1e-9))
     return wrong

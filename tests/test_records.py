@@ -77,6 +77,15 @@ def test_a_single_attack_counts_its_own_images_and_the_worst_case_all(records):
     assert results.loc["a", "ci_low"] < 0.8 < results.loc["a", "ci_high"]
 
 
+def test_in_a_cascade_a_tie_is_an_error_of_its_entry(records):
+    results = summarise(records, "d", {}, cascade=True).set_index("attack")
+    assert results.loc["clean", "accuracy"] == 4 / 5
+    assert results.loc["a", "accuracy"] == 4 / 5
+    # Image 2 ties under b besides.
+    assert results.loc["b", "accuracy"] == 2 / 5
+    assert results.loc["worst-case", "accuracy"] == 1 / 5
+
+
 def test_columns_of_the_records_are_those_promised():
     assert (
         RECORDS.names

