@@ -38,8 +38,9 @@ _ADAPTER = "_adapter"
 class Attack(Protocol):
     """Hyper-parameters are the fields of a frozen dataclass; all else is an argument.
 
-    `kind` is one of `KINDS`. `steps`, `restarts` and `norms` (the norms it can work in) are read
-    where an attack has them. A class may define `from_spec(text)` to read what follows its name.
+    `kind` is one of `KINDS`. `steps`, `restarts`, `norms` (the norms it can work in) and
+    `gradient_free` (it follows none, so records name no estimator) are read where an attack has
+    them. A class may define `from_spec(text)` to read what follows its name.
     """
 
     kind: ClassVar[str]
