@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from robustsnn.errors import InputError
-from robustsnn.losses import loss_function, margin
+from robustsnn.losses import TARGETED, loss_function
 from robustsnn.randomness import Rng
+from robustsnn.search import Best, checkpoints, surface_point, warm_point
 from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
+from robustsnn.victim import Gradient, Victim
 
 #: Weight of the new step; the rest goes on as before.
 MOMENTUM = 0.75
 #: Where too few of the steps since the last checkpoint raised the loss, the step is halved.
 ENOUGH_RISES = 0.75
-#: Length of the first period, what each next one is shorter, and the shortest; of all steps.
-FIRST, SHORTER, SHORTEST = 0.22, 0.03, 0.06
 
 
 @dataclass(frozen=True)
@@ -32,15 +31,19 @@ class APGD:
 
     Args:
         steps: Number of steps, >= 1.
-        restarts: Runs from independent starts, >= 1.
-        loss: What the steps raise, one of `robustsnn.losses.LOSSES`.
+        restarts: Runs from independent starts, >= 1; with targets, of each target.
+        loss: What the steps raise, one of `robustsnn.losses.LOSSES`; with targets, one of
+            `robustsnn.losses.TARGETED`.
+        targets: Wrong classes to aim at one after another, the likeliest of the clean image
+            first; fewer where the network has fewer. 0 aims at none.
+        warm: Make the first run from what earlier attacks of a cascade found.
         early_exit: Stop with an image once it is misclassified. Not done on a stochastic
             network, where a single misclassified pass proves little.
 
     The iterate of largest margin is proposed, whatever the loss.
 
     Raises:
-        InputError: A value out of its range.
+        InputError: A value out of its range, or a loss that does not fit the targets.
 
     Source: Croce and Hein, ICML 2020, algorithm 1; the constants are those of AutoAttack.
     """
@@ -49,57 +52,96 @@ class APGD:
     steps: int = 100
     restarts: int = 1
     loss: str = "cross-entropy"
+    targets: int = 0
+    warm: bool = False
     early_exit: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise InputError("apgd: steps and restarts must be at least 1.")
-        loss_function(self.loss)
+        if self.targets < 0:
+            raise InputError("apgd: targets must be at least 0.")
+        if self.targets == 0 and self.loss in TARGETED:
+            raise InputError(f"apgd: the loss {self.loss} needs targets: add targets=9.")
+        if self.targets == 0:
+            loss_function(self.loss)
+        elif self.loss not in TARGETED:
+            raise InputError(
+                f"apgd: targets need a loss that takes them, not {self.loss}: "
+                f"write loss={' or loss='.join(sorted(TARGETED))}."
+            )
 
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images, `[batch, ...]`."""
-        kept = _Kept(images.clone(), images.new_full((len(images),), -torch.inf))
+        """Proposed images, `[batch, ...]`.
+
+        Raises:
+            InputError: `warm` without an earlier attack.
+        """
+        best = Best.of(images)
+        aims = self._aims(victim, images, labels)
+        runs = self.restarts * (1 if aims is None else aims.shape[1])
         active = torch.arange(len(images))
-        for restart in range(self.restarts):
+        for run in range(runs):
             if len(active) == 0:
                 break
-            some = rng.select(active).stream(f"start-{restart}")
-            self._run(
-                victim.select(active), images[active], labels[active], threat, some, kept, active
-            )
+            part, some = victim.select(active), images[active]
+            part.fresh()
+            if self.warm and run == 0:
+                x = warm_point(part, some, threat, "apgd")
+            else:
+                x = self.start(some, threat, rng.select(active).stream(f"start-{run}"))
+            aim = None if aims is None else aims[active, run % aims.shape[1]]
+            self._run(part, x, some, labels[active], aim, threat, best, active)
             if self._exits(victim):
-                active = (kept.margin <= 0).nonzero().flatten().cpu()
-        return kept.images
+                active = (best.margin <= 0).nonzero().flatten().cpu()
+        return best.images
 
     def start(self, images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
         """A random point on the surface of the ball, then in range, `[batch, ...]`."""
-        shape = images.shape[1:]
-        if threat.norm == "Linf":
-            noise = rng.uniform(shape, -1.0, 1.0, like=images)
-            largest = noise.flatten(1).abs().amax(1).clamp_min(1e-12)
-            noise = noise * (threat.radius / largest).reshape(-1, *[1] * len(shape))
-        else:
-            noise = threat.scaled(rng.normal(shape, like=images))
-        return threat.project(images + noise, images)
+        return surface_point(images, threat, rng)
+
+    def _aims(self, victim: Victim, images: Tensor, labels: Tensor) -> Tensor | None:
+        """The wrong classes to aim at, the likeliest first, int64 `[batch, target]`."""
+        if self.targets == 0:
+            return None
+        logits = victim.logits(images)
+        wrong = logits.scatter(1, labels[:, None], -torch.inf)
+        order = wrong.sort(dim=1, descending=True, stable=True).indices
+        return order[:, : min(self.targets, logits.shape[1] - 1)]
 
     def _run(
         self,
         victim: Victim,
+        x: Tensor,
         images: Tensor,
         labels: Tensor,
+        aim: Tensor | None,
         threat: ThreatModel,
-        rng: Rng,
-        kept: _Kept,
+        best: Best,
         rows: Tensor,
     ) -> None:
-        """One restart of the images at those rows of `kept`, which gets what it finds."""
-        x = self.start(images, threat, rng)
-        found = victim.gradient(x, labels, self.loss)
-        loss = found.loss.to(x.dtype).nan_to_num(nan=-torch.inf)
+        """One run from `x` with the images at those rows of `best`, which gets what it finds."""
+
+        def gradient(part: Victim, x: Tensor, here: Tensor) -> tuple[Gradient, Tensor]:
+            aimed = None if aim is None else aim[here]
+            found = part.gradient(x, labels[here], self.loss, aimed)
+            return found, found.loss.to(x.dtype).nan_to_num(nan=-torch.inf)
+
+        def note(now: _Search, logits: Tensor) -> bool:
+            """Keep what is better and drop who is fooled; whether anyone was dropped."""
+            margins = best.note(rows[now.here], now.x, logits, labels[now.here])
+            fooled = (margins > 0).cpu()
+            if not self._exits(victim) or not bool(fooled.any()):
+                return False
+            now.keep(~fooled)
+            return True
+
+        here = torch.arange(len(images))
+        found, loss = gradient(victim, x, here)
         now = _Search(
-            here=torch.arange(len(images)),
+            here=here,
             x=x,
             before=x.clone(),
             gradient=found.gradient,
@@ -112,61 +154,30 @@ class APGD:
             rises=torch.zeros_like(loss),
             halved=torch.ones_like(loss, dtype=torch.bool),
         )
-        self._note(now, found.logits, labels, kept, rows, victim)
-        period = max(int(FIRST * self.steps), 1)
-        checkpoint = period
+        part = victim.select(now.here) if note(now, found.logits) else victim
+        looks, since = checkpoints(self.steps), 0
         for taken in range(1, self.steps + 1):
             if len(now.here) == 0:
                 return
             _advance(now, images[now.here], threat, MOMENTUM if taken > 1 else 1.0)
-            part = victim.select(now.here)
             if taken == self.steps:
-                self._note(now, part.logits(now.x), labels, kept, rows, victim)
+                note(now, part.logits(now.x))
                 return
-            found = part.gradient(now.x, labels[now.here], self.loss)
-            loss = found.loss.to(now.x.dtype).nan_to_num(nan=-torch.inf)
+            found, loss = gradient(part, now.x, now.here)
             now.rises += loss > now.loss
             now.loss, now.gradient = loss, found.gradient
             better = loss > now.best_loss
             now.best[better] = now.x[better]
             now.best_gradient[better] = now.gradient[better]
             now.best_loss[better] = loss[better]
-            self._note(now, found.logits, labels, kept, rows, victim)
-            if taken == checkpoint:
-                _check(now, period)
-                period = max(
-                    period - max(int(SHORTER * self.steps), 1), max(int(SHORTEST * self.steps), 1)
-                )
-                checkpoint += period
-
-    def _note(
-        self,
-        now: _Search,
-        logits: Tensor,
-        labels: Tensor,
-        kept: _Kept,
-        rows: Tensor,
-        victim: Victim,
-    ) -> None:
-        """Keep iterates of larger margin, and stop with the images that are fooled."""
-        margins = margin(logits, labels[now.here]).to(now.x.dtype).nan_to_num(nan=-torch.inf)
-        where = rows[now.here]
-        better = (margins > kept.margin[where]).cpu()
-        kept.images[where[better]] = now.x[better]
-        kept.margin[where[better]] = margins[better]
-        if self._exits(victim):
-            now.keep((margins <= 0).cpu())
+            if note(now, found.logits):
+                part = victim.select(now.here)
+            if taken in looks:
+                _look_back(now, taken - since)
+                since = taken
 
     def _exits(self, victim: Victim) -> bool:
         return self.early_exit and not victim.stochastic
-
-
-@dataclass
-class _Kept:
-    """The best proposal of each image, and its margin."""
-
-    images: Tensor
-    margin: Tensor
 
 
 @dataclass
@@ -204,7 +215,7 @@ def _advance(now: _Search, images: Tensor, threat: ThreatModel, weight: float) -
     now.before, now.x = now.x, threat.project(x, images)
 
 
-def _check(now: _Search, period: int) -> None:
+def _look_back(now: _Search, period: int) -> None:
     """Halve the step and go back to the best point where the last period brought too little."""
     stuck = (now.rises <= ENOUGH_RISES * period) | (~now.halved & (now.best_loss <= now.checked))
     now.step[stuck] /= 2

@@ -1,0 +1,136 @@
+"""SA-PGD: steps preconditioned by each pixel's gradients so far, halved at fixed points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustsnn.errors import InputError
+from robustsnn.losses import loss_function
+from robustsnn.randomness import Rng
+from robustsnn.search import Best, checkpoints, surface_point
+from robustsnn.threat import ThreatModel
+from robustsnn.victim import Victim
+
+#: What is left of the sums of gradients, and of their squares, at the next step.
+MOMENTUM, MEMORY = 0.5, 0.8
+#: Keeps a pixel that never had a gradient from 0 / 0.
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class SAPGD:
+    """Stable adaptive PGD: a decaying sum of gradients over the root of one of their squares.
+
+    With g the gradient, `m <- 0.5 m + g / mean|g|` and `v <- 0.8 v + g^2 / mean(g^2)`, means over
+    one image; the step is `eta m / sqrt(v)`, each pixel's clipped to eta in Linf. The published
+    attack is for Linf; in L2 (ours) the same step, unclipped, is scaled to the length eta. It
+    starts on the surface of the ball with eta = epsilon and halves eta at the checkpoints of
+    APGD, whatever the loss did.
+
+    Args:
+        steps: Number of steps, >= 1.
+        restarts: Runs from independent starts, >= 1.
+        loss: What the steps raise, one of `robustsnn.losses.LOSSES`.
+        early_exit: Stop with an image once it is misclassified. Not done on a stochastic
+            network, where a single misclassified pass proves little.
+
+    The iterate of largest margin is proposed, whatever the loss. An all-zero gradient adds
+    nothing, and the step goes on along those before it.
+
+    Raises:
+        InputError: A value out of its range.
+
+    Source: Wang et al., arXiv 2512.22522, SA-PGD.
+    """
+
+    kind: ClassVar[str] = "fixed-epsilon"
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "cross-entropy"
+    early_exit: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise InputError("sa-pgd: steps and restarts must be at least 1.")
+        loss_function(self.loss)
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Proposed images, `[batch, ...]`."""
+        best = Best.of(images)
+        active = torch.arange(len(images))
+        for restart in range(self.restarts):
+            if len(active) == 0:
+                break
+            x = self.start(images[active], threat, rng.select(active).stream(f"start-{restart}"))
+            self._run(victim, x, images, labels, threat, best, active)
+            if self._exits(victim):
+                active = (best.margin <= 0).nonzero().flatten().cpu()
+        return best.images
+
+    def start(self, images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
+        """A random point on the surface of the ball, then in range, `[batch, ...]`."""
+        return surface_point(images, threat, rng)
+
+    def _run(
+        self,
+        victim: Victim,
+        x: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        best: Best,
+        rows: Tensor,
+    ) -> None:
+        """One restart from `x` of the images at those rows; `best` gets what it finds."""
+        part = victim.select(rows)
+        part.fresh()
+        # In float64: the squares of a pixel that matters little would be lost.
+        momentum = torch.zeros_like(x, dtype=torch.float64)
+        squares = torch.zeros_like(momentum)
+        eta, halvings = threat.radius, checkpoints(self.steps)
+        for taken in range(self.steps):
+            found = part.gradient(x, labels[rows], self.loss)
+            gradient = found.gradient
+            left = (best.note(rows, x, found.logits, labels[rows]) <= 0).cpu()
+            if self._exits(victim) and not bool(left.all()):
+                rows = rows[left]
+                if len(rows) == 0:
+                    return
+                part = victim.select(rows)
+                x, gradient = x[left], gradient[left]
+                momentum, squares = momentum[left], squares[left]
+            if taken in halvings:
+                eta /= 2
+            first, second = _normalised(gradient)
+            momentum = MOMENTUM * momentum + first
+            squares = MEMORY * squares + second
+            step = momentum / (squares.sqrt() + TINY)
+            step = step.clamp(-1, 1) if threat.norm == "Linf" else threat.ascent(step)
+            x = threat.project(x + (eta * step).to(x.dtype), images[rows])
+        best.note(rows, x, part.logits(x), labels[rows])
+
+    def _exits(self, victim: Victim) -> bool:
+        return self.early_exit and not victim.stochastic
+
+
+def _normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """`g / mean|g|` and `g^2 / mean(g^2)`, float64, shaped like the gradient; 0 where g is."""
+    wide = gradient.double()
+    shape = (-1, *[1] * (wide.dim() - 1))
+    # Divided by the largest entry first, or the squares of a vanishing gradient underflow.
+    largest = wide.flatten(1).abs().amax(1)
+    wide = wide / torch.where(largest > 0, largest, 1.0).reshape(shape)
+    first, second = wide.flatten(1).abs().mean(1), wide.flatten(1).square().mean(1)
+    return (
+        wide / torch.where(first > 0, first, 1.0).reshape(shape),
+        wide.square() / torch.where(second > 0, second, 1.0).reshape(shape),
+    )
+
+
+ATTACK = SAPGD
