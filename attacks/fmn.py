@@ -1,0 +1,122 @@
+"""FMN: the nearest misclassified image, by steps within a ball that grows and shrinks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustsnn.errors import InputError
+from robustsnn.randomness import Rng
+from robustsnn.threat import ThreatModel
+from robustsnn.victim import Victim
+
+#: The steps end at this share of the first one, and the ball changes by that share at the end.
+LAST_STEP, LAST_CHANGE = 0.01, 0.001
+
+
+@dataclass(frozen=True)
+class FMN:
+    """Fast minimum norm: raise the margin, in a ball that shrinks while it is enough.
+
+    Until an image is first misclassified its ball reaches to where a linear margin would be 0,
+    and (ours) grows at every step; from then on it shrinks at each misclassified iterate, to the
+    nearest one at most, and grows at any other. Steps and changes of the ball get smaller along
+    a cosine.
+
+    Args:
+        steps: Number of steps, a forward and a backward pass each, >= 1.
+        step_size: Length of the first step in L2, whatever the norm.
+        change: By which share the ball grows or shrinks at first, in [0.001, 1).
+
+    The nearest misclassified iterate is proposed if it lies in the ball of the threat model, and
+    the clean image if not: with a large epsilon the records hold the least distances found.
+
+    Raises:
+        InputError: A value out of its range.
+
+    Source: Pintor et al., NeurIPS 2021, algorithm 1.
+    """
+
+    kind: ClassVar[str] = "minimum-norm"
+    steps: int = 100
+    step_size: float = 1.0
+    change: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError("fmn: steps must be at least 1.")
+        if self.step_size <= 0:
+            raise InputError("fmn: step_size must be above 0.")
+        if not LAST_CHANGE <= self.change < 1:
+            raise InputError(f"fmn: change must be at least {LAST_CHANGE} and below 1.")
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Proposed images, `[batch, ...]`; nothing is drawn."""
+        victim.fresh()
+        x, nearest = images.clone(), images.clone()
+        farthest = torch.maximum(images - threat.low, threat.high - images)
+        most = threat.distance(images + farthest, images)
+        # Distances are float64, as the threat model has them.
+        least, radius = torch.full_like(most, torch.inf), torch.full_like(most, torch.inf)
+        for step in range(self.steps):
+            found = victim.gradient(x, labels, "margin")
+            margins, gradient = found.loss.double(), found.gradient.double()
+            distance = threat.distance(x, images)
+            fooled = margins > 0
+            nearer = fooled & (distance <= least)
+            nearest[nearer], least = x[nearer], torch.where(nearer, distance, least)
+            falling = (1 + math.cos(math.pi * step / self.steps)) / 2
+            change = LAST_CHANGE + (self.change - LAST_CHANGE) * falling
+            linear = distance + _over(margins.abs(), _dual(gradient, threat))
+            wider = radius * (1 + change)
+            grown = torch.where(least.isfinite(), wider, _searching(linear, wider))
+            radius = torch.where(fooled, torch.minimum(radius * (1 - change), least), grown)
+            radius = radius.clamp(max=most)
+            length = self.step_size * (LAST_STEP + (1 - LAST_STEP) * falling)
+            size = gradient.flatten(1).square().sum(1).sqrt().clamp_min(1e-300)
+            delta = (x - images).double() + length * gradient / _wide(size, gradient)
+            x = images + _within(delta, radius, threat).to(images.dtype)
+            x = x.clamp(threat.low, threat.high)
+        reached = least.isfinite() & threat.admits(nearest, images)
+        return torch.where(_wide(reached, images), nearest, images)
+
+
+def _dual(gradient: Tensor, threat: ThreatModel) -> Tensor:
+    """The norm of each gradient that bounds how fast a linear margin grows, `[batch]`."""
+    flat = gradient.flatten(1)
+    return flat.abs().sum(1) if threat.norm == "Linf" else flat.square().sum(1).sqrt()
+
+
+def _searching(linear: Tensor, wider: Tensor) -> Tensor:
+    """The radius before anything was found, from the linear guess and that of a growing ball.
+
+    The guess alone comes to rest at a tie, where the margin is 0, or wanders below the boundary.
+    """
+    return torch.where(wider.isfinite(), torch.maximum(linear, wider), linear)
+
+
+def _over(margins: Tensor, slopes: Tensor) -> Tensor:
+    """How far a margin is at that slope; infinitely far without one, or without a margin."""
+    return torch.where(slopes > 0, margins / slopes, torch.inf).nan_to_num(nan=torch.inf)
+
+
+def _within(delta: Tensor, radius: Tensor, threat: ThreatModel) -> Tensor:
+    """Each perturbation projected into a ball of its own radius, float64."""
+    wide = _wide(radius, delta)
+    if threat.norm == "Linf":
+        return delta.clamp(-wide, wide)
+    size = delta.flatten(1).square().sum(1).sqrt().clamp_min(1e-300)
+    return delta * (wide / _wide(size, delta)).clamp(max=1)
+
+
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
+ATTACK = FMN
