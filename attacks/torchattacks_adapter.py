@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import io
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +14,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError, unknown
+from robustsnn.peers import check_norm, count_classes, craft, seeded
 from robustsnn.randomness import Rng
 from robustsnn.registry import parse_fields, parse_value
 from robustsnn.threat import NORMS, ThreatModel
@@ -30,6 +28,10 @@ _LINF = (
 _L2 = ("PGDL2", "PGDRSL2")
 # Set from the victim, the threat model and the randomness, never by the user.
 _GIVEN = ("model", "eps", "norm", "seed", "n_classes")
+# They see logits only.
+_GRADIENT_FREE = ("SPSA", "Square")
+# The targeted DLR loss divides by the difference of the first and the fourth logit.
+_TARGETED = ("APGDT", "AutoAttack")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Torchattacks:
     that 10 steps of 2/255 at 8/255 become 20 steps of 4/255 at 32/255. Draws happen under a
     forked generator seeded from (seed, image ids). An attack that draws runs one image at a
     time, so that what it draws belongs to the image and not to the batch.
+
+    Two options are not torchattacks' own. `together=yes` runs an attack that draws on a
+    micro-batch at a time, as its users do: sooner, and the draws then belong to the batch.
+    `steps` of AutoAttack is that of its parts, which take 10 each in torchattacks and 100 in the
+    paper.
 
     Args:
         name: As torchattacks spells it, such as `MIFGSM`.
@@ -77,10 +84,22 @@ class Torchattacks:
     @property
     def steps(self) -> int | None:
         """Number of steps, where it has one."""
-        steps = self._arguments().get("steps")
+        steps = self._own().get("steps", self._arguments().get("steps"))
         if steps is None and "steps" in _parameters(self.name):
             steps = _parameters(self.name)["steps"].default
         return None if steps is None else int(steps)
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether it follows no gradient."""
+        return self.name in _GRADIENT_FREE
+
+    @property
+    def fewest_classes(self) -> int:
+        """Of networks with fewer classes it cannot compute its loss."""
+        if self.name in _TARGETED:
+            return 4
+        return 3 if self._arguments().get("loss") == "dlr" else 2
 
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
@@ -88,54 +107,42 @@ class Torchattacks:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: The threat model has another norm or pixel range than the attack.
+            InputError: The threat model has another norm or pixel range than the attack, the
+                network has too few classes, or the attack fails on it.
         """
-        if threat.norm not in self.norms:
-            raise InputError(
-                f"torchattacks:{self.name} works in {' and '.join(self.norms)} only, not in "
-                f"{threat.norm}: choose another attack or norm."
-            )
-        if (threat.low, threat.high) != (0.0, 1.0):
-            raise InputError("torchattacks' attacks keep pixels in [0, 1] only.")
-        if len(images) == 0 or threat.radius == 0:
+        owner = f"torchattacks:{self.name}"
+        check_norm(owner, threat.norm, self.norms)
+        if len(images) == 0:
             return images.clone()
-        batch = list(range(len(images)))
-        if not _draws(self.name, self.options):
-            return self._run(victim, images, labels, threat, rng, batch)
-        return torch.cat([self._run(victim, images, labels, threat, rng, [i]) for i in batch])
-
-    def _run(
-        self,
-        victim: Victim,
-        images: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        rng: Rng,
-        rows: list[int],
-    ) -> Tensor:
-        """Proposals for some of the images."""
-        # Padding one image to a whole micro-batch would cost a micro-batch.
-        some = victim.select(rows, micro_batch=1 if len(rows) == 1 else None)
-        seed = rng.select(rows).derive(self.name)
-        arguments = {**self._defaults(some.classes, threat, seed), **self._arguments()}
-        try:
-            with _forked(seed), contextlib.redirect_stdout(io.StringIO()):
-                attack = getattr(torchattacks, self.name)(some.network, **arguments)
-                found: Tensor = attack(images[rows].clone(), labels[rows].clone())
-        except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        classes = count_classes(victim, images)
+        if classes < self.fewest_classes:
             raise InputError(
-                f"torchattacks:{self.name} cannot attack images {list(images.shape[1:])}: {error}."
-            ) from error
-        return found.detach().to(images.dtype).clone()
+                f"{owner} needs at least {self.fewest_classes} classes for its DLR loss and this "
+                f"network has {classes}: leave it out, or choose torchattacks:APGD:loss=ce."
+            )
 
-    def _defaults(self, classes: int | None, threat: ThreatModel, seed: int) -> dict[str, Any]:
+        def run(network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+            arguments = {**self._defaults(classes, threat, seed), **self._arguments()}
+            attack = getattr(torchattacks, self.name)(network, **arguments)
+            if (steps := self._own().get("steps")) is not None:
+                for part in attack._autoattack.attacks:
+                    # Square counts queries.
+                    if hasattr(part, "steps"):
+                        part.steps = steps
+            found: Tensor = attack(images, labels)
+            return found
+
+        alone = _draws(self.name, self.options) and not self._own().get("together", False)
+        return craft(owner, victim, images, labels, threat, rng, run, alone)
+
+    def _defaults(self, classes: int, threat: ThreatModel, seed: int) -> dict[str, Any]:
         parameters = _parameters(self.name)
         values: dict[str, Any] = {"eps": threat.radius}
         if "norm" in parameters:
             values["norm"] = threat.norm
         if "seed" in parameters:
             values["seed"] = seed
-        if "n_classes" in parameters and classes is not None:
+        if "n_classes" in parameters:
             values["n_classes"] = classes
         if "alpha" in parameters:
             scale = threat.radius / parameters["eps"].default
@@ -143,6 +150,16 @@ class Torchattacks:
                 scale *= parameters["steps"].default / self.steps
             values["alpha"] = parameters["alpha"].default * scale
         return values
+
+    def _own(self) -> dict[str, Any]:
+        """The options that are not torchattacks' own."""
+        owner = f"torchattacks:{self.name}"
+        kinds = _own_options(self.name)
+        return {
+            option: parse_value(text, kinds[option], f"{owner}: {option}")
+            for option, text in self.options
+            if option in kinds
+        }
 
     def _arguments(self) -> dict[str, Any]:
         """The options that were given, as the types of the library's own defaults."""
@@ -154,14 +171,18 @@ class Torchattacks:
                     f"one: use one of {', '.join(accepted())}."
                 )
             raise unknown("attack of torchattacks", self.name, accepted())
-        parameters = _parameters(self.name)
+        parameters, own = _parameters(self.name), self._own()
+        if own.get("steps", 1) < 1:
+            raise InputError(f"{owner}: steps must be at least 1.")
         free = [p for p in parameters if p not in _GIVEN]
         values = {}
         for option, text in self.options:
+            if option in own:
+                continue
             if option in _GIVEN:
                 raise InputError(f"{owner}: {option} comes from the evaluation, drop it.")
             if option not in free:
-                raise unknown(f"field of {owner}", option, free)
+                raise unknown(f"field of {owner}", option, [*free, *_own_options(self.name)])
             default = parameters[option].default
             kind = str if default is None else type(default)
             values[option] = parse_value(text, kind, f"{owner}: {option}")
@@ -179,6 +200,10 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
     return parameters
 
 
+def _own_options(name: str) -> dict[str, type]:
+    return {"together": bool, **({"steps": int} if name == "AutoAttack" else {})}
+
+
 def _norms(name: str) -> tuple[str, ...]:
     if "norm" in _parameters(name):
         return NORMS
@@ -191,36 +216,17 @@ def _draws(name: str, options: tuple[tuple[str, str], ...]) -> bool:
     attack = Torchattacks(name, options)
     if "seed" in _parameters(name):
         return True
-    with _forked(0):
+    with seeded(0):
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
         image = torch.rand(1, 3, 32, 32)
         label = network(image).argmax(1)
         threat = ThreatModel(_norms(name)[0], "8/255")
         arguments = {**attack._defaults(3, threat, 0), **attack._arguments()}
-        _seed(0)
-        getattr(torchattacks, name)(network, **arguments)(image, label)
-        after = _next_draws()
-        _seed(0)
-        return after != _next_draws()
-
-
-@contextlib.contextmanager
-def _forked(seed: int) -> Iterator[None]:
-    """Every global generator seeded inside, and afterwards as it was."""
-    kept_numpy, kept_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        _seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(kept_numpy)
-            random.setstate(kept_python)
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+        with seeded(0):
+            getattr(torchattacks, name)(network, **arguments)(image, label)
+            after = _next_draws()
+        with seeded(0):
+            return after != _next_draws()
 
 
 def _next_draws() -> tuple[float, float, float]:
