@@ -163,7 +163,7 @@ def evaluate(
     with _progress() as progress:
         done = run(plan, folder, command=_command(), progress=progress)
     if json_output:
-        _print_json(folder, done.results, done.manifest["flags"])
+        _print_json(folder, done.results, flags=done.manifest["flags"])
         return
     _print_run(folder)
 
@@ -237,9 +237,92 @@ def compare(
         from robustsnn.reporting import load_runs
 
         runs = load_runs(runs_of(page.parent))
-        _print_json(page.parent, runs.results, [flag for run in runs.runs for flag in run.flags])
+        flags = [flag for run in runs.runs for flag in run.flags]
+        _print_json(page.parent, runs.results, flags=flags)
         return
     _print_page(page)
+
+
+@app.command()
+def crosscheck(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    data: Data = None,
+    data_root: DataRoot = None,
+    download: Download = False,
+    samples: Samples = None,
+    suite: Annotated[str, typer.Option(help="Ours: a suite or a YAML file.")] = "standard",
+    peers: Annotated[str, typer.Option(help="Theirs: a suite or a YAML file.")] = "peers",
+    norm: Norm = None,
+    epsilon: Epsilon = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="State dict of a python.module:factory.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    batch_size: BatchSize = None,
+    threads: Threads = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of both runs [default: runs/crosscheck-<hash>].")
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Attack one model with our suite and with other libraries: ours must be lowest."""
+    from robustsnn.inputs import request
+
+    chosen, images = request(
+        [model],
+        suite=suite,
+        attacks=[],
+        norm=norm,
+        epsilon=epsilon,
+        data=data,
+        data_root=data_root,
+        download=download,
+        samples=samples,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        recompute=None,
+        threads=threads,
+        substitute=None,
+        output=output,
+    )
+    from robustsnn.crosscheck import crosscheck as run_crosscheck
+    from robustsnn.crosscheck import frame, peers_suite, sentences, table
+
+    theirs = peers_suite(peers, chosen)
+    _use_threads(threads)
+    with _progress() as progress:
+        found = run_crosscheck(
+            model,
+            images if images is not None else data,
+            chosen,
+            theirs,
+            data_root=data_root,
+            samples=samples,
+            weights=weights,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            output=output,
+            progress=progress,
+            command=_command(),
+        )
+    if json_output:
+        _print_json(
+            found.folder,
+            frame(found.rows),
+            lowest=found.lowest,
+            against=list(found.against),
+            left_out=list(found.left_out),
+        )
+        return
+    console = _console()
+    for one in table(found.rows):
+        console.print(one)
+    for sentence in [*sentences(found.rows), *(f"left out: {text}" for text in found.left_out)]:
+        console.print(sentence, markup=False)
+    print(found.folder / "crosscheck.md")
 
 
 @app.command()
@@ -562,9 +645,9 @@ def _print_page(page: Path) -> None:
     print(page)
 
 
-def _print_json(folder: Path, results: pd.DataFrame, flags: list[Any]) -> None:
+def _print_json(folder: Path, results: pd.DataFrame, **more: Any) -> None:
     rows = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
         for row in results.to_dict("records")
     ]
-    print(json.dumps({"output": str(folder), "results": rows, "flags": flags}, indent=2))
+    print(json.dumps({"output": str(folder), "results": rows, **more}, indent=2))
