@@ -34,7 +34,9 @@ _THEMED = {
 }
 
 #: Parts of the header of a run that have a place of their own on the page, or none.
-_ELSEWHERE = frozenset({"flags", "preflight", "class_names", "verdict", "energy", "status"})
+_ELSEWHERE = frozenset(
+    "flags preflight probe diagnostics ledger class_names verdict energy status".split()
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def render(runs: Runs, output: Path) -> list[Path]:
         pictures=[_picture(path) for path in sorted((output / "figures").glob("*.svg"), key=_rank)],
         flags=verdict.flag_sentences(runs.runs),
         checked=_checked(runs),
+        diagnosed=[diagnosed for run in runs.runs if (diagnosed := _diagnosed(run))],
         provenance=[_provenance(run) for run in runs.runs],
         files=sorted(
             path.relative_to(output).as_posix()
@@ -197,6 +200,56 @@ def _inline(svg: str, prefix: str, title: str) -> Markup:
 
 def _checked(runs: Runs) -> int:
     return sum(len(run.preflight) for run in runs.runs)
+
+
+@dataclass(frozen=True)
+class Diagnosed:
+    """Everything that was measured to see whether a run can be believed, and what it cost."""
+
+    model: str
+    suite: str
+    level: str
+    rows: list[tuple[str, str, str, str, str]]
+    ledger: list[Mapping[str, Any]]
+
+
+def _diagnosed(run: Run) -> Diagnosed | None:
+    """Id, slug, evidence, outcome and sentence of every diagnostic, flagged ones first."""
+    flags = {(str(flag.get("flag")), str(flag.get("sentence"))): flag for flag in run.flags}
+    rows = []
+    for check in run.preflight:
+        if check.get("id"):
+            slug, sentence = str(check["check"]), str(check["sentence"])
+            flag = flags.pop((slug, sentence), None)
+            rows.append(_diagnostic(check, slug, flag))
+    for finding in run.diagnostics:
+        slug, sentence = str(finding.get("slug")), str(finding.get("sentence"))
+        flag = flags.pop((slug, sentence), None)
+        if flag is None and finding.get("flagged"):
+            flag = finding
+        rows.append(_diagnostic(finding, slug, flag))
+    rows += [_diagnostic(flag, str(flag.get("flag")), flag) for flag in flags.values()]
+    ledger = [row for row in run.manifest.get("ledger") or () if isinstance(row, Mapping)]
+    if not rows:
+        return None
+    rows.sort(key=lambda row: (row[3] == "", _by_number(row[0])))
+    return Diagnosed(run.label, run.suite, run.level, rows, ledger)
+
+
+def _diagnostic(
+    found: Mapping[str, Any], slug: str, flag: Mapping[str, Any] | None
+) -> tuple[str, str, str, str, str]:
+    evidence = found.get("evidence")
+    number = f"{evidence:.3g}" if isinstance(evidence, int | float) else "–"
+    where = formats.threat(str(found.get("norm") or ""), str(found.get("epsilon") or ""))
+    severity = "" if flag is None else str(flag.get("severity") or "flag")
+    name = f"{slug.replace('-', ' ')}{f', {where}' if where else ''}"
+    return str(found.get("id") or ""), name, number, severity, str(found.get("sentence") or "")
+
+
+def _by_number(name: str) -> tuple[str, int]:
+    found = re.fullmatch(r"([A-Z]+?)(\d*)", name)
+    return (found[1], int(found[2] or 0)) if found else ("~", 0)
 
 
 def _provenance(run: Run) -> tuple[str, str, list[tuple[str, str]]]:

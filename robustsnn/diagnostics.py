@@ -10,7 +10,9 @@ import pandas as pd
 
 from robustsnn import formats
 from robustsnn.epsilon import parse_epsilon
+from robustsnn.findings import Finding, plain
 from robustsnn.formats import CLEAN, WORST_CASE
+from robustsnn.stages import Stage
 
 #: Fraction of backward passes that may be all zero.
 MOST_ZERO_GRADIENTS = 0.05
@@ -18,24 +20,42 @@ MOST_ZERO_GRADIENTS = 0.05
 MARGIN = 0.005
 #: L-inf size at which an attack that works leaves nothing.
 LARGE = 32 / 255
+#: Checks that a number survives with a footnote.
+CAUTIONS = ("ties", "neuron-modes")
+#: What concerns attacks by one gradient only, and a number that stands on several less.
+OF_ONE = ("zero-gradient", "nonfinite-gradient", "gradient-fidelity")
 
 Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One finding; `rows` are the (attack, norm, epsilon) it concerns, none for all."""
+    """What speaks against a number.
+
+    Args:
+        flag: Its slug.
+        severity: `invalid`: the number should not be quoted; `caution`: it needs a footnote.
+        sentence: For readers.
+        evidence: The number behind it.
+        rows: The (attack, norm, epsilon) it concerns, none for all.
+        id: Of the diagnostic: `D1` to `D14`, `I1` to `I6`, or `AA`.
+        details: More numbers, ready for JSON.
+    """
 
     flag: str
     severity: str
     sentence: str
     evidence: float
     rows: tuple[Key, ...] = field(default=())
+    id: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
         """As it stands in `manifest.json`."""
         found = asdict(self)
         found["rows"] = [list(key) for key in self.rows]
+        found["evidence"] = plain(self.evidence)
+        found["details"] = plain(dict(self.details))
         return found
 
 
@@ -46,8 +66,12 @@ def diagnose(
     classes: int,
     preflight: Sequence[Mapping[str, Any]] = (),
     stochastic: bool = False,
+    cascade: bool = False,
+    stages: Sequence[Stage] = (),
+    findings: Sequence[tuple[Key | None, Finding]] = (),
+    draws: int = 1,
 ) -> list[Flag]:
-    """Every finding about one run.
+    """Every flag of one run.
 
     Args:
         records: One row per image and threat.
@@ -56,13 +80,29 @@ def diagnose(
         classes: Number of classes; chance is one over it.
         preflight: The checks made before.
         stochastic: Whether the network draws.
+        cascade: Whether each attack saw only what the ones before it left: its accuracy then
+            includes what they broke, and says nothing of whether it is the stronger one.
+        stages: What the attacks were, as far as it is known.
+        findings: Of the probe and of the stages, with the row that each is about: None for all,
+            an empty attack for all of that norm and size.
+        draws: What the attacks average a stochastic network over.
     """
-    flags = [
-        Flag(str(check["check"]), "invalid", str(check["sentence"]), float(check["evidence"]))
-        for check in preflight
-        if not check["passed"]
-    ]
-    if stochastic:
+    several = len({s.estimator for s in stages if s.white}) > 1
+    flags = []
+    for check in preflight:
+        if not check["passed"]:
+            slug = str(check["check"])
+            flags.append(
+                Flag(
+                    slug,
+                    "caution" if slug in CAUTIONS or (several and slug in OF_ONE) else "invalid",
+                    str(check["sentence"]),
+                    float(check["evidence"]),
+                    id=str(check.get("id") or ""),
+                    details=check.get("details") or {},
+                )
+            )
+    if stochastic and draws == 1:
         flags.append(
             Flag(
                 "stochastic",
@@ -70,13 +110,40 @@ def diagnose(
                 "The network draws at every pass and the attacks do not average over draws: a "
                 "stronger attack would.",
                 1.0,
+                id="D8",
             )
         )
+    for about, finding in findings:
+        if finding.flagged and finding.severity != "note":
+            flags.append(_flag(finding, _rows_about(about, results), several))
     attacks = results[~results["attack"].isin([CLEAN, WORST_CASE])]
-    flags += _per_attack(records)
-    flags += _sanity_order(attacks, kinds)
+    flags += _per_attack(records, stages, cascade)
+    if not cascade:
+        flags += _sanity_order(attacks, kinds)
     flags += _curve(attacks, kinds, classes)
     return flags
+
+
+def _flag(finding: Finding, rows: tuple[Key, ...], several: bool) -> Flag:
+    severity = finding.severity
+    if finding.slug in OF_ONE and not several:
+        # Where nothing but this gradient was followed, its fault is that of the number.
+        severity = "invalid"
+    return Flag(
+        finding.slug,
+        severity,
+        finding.sentence,
+        finding.evidence,
+        rows,
+        finding.id,
+        finding.details,
+    )
+
+
+def _rows_about(about: Key | None, results: pd.DataFrame) -> tuple[Key, ...]:
+    if about is None or about[0]:
+        return () if about is None else (about,)
+    return tuple(key for key in _keys(results) if key[1:] == about[1:])
 
 
 def by_row(flags: Sequence[Flag], results: pd.DataFrame) -> dict[Key, list[str]]:
@@ -101,22 +168,26 @@ def _title(key: Key) -> str:
     return f"{formats.attack(key[0])} at {formats.threat(key[1], key[2])}"
 
 
-def _per_attack(records: pd.DataFrame) -> list[Flag]:
+def _per_attack(
+    records: pd.DataFrame, stages: Sequence[Stage] = (), cascade: bool = False
+) -> list[Flag]:
     flags = []
-    for group, rows in records.groupby(["attack", "norm", "epsilon"], sort=False):
-        attack, norm, epsilon = map(str, group)
-        key = (attack, norm, epsilon)
-        backward = int(rows["backward_passes"].sum())
-        zero = int(rows["zero_grad"].sum()) / backward if backward else 0.0
-        if zero > MOST_ZERO_GRADIENTS:
+    groups = list(records.groupby(["attack", "norm", "epsilon"], sort=False))
+    still = {_key(group): _zero_rate(rows) for group, rows in groups}
+    for group, rows in groups:
+        key = _key(group)
+        severity = _of_several(key, still, stages, cascade)
+        zero = still[key]
+        if zero is not None and zero > MOST_ZERO_GRADIENTS and severity:
             flags.append(
                 Flag(
                     "zero-gradient",
-                    "invalid",
+                    severity,
                     f"{_title(key)}: {zero:.1%} of the gradients were all zero, so the attack "
                     "stood still; use another estimator.",
                     zero,
                     (key,),
+                    "D1",
                 )
             )
         bad = int(rows["nonfinite_grad"].sum())
@@ -124,10 +195,11 @@ def _per_attack(records: pd.DataFrame) -> list[Flag]:
             flags.append(
                 Flag(
                     "nonfinite-gradient",
-                    "invalid",
+                    severity or "caution",
                     f"{_title(key)}: {bad} gradients held NaN or infinity, taken as zero there.",
                     float(bad),
                     (key,),
+                    "D1",
                 )
             )
         left = int(rows["projected"].sum())
@@ -140,6 +212,7 @@ def _per_attack(records: pd.DataFrame) -> list[Flag]:
                     "pixel range and were projected before they were judged.",
                     float(left),
                     (key,),
+                    "D14",
                 )
             )
         silent = int((rows["prediction"] < 0).sum())
@@ -152,9 +225,45 @@ def _per_attack(records: pd.DataFrame) -> list[Flag]:
                     "finite, counted as wrong.",
                     float(silent),
                     (key,),
+                    "D10",
                 )
             )
     return flags
+
+
+def _key(group: Any) -> Key:
+    attack, norm, epsilon = map(str, group)
+    return attack, norm, epsilon
+
+
+def _zero_rate(rows: pd.DataFrame) -> float | None:
+    """Share of an attack's gradients that were all zero; None if it took none."""
+    backward = int(rows["backward_passes"].sum())
+    return int(rows["zero_grad"].sum()) / backward if backward else None
+
+
+def _of_several(
+    key: Key, still: Mapping[Key, float | None], stages: Sequence[Stage], cascade: bool
+) -> str | None:
+    """How much it matters that an attack's gradient fails, where others of its size move.
+
+    In a cascade only that of the network's own derivative is worth a flag then.
+    """
+    about = {stage.key: stage for stage in stages}
+    stage = about.get(key)
+    moving = [
+        k
+        for k, other in about.items()
+        if stage is not None
+        and other.line == stage.line
+        and other.white
+        and (zero := still.get(k)) is not None
+        and zero <= MOST_ZERO_GRADIENTS
+    ]
+    if not moving or key in moving:
+        return "invalid"
+    assert stage is not None
+    return None if cascade and not stage.own else "caution"
 
 
 def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Flag]:
@@ -218,6 +327,7 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Flag]
                                 f"{meaning}, a sign of masked gradients.",
                                 gap,
                                 (ours,),
+                                "D7" if slug == "black-box-beats-white-box" else "D6",
                             )
                         )
     return flags
@@ -246,6 +356,7 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
                     "size: the attack does not find what is in its ball.",
                     largest,
                     tuple(key for _, key in rises),
+                    "D6",
                 )
             )
         last = rows[-1]
@@ -264,6 +375,7 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
                     f"chance ({formats.percent(1 / classes)}): {meaning}.",
                     float(last["accuracy"]),
                     (keys[-1],),
+                    "D6",
                 )
             )
     return flags

@@ -27,12 +27,13 @@ from robustsnn.attacking import (
     part_name,
 )
 from robustsnn.cascade import Cascade, attack_survivors
-from robustsnn.diagnostics import by_row, diagnose
+from robustsnn.diagnostics import by_row
 from robustsnn.errors import InputError
 from robustsnn.folders import unwritable
 from robustsnn.formats import CLEAN
 from robustsnn.header import as_started, fit_to_memory, header_of, versions
-from robustsnn.planning import Plan, Task, check_device, classes_of, prepare
+from robustsnn.judgement import judgement, probed
+from robustsnn.planning import Plan, Task, check_device, prepare
 from robustsnn.records import ACTIVITY, DONE, RunFolder, open_folder, summarise
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energy
@@ -187,6 +188,7 @@ def run(
                 if not started:
                     shutil.rmtree(output, ignore_errors=True)
                 raise
+            manifest = probed(plan, folder, manifest)
             if plan.suite.cascade:
                 cascade = attack_survivors(plan, folder, progress or _silent)
                 return _finish(plan, folder, manifest, cascade)
@@ -240,23 +242,14 @@ def _finish(
         task.slug: (getattr(task.attack, "steps", None), getattr(task.attack, "restarts", None))
         for task in plan.tasks
     }
-    kinds = {task.slug: task.attack.kind for task in plan.tasks}
     data, is_cascade = plan.images.name, cascade is not None
     plain = summarise(records, data, settings, cascade=is_cascade)
-    flags = diagnose(
-        found,
-        plain,
-        kinds,
-        classes_of(plan.subject.load(), plan.images, plan.device),
-        manifest.get("preflight") or (),
-        bool(manifest.get("stochastic")),
-        is_cascade,
-    )
-    results = summarise(records, data, settings, by_row(flags, plain), is_cascade)
+    judged = judgement(plan, manifest, found, plain, is_cascade)
+    results = summarise(records, data, settings, by_row(judged.flags, plain), is_cascade)
     activity, joules, counted = _activity(plan)
     header = {
         **manifest,
-        "flags": [flag.row() for flag in flags],
+        **judged.header,
         "energy": joules,
         "activity_images": counted,
         "seconds": round(float(records["seconds"].sum()), 3),

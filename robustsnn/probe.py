@@ -111,6 +111,7 @@ def _measure(
         *gradients.zero_gradients(taken),
         *gradients.support(taken),
         *gradients.fidelity(narrow, taken, threat, sizes.directions),
+        *gradients.repeated(narrow, taken),
         *gradients.through_time(narrow, taken),
         *gradients.through_layers(taken),
         gradients.saturation(taken),

@@ -28,6 +28,10 @@ LEAST_SUPPORT = 0.05
 #: Below both, a gradient is none of this loss: its cosine with differences, as a share of what a
 #: linear loss would give, and its rank correlation with what random signs do.
 LEAST_FIDELITY, LEAST_RANK = 0.2, 0.2
+#: Share of the directions that have to change a loss before its gradient is judged by them.
+LEAST_MOVED = 0.5
+#: Cosine of two gradients at the same point, where a network draws nothing.
+LEAST_REPEATED = 0.99
 #: Sigma of the differences.
 SIGMA = "2/255"
 #: Below, float32 holds fewer digits.
@@ -188,6 +192,31 @@ def zero_gradients(taken: Taken) -> list[Finding]:
     ]
 
 
+def repeated(sample: Sample, taken: Taken) -> list[Finding]:
+    """D8: is a gradient the same twice; none if the network declares draws.
+
+    One that is not belongs to something that draws, whatever the logits say.
+    """
+    if sample.victim().stochastic or OWN in taken.failed:
+        return []
+    here = taken.here[OWN][: len(sample)].flatten(1).double()
+    again = sample.gradient(OWN).gradient.flatten(1).double()
+    there = (here != 0).any(1) | (again != 0).any(1)
+    alike = cosine(here[there].cpu().numpy(), again[there].cpu().numpy())
+    least = float(np.mean(alike)) if len(alike) else 1.0
+    return [
+        Finding(
+            "D8",
+            "gradient-draws",
+            least < LEAST_REPEATED,
+            "caution",
+            f"Two gradients at the same image agree by a cosine of {least:.2f}: something draws on "
+            "the way back, and an attack follows its noise.",
+            least,
+        )
+    ]
+
+
 def saturation(taken: Taken) -> Finding:
     """D10: images where the cross-entropy's gradient is all zero for no reason but float32."""
     lost = _zero(taken.entropy) & ~taken.zero(OWN)[0]
@@ -218,9 +247,9 @@ def support(taken: Taken) -> list[Finding]:
     }
     least = min(seen, key=lambda name: seen[name])
     what = (
-        f"lie in the support of its surrogate only {percent(seen[least])} of the membranes"
+        f"{percent(seen[least])} of the membranes lie in the support of its surrogate"
         if layers[least].compact
-        else f"the membranes leave only {percent(seen[least])} of its surrogate's area beyond them"
+        else f"{percent(seen[least])} of its surrogate's area lies further out than the membranes"
     )
     return [
         Finding(
@@ -228,7 +257,7 @@ def support(taken: Taken) -> list[Finding]:
             "out-of-support",
             seen[least] < LEAST_SUPPORT,
             "caution",
-            f"In {least} {what}: attacks that differentiate with it see little of the network.",
+            f"In {least} only {what}: attacks that use it see little of the network.",
             seen[least],
             {
                 "seen": seen,
@@ -276,8 +305,8 @@ def fidelity(sample: Sample, taken: Taken, threat: ThreatModel, directions: int)
     }
     rank = {t: float(np.mean(spearman(np.stack(s, 1), rise))) for t, s in slopes.items()}
     wrong = {t for t in flat if angle[t] < LEAST_FIDELITY and rank[t] < LEAST_RANK}
-    # A loss that no direction changes says nothing about any gradient.
-    moved = bool((rise != 0).any())
+    # A loss of plateaus has no differences to speak of, and says nothing about any gradient.
+    moved = float((rise != 0).mean()) > LEAST_MOVED
     details = {
         "cosine": angle,
         "rank correlation": rank,

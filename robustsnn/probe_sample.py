@@ -50,7 +50,7 @@ class Sizes:
     @classmethod
     def of(cls, samples: int) -> Sizes:
         """Few images where few are evaluated, so that a probe stays the smaller part."""
-        wide = max(8, min(64, samples // 4))
+        wide = max(8, min(64, samples // 8))
         return cls(wide=wide, narrow=wide // 2)
 
 

@@ -146,6 +146,23 @@ class Run:
         """The checks made before the attacks."""
         return tuple(c for c in self.manifest.get("preflight") or () if isinstance(c, Mapping))
 
+    @property
+    def diagnostics(self) -> tuple[Mapping[str, Any], ...]:
+        """What the probe and the records were measured to say, flagged or not."""
+        found = (*(self.manifest.get("probe") or ()), *(self.manifest.get("diagnostics") or ()))
+        return tuple(d for d in found if isinstance(d, Mapping))
+
+    @property
+    def reliability(self) -> Mapping[str, Any]:
+        """Level, sentence and advice, see `robustsnn.reliability`; empty for an older run."""
+        value = self.manifest.get("verdict")
+        return value if isinstance(value, Mapping) else {}
+
+    @property
+    def level(self) -> str:
+        """`A`, `B` or `C`; empty for an older run."""
+        return str(self.reliability.get("level") or "")
+
     @cached_property
     def spikes_per_neuron_and_step(self) -> float:
         """Mean spikes per neuron and time step over all spiking layers; NaN without any."""

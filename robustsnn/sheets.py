@@ -16,22 +16,24 @@ from robustsnn.comparison import (
     published,
     published_data,
 )
-from robustsnn.formats import CLEAN, WORST_CASE
+from robustsnn.formats import CLEAN, NBSP, WORST_CASE
 from robustsnn.reporting import Run, Runs
 
 
 class Cell(NamedTuple):
-    """What stands in one place: the number, its interval or size, and a remark below."""
+    """What stands in one place: number, interval or size, a remark below, a mark behind it."""
 
     main: str
     detail: str = ""
     note: str = ""
+    mark: str = ""
 
     @property
     def text(self) -> str:
-        """Number and detail on one line."""
+        """Number, mark and detail on one line."""
+        number = f"{self.main}{NBSP}({self.mark})" if self.mark else self.main
         joint = " " if self.detail.startswith(("[", "(")) else ", "
-        return f"{self.main}{joint}{self.detail}" if self.detail else self.main
+        return f"{number}{joint}{self.detail}" if self.detail else number
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
     rows = [
         (
             Cell(threat.title, threat.size),
-            *(_accuracy(comparison, run.label, threat) for run in runs),
+            *(_accuracy(comparison, run, threat) for run in runs),
         )
         for threat in _shown(comparison)
     ]
@@ -104,15 +106,18 @@ def _shown(comparison: Comparison) -> list[Threat]:
     return [t for t in comparison.threats if t.attack == CLEAN or t.radius != 0]
 
 
-def _accuracy(comparison: Comparison, model: str, threat: Threat) -> Cell:
-    row = comparison.cells.get((model, threat))
+def _accuracy(comparison: Comparison, run: Run, threat: Threat) -> Cell:
+    row = comparison.cells.get((run.label, threat))
     if row is None:
         return Cell("–")
     note = ""
     if not math.isnan(row["difference"]):
         note = f"{formats.points(row['difference'])}, {formats.p_value(row['p_holm'])}"
     return Cell(
-        formats.percent(row["accuracy"]), formats.bounds(row["ci_low"], row["ci_high"]), note
+        formats.percent(row["accuracy"]),
+        formats.bounds(row["ci_low"], row["ci_high"]),
+        note,
+        run.level if threat.attack == WORST_CASE else "",
     )
 
 
@@ -126,6 +131,14 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
             "Worst case: right on the clean image and on every image proposed at that norm and"
             " size; a tie at the top counts as wrong."
         )
+    rated = [run for run in comparison.runs if run.level]
+    if rated:
+        yield (
+            "A, B and C say how far the worst case can be trusted: A, no flag; B, an upper bound"
+            " that may still fall; C, not reliable."
+        )
+    for run in rated:
+        yield f"{run.label}: {run.reliability['sentence']} {run.reliability['next']}"
     if len(comparison.runs) > 1:
         yield (
             f"Below, the difference to {comparison.baseline} in points and the exact McNemar test"

@@ -78,6 +78,8 @@ def _lines(main: str, detail: str) -> Text:
 def _number(cell: Cell) -> Text:
     # The title names the unit: three models fit 80 columns without it.
     text = Text(cell.main.removesuffix(f"{NBSP}%"), style="bold")
+    if cell.mark:
+        text.append(f" {cell.mark}", style="bold")
     if cell.detail:
         text.append(f" {cell.detail}", style="dim not bold")
     if cell.note:

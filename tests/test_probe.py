@@ -31,7 +31,7 @@ ALWAYS = {
     "no-gradient", "zero-gradient", "nonfinite-gradient", "underflow", "gradient-fidelity",
     "noise-beats-gradient", "saturated", "unavailable-gradients", "unstable-predictions",
     "silent-success", "incomplete-optimisation", "attack-does-not-transfer", "far-above-chance",
-    "unconstrained-failure",
+    "unconstrained-failure", "gradient-draws",
 }  # fmt: skip
 SPIKING = {"out-of-support", "temporal-share"}
 
@@ -223,6 +223,19 @@ class Elsewhere(Linear):
         return mixed + (other - other.detach())
 
 
+class Trembling(Linear):
+    """Steady logits, and a gradient that draws its sign anew for every pixel and pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes = getattr(self, "passes", 0) + 1
+        draws = torch.Generator().manual_seed(self.passes)
+        signs = (torch.rand(PIXELS, generator=draws) < 0.7).double() * 2 - 1
+        z = self.margin(images.detach())
+        noisy = (images.double().flatten(1) - 0.5) @ (self.weight * signs)
+        z = z + (noisy - noisy.detach())
+        return torch.stack([torch.zeros_like(z), z], 1)
+
+
 class Constant(nn.Module):
     """The same logits for every image."""
 
@@ -242,6 +255,7 @@ class Constant(nn.Module):
         (TwoFaced(), {"attack-does-not-transfer"}),
         (Backwards(), {"gradient-fidelity", "noise-beats-gradient"}),
         (Elsewhere(), {"gradient-fidelity"}),
+        (Trembling(), {"gradient-draws"}),
         (Constant(), {"no-gradient", "zero-gradient"}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -554,7 +568,7 @@ def test_it_costs_less_than_a_twentieth_of_a_standard_run(depths):
     probed = probe_of(Linear(), images, labels, micro_batch=64, sizes=Sizes.of(1000))
     standard = 1000 * (2 * 690 + 6000)
     assert probed.forward_passes + probed.backward_passes < 0.05 * standard
-    assert Sizes.of(10**6) == Sizes.of(1000) and Sizes.of(64).wide == 16 and Sizes.of(4).wide == 8
+    assert Sizes.of(10**6) == Sizes.of(1000) and Sizes.of(160).wide == 20 and Sizes.of(4).wide == 8
 
 
 def test_an_attack_walks_up_a_linear_loss(depths):
