@@ -20,6 +20,7 @@ from robustsnn.checkpoint import load_network, read_checkpoint
 from robustsnn.comparison import comparisons
 from robustsnn.errors import InputError
 from robustsnn.evaluation import Evaluation, evaluate, prepare
+from robustsnn.records import RunFolder
 from robustsnn.reporting import load_runs
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.suites import Suite
@@ -317,7 +318,7 @@ def test_best_is_what_a_hand_finds(spiking):
         images,
         suite_of(
             *RANKED,
-            entry("Main", "pgd:steps=6,random_start=no", estimator="best"),
+            entry("Main", "pgd:steps=2,random_start=no", estimator="best"),
             epsilon=["4/256", "12/256"],
         ),
     )
@@ -380,13 +381,13 @@ DRAWING = (
     *(entry(f"Probe {i}", "pgd:steps=2,loss=margin", estimator=e, probe=True)
       for i, e in enumerate(ESTIMATORS)),
     entry("Noise", "uniform-noise"),
-    entry("Main", "apgd:steps=6", estimator="best"),
-    entry("Other", "pgd:steps=5,restarts=2", estimator="bptt:arctan:width=0.4"),
+    entry("Main", "apgd:steps=3", estimator="best"),
+    entry("Other", "pgd:steps=2,restarts=2", estimator="bptt:arctan:width=0.4"),
 )  # fmt: skip
 
 
 def test_batches_and_order_change_no_verdict(spiking, monkeypatch):
-    images = data_of(spiking, 30, size=8)
+    images = data_of(spiking, 22, size=8)
     suite = suite_of(*DRAWING, epsilon="12/256")
     whole = evaluate(spiking, images, suite, batch_size=100).records
     left = whole.groupby("attack", sort=False)["success"].mean()
@@ -407,10 +408,10 @@ def test_stopped_after_every_batch_of_a_cascade(checkpoints, tmp_path, shift, mo
     entries = [
         *DRAWING[1:3],
         entry("Told", f"{shift}:witness=yes"),
-        entry("Last", "pgd:steps=3", estimator="best"),
+        entry("Last", "pgd:steps=2", estimator="best"),
     ]
     suite = suite_of(*entries, epsilon=["1/255", "4/255"])
-    settings: dict[str, Any] = {"samples": 40, "batch_size": 8, "save_images": True}
+    settings: dict[str, Any] = {"samples": 24, "batch_size": 8, "save_images": True}
     model = checkpoints / "snn"
     texts: list[str] = []
     evaluate(
@@ -431,9 +432,32 @@ def test_stopped_after_every_batch_of_a_cascade(checkpoints, tmp_path, shift, mo
             stops += 1
             assert (tmp_path / "parts" / "parts").is_dir()
             assert not (tmp_path / "parts" / "results.csv").exists()
-    assert stops == len([text for text in texts if text != "clean"]) > 10
+    assert stops == len([text for text in texts if text != "clean"]) > 8
     same(tmp_path / "whole", tmp_path / "parts")
     assert verify(tmp_path / "whole").passed
+
+
+def test_killed_between_the_images_and_the_rows_of_a_batch(checkpoints, tmp_path, monkeypatch):
+    from robustsnn import records
+
+    suite = suite_of(*DRAWING[:2], entry("Last", "apgd:steps=3"), epsilon="4/255")
+    settings: dict[str, Any] = {"samples": 30, "batch_size": 8}
+    evaluate(checkpoints / "snn", None, suite, output=tmp_path / "whole", **settings)
+    write = records.write_atomically
+
+    def dying(path: Path, content: bytes) -> None:
+        if path.name == "attack-001.00000.parquet":
+            raise Stop
+        write(path, content)
+
+    monkeypatch.setattr(records, "write_atomically", dying)
+    with pytest.raises(Stop):
+        evaluate(checkpoints / "snn", None, suite, output=tmp_path / "killed", **settings)
+    monkeypatch.undo()
+    # It goes on at the batch size that it was started with.
+    settings["batch_size"] = 3
+    evaluate(checkpoints / "snn", None, suite, output=tmp_path / "killed", **settings)
+    same(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_lost_part_is_told(checkpoints, tmp_path, monkeypatch):
@@ -490,6 +514,39 @@ def test_an_estimator_that_remembers_is_given_few_images(spiking, monkeypatch):
     few = evaluate(spiking, images, suite, batch_size=4)
     a, b = (found.records.drop(columns="seconds") for found in (whole, few))
     pd.testing.assert_frame_equal(a, b, rtol=1e-6, atol=1e-6)
+
+
+# --- the suites that ship ------------------------------------------------------------------------
+
+
+def test_light_from_the_command_line(checkpoints, warm, tmp_path):
+    done = warm(
+        "evaluate", checkpoints / "snn", "--suite", "light", "--samples", "8",
+        "--epsilon", "1/255", "--output", "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Probe BPTT Linf 1/255, " in done.stderr and "of 8 images left" in done.stderr
+    results = RunFolder(tmp_path / "run").results().set_index("attack")
+    probes = [name for name in results.index if name.startswith("probe-")]
+    assert len(probes) == 8
+    assert results.loc["apgd-ce", "estimator"] in set(results.loc[probes, "estimator"])
+    assert results.loc["square-warm", "estimator"] == "none"
+    left = results.drop(["clean", "worst-case"])["accuracy"].tolist()
+    assert left == sorted(left, reverse=True)
+    assert results.loc["worst-case", "accuracy"] == left[-1] < results.loc["clean", "accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_standard_leaves_no_more_than_any_attack_of_its_own(checkpoints, kind):
+    found = evaluate(checkpoints / kind, None, "standard", samples=24, epsilon="2/255")
+    left = found.results.set_index("attack")
+    assert left.loc["apgd-ce", "estimator"] == "backprop" or kind == "snn"
+    assert (left["flags"].str.contains("beats")).sum() == 0
+    for attack in ("pgd:steps=50,loss=margin", "apgd:steps=50", "square:queries=500"):
+        suite = suite_of(entry("One", attack), cascade=False, epsilon="2/255")
+        alone = evaluate(checkpoints / kind, None, suite, samples=24).results.set_index("attack")
+        assert left.loc["worst-case", "accuracy"] <= alone.loc["worst-case", "accuracy"]
 
 
 # --- reports ------------------------------------------------------------------------------------

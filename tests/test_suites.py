@@ -7,10 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from robustsnn.errors import InputError
+from robustsnn.gradients import Bptt, make_estimator
 from robustsnn.peers import MissingLibrary
 from robustsnn.registry import load_attack, suite_names
+from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.suites import load_suite, resolve_epsilon, suite_of
 from robustsnn.threat import ThreatModel
 
@@ -58,6 +61,66 @@ def test_quick_steps_by_two_255ths_at_eight():
     pgd = load_attack(suite.entries[-1].attack)
     assert pgd.steps == 10 and pgd.step_size is None
     assert math.isclose(2.5 * ThreatModel("Linf", suite.epsilon[0]).radius / 10, 2 / 255)
+
+
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_standard_has_the_stages_it_promises(kind):
+    suite = load_suite("standard")
+    assert suite.cascade and not suite.fixed and suite.epsilon == ("8/255",)
+    run = [e for e in suite.entries if e.runs_on(kind, classes=10, stochastic=False)]
+    probes = [e for e in run if e.probe]
+    assert run[: len(probes)] == probes and {e.attack for e in probes} == {
+        "apgd:steps=10,loss=margin"
+    }
+    estimators = [e.estimator for e in probes]
+    assert estimators == ["bptt"] if kind == "ann" else len(set(estimators)) == 8
+    made = {e.label: (load_attack(e.attack), e.estimator) for e in run if not e.probe}
+    steps = {
+        label: (attack.steps, attack.loss)
+        for label, (attack, _) in made.items()
+        if hasattr(attack, "steps")
+    }
+    assert steps["APGD CE"] == (100, "cross-entropy")
+    assert steps["APGD margin"] == steps["APGD margin again"] == (200, "margin")
+    assert steps["SA-PGD"][0] == 100
+    warm, cold = made["Square warm"][0], made["Square"][0]
+    assert (warm.queries, warm.warm, warm.offset) == (1000, True, 200)
+    assert (cold.queries, cold.warm, cold.offset) == (5000, False, 0)
+    assert list(made)[-2:] == ["Square warm", "Square"]
+    assert made["APGD CE"][1] == "best"
+    if kind == "ann":
+        assert {e for _, e in made.values()} == {"best", "bptt"}
+        targeted = made["APGD targeted"][0]
+        assert (targeted.targets, targeted.loss, targeted.steps) == (9, "targeted-dlr", 100)
+        assert not any(
+            e.label == "APGD targeted" for e in suite.entries if e.runs_on(kind, 3, False)
+        )
+    else:
+        assert made["APGD margin"][1] == "assg:vanishing=0.45"
+        assert made["SA-PGD"][1] == "assg:vanishing=0.425"
+        # Alpha 8 of `alpha/2 / (1 + (pi/2 alpha z)^2)`, as high as it may be.
+        again = make_estimator(made["APGD margin again"][1], tiny_snn())
+        assert isinstance(again, Bptt) and again.reset == "attached" and again.surrogate is not None
+        there, peak = again.surrogate.derivative(torch.tensor([0.1, 0.0], dtype=torch.float64))
+        assert math.isclose(there / peak, 1 / (1 + (0.4 * math.pi) ** 2), rel_tol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["light", "standard", "plus"])
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_every_estimator_of_a_cascade_that_ships_can_be_made(name, kind):
+    network = tiny_snn() if kind == "snn" else torch.nn.Flatten()
+    for one in load_suite(name).entries:
+        if one.runs_on(kind, classes=10, stochastic=False) and one.estimator != "best":
+            make_estimator(one.estimator, network)
+
+
+def tiny_snn() -> Network:
+    return Network(
+        NetworkConfig(
+            architecture="vgg5", kind="snn", classes=3, image=(1, 8, 8), widths=(2, 2, 2),
+            classifier=(4,), mean=(0.5,), std=(0.25,), time_steps=2,
+        )
+    )  # fmt: skip
 
 
 def test_curve_covers_the_sizes():
