@@ -163,7 +163,8 @@ def evaluate(
     with _progress() as progress:
         done = run(plan, folder, command=_command(), progress=progress)
     if json_output:
-        _print_json(folder, done.results, flags=done.manifest["flags"])
+        said = {name: done.manifest.get(name) for name in ("flags", "verdict")}
+        _print_json(folder, done.results, **said)
         return
     _print_run(folder)
 
@@ -238,7 +239,8 @@ def compare(
 
         runs = load_runs(runs_of(page.parent))
         flags = [flag for run in runs.runs for flag in run.flags]
-        _print_json(page.parent, runs.results, flags=flags)
+        levels = {run.label: run.reliability for run in runs.runs}
+        _print_json(page.parent, runs.results, flags=flags, verdicts=levels)
         return
     _print_page(page)
 

@@ -81,6 +81,19 @@ def _clean(folder: RunFolder, plan: Plan, count: int) -> torch.Tensor:
     return torch.tensor(predictions[:count], dtype=torch.int64)
 
 
+def stages_of(plan: Plan) -> list[of.Stage]:
+    """The attacks of a plan as stages, their estimators as records name them."""
+    network = plan.subject.load()
+    second = plan.substitute.load() if plan.substitute else None
+
+    def named(task: Task) -> str:
+        if task.estimator == BEST:
+            return BEST
+        return estimator_name(task, network, second if task.substitute else None)
+
+    return of.stages_of(plan.tasks, named)
+
+
 def judgement(
     plan: Plan,
     manifest: Mapping[str, Any],
@@ -98,15 +111,8 @@ def judgement(
         cascade: Whether it was one.
     """
     network = plan.subject.load()
-    second = plan.substitute.load() if plan.substitute else None
     classes = classes_of(network, plan.images, plan.device)
-
-    def named(task: Task) -> str:
-        if task.estimator == BEST:
-            return BEST
-        return estimator_name(task, network, second if task.substitute else None)
-
-    some = of.as_recorded(of.stages_of(plan.tasks, named), records)
+    some = of.as_recorded(stages_of(plan), records)
     preflight: Sequence[Mapping[str, Any]] = manifest.get("preflight") or ()
     about = [_of_probe(row) for row in manifest.get("probe") or ()]
     about += _of_stages(records, some, cascade, about)
