@@ -275,7 +275,12 @@ def _propose(
 ) -> tuple[Tensor, dict[str, Any]]:
     """What an attack proposes, float32, and what it spent on each image."""
     images, ids, second = batch.images, batch.ids, networks.substitute
-    settings: dict[str, Any] = {"micro_batch": micro_batch, "seed": plan.seed}
+    # In a cascade what rounding lets slip is attacked again, so that few images may cost little.
+    settings: dict[str, Any] = {
+        "micro_batch": micro_batch,
+        "seed": plan.seed,
+        "shrink": start is not None,
+    }
     substitute = None
     if second is not None:
         substitute = Victim(second, make_estimator(task.estimator, second), ids, **settings)
