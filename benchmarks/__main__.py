@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run`, `profile`, `settings`."""
+"""The command line: `python -m benchmarks run`, `profile`, `settings`, `soundness`."""
 
 from __future__ import annotations
 
@@ -184,6 +184,49 @@ def settings(
     _settle(process, threads)
     for name, seconds in measuring.measure_settings(steps, batch, rounds, compiled).items():
         typer.echo(f"{name:44} {batch / seconds:8.2f} input gradients a second")
+
+
+@app.command()
+def soundness(
+    data_root: Annotated[
+        Path | None,
+        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist and cifar10."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Images of each network [default: 200, some 1000].")
+    ] = None,
+    suites: Annotated[
+        str | None, typer.Option(help="Suites, separated by commas [default: all four].")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of table, page and figure.")] = Path(
+        "docs/results/soundness"
+    ),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
+        "runs/soundness"
+    ),
+    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+) -> None:
+    """Set `standard` beside every peer and estimator on the networks that ship."""
+    from benchmarks import soundness as study
+
+    _settle(Process.product, None)
+    names = list(study.NETWORKS) if only is None else only.split(",")
+    parts = (study.OURS, *study.OTHERS) if suites is None else tuple(suites.split(","))
+    studies = [
+        study.study(
+            name,
+            study.NETWORKS.get(name, study.SAMPLES) if samples is None else samples,
+            runs,
+            parts,
+            data_root=data_root,
+            say=say,
+            finished_only=tables_only,
+        )
+        for name in names
+    ]
+    table = study.write(studies, output, "python -m benchmarks soundness")
+    say(f"{output / 'soundness.md'} written, {len(table)} rows")
 
 
 @app.command(hidden=True)

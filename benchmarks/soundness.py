@@ -1,0 +1,334 @@
+"""Is our number the lowest: `standard` beside every peer and every single estimator, by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustsnn import formats
+from robustsnn.crosscheck import PEERS, join, library_versions, runnable
+from robustsnn.errors import InputError
+from robustsnn.evaluation import Evaluation, prepare, run
+from robustsnn.folders import write_atomically
+from robustsnn.formats import CLEAN
+from robustsnn.records import RunFolder
+from robustsnn.statistics import wilson
+from robustsnn.subjects import images_of, subject_of
+from robustsnn.suites import Suite, load_suite
+
+#: Ours first; the others are set beside it, entry by entry.
+OURS = "standard"
+OTHERS = (PEERS, "estimators", "overestimate")
+#: What papers print, by its label in the suites, in the order of the table.
+PRINTED = ("FGSM", "PGD-7", "PGD-20", "AutoAttack")
+#: Images, and networks that are asked about more.
+SAMPLES, MORE = 200, 1000
+NETWORKS: Mapping[str, int] = {
+    "fashion-mnist/vgg5-ann": SAMPLES,
+    "fashion-mnist/vgg5-snn": MORE,
+    "fashion-mnist/vgg5-snn-hire": SAMPLES,
+    "fashion-mnist/vgg5-ann-at": MORE,
+    "fashion-mnist/vgg5-snn-at": MORE,
+    "fashion-mnist/resnet12-ann": SAMPLES,
+    "fashion-mnist/resnet12-snn": SAMPLES,
+    "cifar10/vgg5-ann": SAMPLES,
+    "cifar10/vgg5-snn": SAMPLES,
+}
+COLUMNS = (
+    "model samples suite attack estimator norm epsilon clean accuracy ci_low ci_high "
+    "ours beyond_ours only_ours forward_passes backward_passes seconds images"
+).split()
+
+
+@dataclass(frozen=True)
+class Study:
+    """One network's runs, by suite; a suite that was not run is absent."""
+
+    model: str
+    samples: int
+    runs: Mapping[str, Evaluation]
+    labels: Mapping[str, str]
+
+
+def study(
+    model: str,
+    samples: int,
+    folder: Path,
+    suites: Sequence[str] = (OURS, *OTHERS),
+    *,
+    data_root: Path | None = None,
+    epsilon: str | None = None,
+    say: Callable[[str], None] = print,
+    finished_only: bool = False,
+) -> Study:
+    """Run, resume or read the suites of one network.
+
+    Args:
+        model: A zoo name.
+        samples: The first so many images.
+        folder: Where the run folders of all networks are.
+        suites: Which, ours first.
+        data_root: Folder of the data sets' folders, such as `data` with `data/cifar10`.
+        epsilon: In place of the suites'.
+        say: Told what is done.
+        finished_only: Read what is finished and run nothing.
+    """
+    subject = subject_of(model)
+    root = None if data_root is None else _root(data_root, subject.meta)
+    images = images_of(None, subject, root=root, samples=samples)
+    runs: dict[str, Evaluation] = {}
+    labels: dict[str, str] = {}
+    for name in suites:
+        suite = load_suite(name)
+        if epsilon is not None:
+            suite = suite.at(epsilon=epsilon)
+        if name in OTHERS:
+            suite, _ = runnable(suite, len(images.class_names) or 10)
+        if name == "overestimate":
+            suite = _without_autoattack(suite)
+        labels |= {entry.slug: entry.label for entry in suite.entries}
+        plan = prepare(subject, images, suite)
+        output = folder / f"{model.replace('/', '-')}-{samples}" / name
+        if finished_only and not _finished(output):
+            continue
+        say(f"{model}, {samples} images, {name}")
+        runs[name] = run(plan, output, command=["benchmarks", "soundness"])
+    return Study(model, samples, runs, labels)
+
+
+def _finished(output: Path) -> bool:
+    try:
+        return RunFolder(output).manifest().get("status") == "done"
+    except InputError:
+        return False
+
+
+def _root(data_root: Path, meta: Mapping[str, object]) -> Path:
+    """The folder of a model's data set, its name with dashes or underscores."""
+    data = str(meta.get("data") or "")
+    for name in (data, data.replace("-", "_")):
+        if (data_root / name).is_dir():
+            return data_root / name
+    return data_root
+
+
+def _without_autoattack(suite: Suite) -> Suite:
+    """The peers ran it already."""
+    kept = tuple(e for e in suite.entries if "AutoAttack" not in e.attack)
+    return suite.model_copy(update={"entries": kept})
+
+
+# --- records to rows ------------------------------------------------------------------------------
+
+
+def rows(studies: Sequence[Study]) -> pd.DataFrame:
+    """One row for our suite and each other entry of each network, as `soundness.csv` has them."""
+    found = []
+    for one in studies:
+        ours = one.runs.get(OURS)
+        if ours is None:
+            continue
+        first, *_ = join(ours.records, ours.records)
+        clean = float(
+            ours.results.loc[ours.results["attack"] == CLEAN, "accuracy"].iloc[0],
+        )
+        common = {"model": one.model, "samples": one.samples, "clean": clean}
+        spent = _spent(ours.records)
+        found.append(
+            {
+                **common, "suite": OURS, "attack": OURS, "estimator": "",
+                "norm": first.norm, "epsilon": first.epsilon, "accuracy": first.accuracy,
+                "ci_low": first.low, "ci_high": first.high, "ours": first.accuracy,
+                "beyond_ours": 0, "only_ours": 0, **spent.sum(), "images": "",
+            }
+        )  # fmt: skip
+        for name in OTHERS:
+            if name not in one.runs:
+                continue
+            other = one.runs[name]
+            estimators = dict(zip(other.records["attack"], other.records["estimator"], strict=True))
+            spent = _spent(other.records)
+            slugs = {one.labels.get(slug, slug): slug for slug in estimators}
+            for row in join(ours.records, other.records, one.labels):
+                if row.ours or row.attack not in slugs:
+                    continue
+                slug = slugs[row.attack]
+                found.append(
+                    {
+                        **common, "suite": name, "attack": row.attack,
+                        "estimator": estimators[slug], "norm": row.norm, "epsilon": row.epsilon,
+                        "accuracy": row.accuracy, "ci_low": row.low, "ci_high": row.high,
+                        "ours": first.accuracy, "beyond_ours": len(row.beyond),
+                        "only_ours": row.missed, **spent.loc[slug],
+                        "images": " ".join(map(str, row.beyond)),
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _spent(records: pd.DataFrame) -> pd.DataFrame:
+    """Passes, a mean over all images, and seconds of each attack."""
+    attacked = records[records["attack"] != CLEAN]
+    grouped = attacked.groupby("attack", sort=False)
+    images = attacked["image_id"].nunique()
+    return pd.DataFrame(
+        {
+            "forward_passes": grouped["forward_passes"].sum() / images,
+            "backward_passes": grouped["backward_passes"].sum() / images,
+            "seconds": grouped["seconds"].sum(),
+        }
+    )
+
+
+# --- rows to pages --------------------------------------------------------------------------------
+
+
+def page(table: pd.DataFrame, command: str) -> str:
+    """`soundness.md`."""
+    lines = [
+        "# Soundness",
+        "",
+        f"Made by `{command}`. Robust accuracy in %, with 95 % Wilson intervals, on the first"
+        " images of the fixed order; clean errors count as errors, and so does a tie at the top.",
+        "",
+        "## Ours and the lowest of everything else",
+        "",
+        "| network | images | clean | standard | lowest peer | lowest single estimator "
+        "| images against standard | forward / backward passes per image | seconds |",
+        "|---|---:|---:|---:|---|---|---|---:|---:|",
+    ]
+    for (model, samples), some in table.groupby(["model", "samples"], sort=False):
+        ours = some[some["suite"] == OURS].iloc[0]
+        lines.append(
+            f"| {model} | {samples} | {_percent(ours['clean'])} | **{_interval(ours)}** "
+            f"| {_lowest(some, PEERS)} | {_lowest(some, 'estimators')} | {_against(some)} "
+            f"| {ours['forward_passes']:,.0f} / {ours['backward_passes']:,.0f} "
+            f"| {ours['seconds']:,.0f} |"
+        )
+    lines += ["", "## What papers print, and what is left", ""]
+    lines += _overestimates(table)
+    for (model, samples), some in table.groupby(["model", "samples"], sort=False):
+        lines += ["", f"## {model}, {samples} images", ""]
+        lines += [
+            "| suite | attack | estimator | robust accuracy | broken, not by standard "
+            "| broken by standard only | forward / backward | seconds |",
+            "|---|---|---|---:|---:|---:|---:|---:|",
+        ]
+        for _, row in some.iterrows():
+            beyond = "" if row["suite"] == OURS else str(row["beyond_ours"])
+            only = "" if row["suite"] == OURS else str(row["only_ours"])
+            lines.append(
+                f"| {row['suite']} | {row['attack']} | {row['estimator']} | {_interval(row)} "
+                f"| {beyond} | {only} | {row['forward_passes']:,.0f} / "
+                f"{row['backward_passes']:,.0f} | {row['seconds']:,.0f} |"
+            )
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    return "\n".join([*lines, "", f"{versions}.", ""])
+
+
+def _overestimates(table: pd.DataFrame) -> list[str]:
+    lines = [
+        "Points by which an evaluation is above `standard` on the same images, with the 95 % "
+        "interval of the share of images that it leaves and `standard` breaks.",
+        "",
+        f"| network | images | {' | '.join(PRINTED)} |",
+        f"|---|---:|{'---|' * len(PRINTED)}",
+    ]
+    for (model, samples), some in table.groupby(["model", "samples"], sort=False):
+        cells = [overestimate(some, label) for label in PRINTED]
+        if any(cells):
+            lines.append(f"| {model} | {samples} | {' | '.join(c or '–' for c in cells)} |")
+    return lines
+
+
+def overestimate(some: pd.DataFrame, label: str) -> str:
+    """Such as `40.5 [33.9, 47.4]`, empty where the attack was not run."""
+    rows = some[some["attack"].str.endswith(label) & some["suite"].isin([PEERS, "overestimate"])]
+    if rows.empty:
+        return ""
+    row = rows.iloc[0]
+    low, high = wilson(int(row["only_ours"]), int(row["samples"]))
+    gap = 100 * (row["accuracy"] - row["ours"])
+    return f"{gap:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _lowest(some: pd.DataFrame, suite: str) -> str:
+    rows = some[some["suite"] == suite]
+    if rows.empty:
+        return "not run"
+    row = rows.loc[rows["accuracy"].idxmin()]
+    return f"{_percent(row['accuracy'])} {row['attack']}"
+
+
+def _against(some: pd.DataFrame) -> str:
+    by_image: dict[str, list[str]] = {}
+    for _, row in some.iterrows():
+        for image in str(row["images"]).split():
+            by_image.setdefault(image, []).append(str(row["attack"]))
+    if not by_image:
+        return "none"
+    return "; ".join(f"{image} ({formats.listing(by_image[image])})" for image in sorted(by_image))
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
+
+
+def _interval(row: pd.Series) -> str:  # type: ignore[type-arg]
+    low, high = 100 * row["ci_low"], 100 * row["ci_high"]
+    return f"{_percent(row['accuracy'])} [{low:.1f}, {high:.1f}]"
+
+
+def figure(table: pd.DataFrame, path: Path) -> None:
+    """What each printed evaluation leaves, above what `standard` leaves, for each network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    groups = list(table.groupby(["model", "samples"], sort=False))
+    labels = [*PRINTED, OURS]
+    width = 0.8 / len(labels)
+    fig, axis = plt.subplots(figsize=(max(6.0, 1.7 * len(groups) + 1.5), 4.0), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.linspace(0.15, 0.9, len(labels)))
+    for index, label in enumerate(labels):
+        heights: list[float] = []
+        errors: list[NDArray[np.float64]] = []
+        for _, some in groups:
+            suites = [OURS] if label == OURS else [PEERS, "overestimate"]
+            rows = some[some["attack"].str.endswith(label) & some["suite"].isin(suites)]
+            row = None if rows.empty else rows.iloc[0]
+            accuracy = np.nan if row is None else float(row["accuracy"])
+            heights.append(100 * accuracy)
+            ends = (np.nan, np.nan) if row is None else (row["ci_low"], row["ci_high"])
+            errors.append(100 * np.abs(np.array(ends, dtype=float) - accuracy))
+        where = np.arange(len(groups)) + (index - (len(labels) - 1) / 2) * width
+        axis.bar(
+            where, heights, width, label=label, color=colours[index], yerr=np.array(errors).T,
+            error_kw={"linewidth": 0.8},
+        )  # fmt: skip
+    names = [str(model).replace("/", "\n") for (model, _), _ in groups]
+    axis.set_xticks(np.arange(len(groups)), names, fontsize=8)
+    axis.set_ylabel("robust accuracy, %")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, ncols=len(labels), fontsize=8, loc="upper center")
+    axis.set_ylim(0, 100)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)
+
+
+def write(studies: Sequence[Study], output: Path, command: str) -> pd.DataFrame:
+    """Table, page and figure of all networks that were run."""
+    table = rows(studies)
+    output.mkdir(parents=True, exist_ok=True)
+    csv = table.to_csv(index=False, float_format="%.6g")
+    write_atomically(output / "soundness.csv", csv.encode())
+    write_atomically(output / "soundness.md", page(table, command).encode())
+    if len(table):
+        figure(table, output / "overestimate.png")
+    return table
