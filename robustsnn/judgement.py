@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from robustsnn import stages as of
-from robustsnn.attacking import inputs_of
+from robustsnn.attacking import MEMORY_BYTES, inputs_of, membranes
 from robustsnn.diagnostics import Flag, Key, diagnose
 from robustsnn.findings import Finding
 from robustsnn.formats import CLEAN
@@ -20,6 +20,10 @@ from robustsnn.probe_sample import Sizes
 from robustsnn.records import RunFolder
 from robustsnn.reliability import reliability
 from robustsnn.suites import BEST
+
+#: What a layer's watched backward pass holds of each neuron and step, in bytes: its spikes,
+#: membrane, both gradients and what they are compared with, in float32.
+WATCHED_BYTES = 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,9 @@ def probed(plan: Plan, folder: RunFolder, manifest: Mapping[str, Any]) -> dict[s
     found: list[dict[str, Any]] = []
     cost: dict[str, float] = {}
     draws = draws_of([task.estimator for task in plan.tasks])
+    # Watched layers keep all their time steps, whether or not attacks run them in segments.
+    held = WATCHED_BYTES * membranes(plan.subject.load(), images[:1], ids[:1])
+    micro_batch = min(plan.batch_size, max(1, MEMORY_BYTES // max(1, held)))
     for threat in dict.fromkeys(task.threat for task in plan.tasks):
         network = plan.subject.load()
         measured = probe(
@@ -57,7 +64,7 @@ def probed(plan: Plan, folder: RunFolder, manifest: Mapping[str, Any]) -> dict[s
             labels,
             ids,
             threat,
-            plan.batch_size,
+            micro_batch,
             plan.seed,
             _clean(folder, plan, count).to(labels.device),
             draws=draws,
