@@ -411,7 +411,7 @@ class Constant(nn.Module):
     def __init__(self, classes: int = 10, chosen: int = 3) -> None:
         super().__init__()
         self.classes = classes
-        self.logits = nn.Parameter(F.one_hot(torch.tensor(chosen), classes).float())
+        self.logits = nn.Parameter(5.0 * F.one_hot(torch.tensor(chosen), classes))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.logits.to(images.dtype).expand(len(images), -1)
