@@ -16,6 +16,8 @@ from robustsnn.victim import Victim
 
 #: The steps end at this share of the first one, and the ball changes by that share at the end.
 LAST_STEP, LAST_CHANGE = 0.01, 0.001
+#: Nearer by less is rounding, which would choose between iterates on the surface of one ball.
+NEARER = 1 - 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class FMN:
             margins, gradient = found.loss.double(), found.gradient.double()
             distance = threat.distance(x, images)
             fooled = margins > 0
-            nearer = fooled & (distance <= least)
+            nearer = fooled & (distance < least * NEARER)
             nearest[nearer], least = x[nearer], torch.where(nearer, distance, least)
             falling = (1 + math.cos(math.pi * step / self.steps)) / 2
             change = LAST_CHANGE + (self.change - LAST_CHANGE) * falling

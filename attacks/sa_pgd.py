@@ -26,10 +26,11 @@ class SAPGD:
     """Stable adaptive PGD: a decaying sum of gradients over the root of one of their squares.
 
     With g the gradient, `m <- 0.5 m + g / mean|g|` and `v <- 0.8 v + g^2 / mean(g^2)`, means over
-    one image; the step is `eta m / sqrt(v)`, each pixel's clipped to eta in Linf. The published
-    attack is for Linf; in L2 (ours) the same step, unclipped, is scaled to the length eta. It
-    starts on the surface of the ball with eta = epsilon and halves eta at the checkpoints of
-    APGD, whatever the loss did.
+    one image; each pixel steps by `eta m / sqrt(v)`, at most eta. That is for Linf, where the root
+    makes every pixel count alike; in L2 it would turn the step away from the gradient, so there
+    (ours) it is `m <- 0.5 m + g / |g|` and a step along m of length eta. It starts on the surface
+    of the ball with eta = epsilon and halves eta at the checkpoints of APGD, whatever the loss
+    did.
 
     Args:
         steps: Number of steps, >= 1.
@@ -107,11 +108,14 @@ class SAPGD:
                 momentum, squares = momentum[left], squares[left]
             if taken in halvings:
                 eta /= 2
-            first, second = _normalised(gradient)
-            momentum = MOMENTUM * momentum + first
-            squares = MEMORY * squares + second
-            step = momentum / (squares.sqrt() + TINY)
-            step = step.clamp(-1, 1) if threat.norm == "Linf" else threat.ascent(step)
+            if threat.norm == "Linf":
+                first, second = _normalised(gradient)
+                momentum = MOMENTUM * momentum + first
+                squares = MEMORY * squares + second
+                step = (momentum / (squares.sqrt() + TINY)).clamp(-1, 1)
+            else:
+                momentum = MOMENTUM * momentum + threat.ascent(gradient.double())
+                step = threat.ascent(momentum)
             x = threat.project(x + (eta * step).to(x.dtype), images[rows])
         best.note(rows, x, part.logits(x), labels[rows])
 

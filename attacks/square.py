@@ -164,7 +164,7 @@ class _Bumps:
         size = (delta * either).square().sum((-2, -1), keepdim=True)
         size = (size + unused.reshape(-1, 1, 1, 1) / x.shape[1]).sqrt()
         old = _unit(delta * gains.inside)
-        new = _unit(gains.placed(_bump(side), draws[:, 4] < 0.5) * signs + old)
+        new = _unit(gains.placed(_bump(side).to(x), draws[:, 4] < 0.5) * signs + old)
         delta = torch.where(either, new * size, delta)
         x = self.images + self.threat.scaled(delta)
         return x.clamp(self.threat.low, self.threat.high)
@@ -184,7 +184,6 @@ class _Place:
 
     def placed(self, pattern: Tensor, turned: Tensor) -> Tensor:
         """A pattern `[side, side]` in each window, transposed where that is said, else 0."""
-        pattern = pattern.to(self.inside.device)
         down = self._down.clamp(0, self.side - 1)[:, :, None]
         across = self._across.clamp(0, self.side - 1)[:, None, :]
         values = torch.where(turned[:, None, None], pattern[across, down], pattern[down, across])

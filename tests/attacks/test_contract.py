@@ -1,6 +1,7 @@
 """What every attack must do, over all there are: ours, a library's, and a user's file."""
 
 import copy
+import importlib.util
 import random
 from pathlib import Path
 
@@ -20,8 +21,15 @@ from robustsnn.victim import Victim
 LIBRARY = ["FGSM", "BIM", "MIFGSM", "PGD", "PGDL2", "UPGD", "APGD"]
 # Need the name of an attack; all but the first need not be installed, and have tests of their own.
 PEERS = ("torchattacks", "foolbox", "art", "secml")
+# Within budgets that tests can afford; FMN's long steps blow rounding up tenfold each.
+BUDGETS = {
+    "square": "square:queries=300",
+    "hop-skip-jump": "hop-skip-jump:queries=150,draws=30",
+    "fmn": "fmn:steps=8",
+}
+MISSING = () if importlib.util.find_spec("foolbox") else ("hop-skip-jump",)
 SPECS = [
-    *(name for name in attack_names() if name not in PEERS),
+    *(BUDGETS.get(name, name) for name in attack_names() if name not in (*PEERS, *MISSING)),
     "pgd:steps=7,iterate=last,early_exit=no",
     "pgd:steps=5,restarts=3,loss=margin",
     "pgd:steps=10,random_start=no",
@@ -41,6 +49,7 @@ DETERMINISTIC = {
     "none",
     "fgsm",
     "transfer:fgsm",
+    BUDGETS["fmn"],
     "pgd:steps=10,random_start=no",
     *(f"torchattacks:{name}" for name in ("FGSM", "BIM", "MIFGSM", "UPGD")),
 }
@@ -155,10 +164,12 @@ def test_every_kind_is_known() -> None:
 
 @every_aimed_attack
 def test_succeeds_beyond_the_distance_and_fails_within_it(spec: str, norm: str) -> None:
-    distance = {"Linf": 0.05, "L2": 0.5}[norm]
+    # A search without gradients gets closer with every query, and has few here.
+    enough = 3.5 if getattr(load_attack(spec), "gradient_free", False) else 1.25
+    distance = {"Linf": 0.05, "L2": 0.5}[norm] * 1.25 / enough
     network = Linear()
     images, labels = network.images_at(norm, distance, 6)
-    for factor, survivors in ((1.25, 0), (0.8, 6)):
+    for factor, survivors in ((enough, 0), (0.8, 6)):
         threat = ThreatModel(norm, repr(factor * distance))
         # The range does not bind on the shortest way out, so the closed form holds.
         reach = threat.radius * threat.ascent(network.w.detach()[None])
@@ -224,7 +235,11 @@ def test_epsilon_zero_is_the_identity(spec: str, norm: str) -> None:
     assert torch.equal(found, images)
 
 
-@every_aimed_attack
+@pytest.mark.parametrize(
+    ("spec", "norm"),
+    # Those for the least distance give back what they cannot break within the ball.
+    [case for case in AIMED_CASES if load_attack(str(case.values[0])).kind != "minimum-norm"],
+)
 def test_beats_its_start_and_random_noise(spec: str, norm: str) -> None:
     network = smooth().eval()
     images, labels = images_for(network, 8, torch.float64)
@@ -242,7 +257,9 @@ def test_beats_its_start_and_random_noise(spec: str, norm: str) -> None:
     # An attack may stop at the first misclassification, so only that counts from there on.
     fooled = network(found).argmax(1) != labels
     assert bool((fooled | (gain(found) > best.clamp(min=0))).all())
-    assert float(gain(found).mean()) > 2 * float(best.mean())
+    # A search without gradients comes to rest just beyond the boundary.
+    searches = getattr(load_attack(spec), "gradient_free", False)
+    assert searches or float(gain(found).mean()) > 2 * float(best.mean())
 
 
 @every_attack

@@ -134,7 +134,7 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
     assert int(clear.sum()) >= 4
     # Of iterates that are as near as each other either may be kept.
     near, other = threat.distance(found, images), threat.distance(expected, images)
-    torch.testing.assert_close(near[clear], other[clear], rtol=0, atol=1e-9)
+    torch.testing.assert_close(near[clear], other[clear], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("norm", NORMS)
