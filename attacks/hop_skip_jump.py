@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.peers import library, seeded
 from robustsnn.randomness import Rng
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
@@ -58,8 +55,8 @@ class HopSkipJump:
             raise InputError("hop-skip-jump: queries and draws must be at least 1.")
         if self.gamma <= 0:
             raise InputError("hop-skip-jump: gamma must be above 0.")
-        if importlib.util.find_spec("foolbox") is None:
-            raise InputError("hop-skip-jump needs foolbox: pip install 'robustsnn[peers]'.")
+        # A suite is told of a missing library before it runs.
+        library("foolbox", "foolbox")
 
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
@@ -84,7 +81,9 @@ class HopSkipJump:
             # Padding one image to a whole micro-batch would cost a micro-batch.
             part = victim.select([i], micro_batch=1)
             asked = _Asked(part.network, images[i : i + 1], labels[i : i + 1], threat, self.queries)
-            with _drawing(rng.select([i]).derive("hop-skip-jump")):
+            with seeded(rng.select([i]).derive("hop-skip-jump")), warnings.catch_warnings():
+                # Of a start that it does not find.
+                warnings.simplefilter("ignore")
                 self._search(asked, part.start)
             if asked.nearest is not None and bool(threat.admits(asked.nearest, asked.image).all()):
                 proposals[i] = asked.nearest[0]
@@ -92,8 +91,7 @@ class HopSkipJump:
 
     def _search(self, asked: _Asked, start: Tensor | None) -> None:
         """Ask about one image until the budget is spent."""
-        foolbox = importlib.import_module("foolbox")
-        attacks = importlib.import_module("foolbox.attacks")
+        foolbox, attacks = library("foolbox", "foolbox"), library("foolbox.attacks", "foolbox")
         network = foolbox.PyTorchModel(asked, bounds=(0, 1), device=asked.image.device)
         wrong = foolbox.Misclassification(asked.label)
         noise = attacks.LinearSearchBlendedUniformNoiseAttack(directions=DIRECTIONS, steps=BLENDS)
@@ -147,18 +145,6 @@ class _Asked(nn.Module):
             ):
                 self.nearest = x.detach().clone()
         return logits
-
-
-@contextlib.contextmanager
-def _drawing(seed: int) -> Iterator[None]:
-    """Draws of foolbox, seeded, and its warnings about starts not found kept quiet."""
-    with (
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
-        warnings.catch_warnings(),
-    ):
-        torch.manual_seed(seed)
-        warnings.simplefilter("ignore")
-        yield
 
 
 ATTACK = HopSkipJump
