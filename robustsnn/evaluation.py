@@ -188,7 +188,7 @@ def run(
                 if not started:
                     shutil.rmtree(output, ignore_errors=True)
                 raise
-            manifest = probed(plan, folder, manifest)
+            manifest = probed(plan, folder, manifest, progress or _silent)
             if plan.suite.cascade:
                 cascade = attack_survivors(plan, folder, progress or _silent)
                 return _finish(plan, folder, manifest, cascade)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from robustsnn import stages as of
-from robustsnn.attacking import MEMORY_BYTES, inputs_of, membranes
+from robustsnn.attacking import MEMORY_BYTES, batches_of, inputs_of, membranes
 from robustsnn.diagnostics import Flag, Key, diagnose
 from robustsnn.findings import Finding
 from robustsnn.formats import CLEAN
@@ -34,7 +34,12 @@ class Judgement:
     header: dict[str, Any]
 
 
-def probed(plan: Plan, folder: RunFolder, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def probed(
+    plan: Plan,
+    folder: RunFolder,
+    manifest: Mapping[str, Any],
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
     """The header of a run with what the probe finds; once it is there, it is kept.
 
     Only a cascade is probed: attacks that are over in seconds are not worth the time, and are
@@ -44,10 +49,13 @@ def probed(plan: Plan, folder: RunFolder, manifest: Mapping[str, Any]) -> dict[s
         plan: What is run.
         folder: With the clean images judged.
         manifest: Its header so far.
+        progress: Told that it begins.
     """
     header = dict(manifest)
     if not plan.suite.cascade or "probe" in header:
         return header
+    batches = len(batches_of(plan))
+    progress("diagnosis", batches, batches * (1 + len(plan.tasks)))
     count = min(IMAGES, len(plan.images))
     images, labels, ids = inputs_of(plan, slice(0, count))
     found: list[dict[str, Any]] = []
