@@ -43,6 +43,8 @@ class Square:
         offset: Where on the schedule of 10,000 the windows start, in [0, 10000): the queries
             run through what is left of it, so 200 begins with an eighth of `share`. For a warm
             start, whose perturbation the largest windows would only wipe out.
+        draws: On a stochastic network a query is the mean of so many passes, the same draws
+            every time.
 
     An image is left alone once it is misclassified, except on a stochastic network.
 
@@ -58,10 +60,11 @@ class Square:
     share: float = 0.8
     warm: bool = False
     offset: int = 0
+    draws: int = 1
 
     def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise InputError("square: queries must be at least 1.")
+        if self.queries < 1 or self.draws < 1:
+            raise InputError("square: queries and draws must be at least 1.")
         if not 0 < self.share <= 1:
             raise InputError("square: share must be above 0 and at most 1.")
         if not 0 <= self.offset < SCALE:
@@ -86,7 +89,7 @@ class Square:
             x = (_stripes if threat.norm == "Linf" else _tiles)(images, threat, rng)
         search = _Windows if threat.norm == "Linf" else _Bumps
         best, rows = Best.of(images), torch.arange(len(images))
-        best.note(rows, x, victim.logits(x), labels)
+        best.note(rows, x, victim.logits(x, self.draws), labels)
         part, around, true = victim, search(images, threat), labels
         shape = (BLOCK, search.columns(images.shape[1]))
         draws = torch.empty(len(images), *shape, dtype=torch.float64)
@@ -103,7 +106,7 @@ class Square:
                 draws = rng.select(rows).uniform(shape, 0.0, 1.0, like=draws)
             side = self.side(query - 1, images.shape)
             x = around.changed(best.images[rows], side, draws[:, turn].to(images.device))
-            best.note(rows, x, part.logits(x), true)
+            best.note(rows, x, part.logits(x, self.draws), true)
         return best.images
 
     def side(self, query: int, shape: torch.Size) -> int:
@@ -127,16 +130,16 @@ class _Windows:
         return 2 + TRIES * channels
 
     def changed(self, x: Tensor, side: int, draws: Tensor) -> Tensor:
-        """The best points `[batch, ...]`, each changed in a window drawn for it."""
-        inside = _Place(draws[:, 0], draws[:, 1], side, x).inside
+        """The best points `[batch, ...]`, changed in place, each in a window drawn for it."""
+        window = _window(draws[:, 0], draws[:, 1], side, x)
+        now, high, low = x[window], self.high[window], self.low[window]
         up = draws[:, 2:].unflatten(1, (TRIES, x.shape[1])) < 0.5
         # A sign that moves no pixel would waste the query.
-        rises = ((x != self.high) & inside).flatten(2).any(2)[:, None]
-        falls = ((x != self.low) & inside).flatten(2).any(2)[:, None]
-        moves = torch.where(up, rises, falls).any(2)
-        first = moves.to(torch.uint8).argmax(1)
-        up = up[torch.arange(len(x), device=x.device), first][:, :, None, None]
-        return torch.where(inside, torch.where(up, self.high, self.low), x)
+        rises, falls = (now != high).any((1, 2))[:, None], (now != low).any((1, 2))[:, None]
+        first = torch.where(up, rises, falls).any(2).to(torch.uint8).argmax(1)
+        up = up[torch.arange(len(x), device=x.device), first]
+        x[window] = torch.where(up[:, None, None], high, low)
+        return x
 
 
 class _Bumps:
@@ -155,45 +158,39 @@ class _Bumps:
         height, width = x.shape[-2:]
         # A bump has two halves, and a middle where the halves are strongest.
         side = min(max(side | 1, 3), height, width)
-        gains = _Place(draws[:, 0], draws[:, 1], side, x)
-        loses = _Place(draws[:, 2], draws[:, 3], side, x)
-        signs = torch.where(draws[:, 5:] < 0.5, -1.0, 1.0).to(x.dtype)[:, :, None, None]
+        gains = _window(draws[:, 0], draws[:, 1], side, x)
+        loses = _window(draws[:, 2], draws[:, 3], side, x)
+        signs = torch.where(draws[:, 5:] < 0.5, -1.0, 1.0).to(x.dtype)[:, None, None]
+        bump = _bump(side).to(x)[..., None]
+        bump = torch.where((draws[:, 4] < 0.5)[:, None, None, None], bump.transpose(0, 1), bump)
         delta = x - self.images
-        unused = (self.threat.radius**2 - delta.flatten(1).square().sum(1)).clamp_min(0)
-        either = gains.inside | loses.inside
-        size = (delta * either).square().sum((-2, -1), keepdim=True)
-        size = (size + unused.reshape(-1, 1, 1, 1) / x.shape[1]).sqrt()
-        old = _unit(delta * gains.inside)
-        new = _unit(gains.placed(_bump(side).to(x), draws[:, 4] < 0.5) * signs + old)
-        delta = torch.where(either, new * size, delta)
-        x = self.images + self.threat.scaled(delta)
-        return x.clamp(self.threat.low, self.threat.high)
+        unused = (self.threat.radius**2 - _length(delta).square()).clamp_min(0) / x.shape[1]
+        old = delta[gains]
+        size = unused.reshape(-1, 1, 1, 1) + old.square().sum((1, 2), keepdim=True)
+        delta[gains] = 0
+        # What both windows share is counted once.
+        size = size + delta[loses].square().sum((1, 2), keepdim=True)
+        delta[loses] = 0
+        delta[gains] = _unit(bump * signs + _unit(old)) * size.sqrt()
+        # Rounded down: a large ball would be left by more than the slack.
+        factor = self.threat.radius / _length(delta) * (1 - 4 * torch.finfo(x.dtype).eps)
+        x = torch.addcmul(self.images, delta, factor.reshape(-1, 1, 1, 1))
+        return x.clamp_(self.threat.low, self.threat.high)
 
 
-class _Place:
-    """A square window of each image, from two uniform draws `[batch]` each."""
-
-    def __init__(self, top: Tensor, left: Tensor, side: int, like: Tensor) -> None:
-        height, width = like.shape[-2:]
-        self.side = side
-        self._down = _offsets(top, height, side)
-        self._across = _offsets(left, width, side)
-        down, across = ((0 <= at) & (at < side) for at in (self._down, self._across))
-        #: Whether a pixel lies in the window, `[batch, 1, height, width]`.
-        self.inside = (down[:, :, None] & across[:, None, :])[:, None]
-
-    def placed(self, pattern: Tensor, turned: Tensor) -> Tensor:
-        """A pattern `[side, side]` in each window, transposed where that is said, else 0."""
-        down = self._down.clamp(0, self.side - 1)[:, :, None]
-        across = self._across.clamp(0, self.side - 1)[:, None, :]
-        values = torch.where(turned[:, None, None], pattern[across, down], pattern[down, across])
-        return values[:, None] * self.inside
+Window = tuple[Tensor, slice, Tensor, Tensor]
+"""An index of a square of each image: what it gives is `[batch, side, side, channel]`."""
 
 
-def _offsets(draw: Tensor, length: int, side: int) -> Tensor:
-    """How far each pixel along an axis is from where the window begins, `[batch, length]`."""
-    begin = (draw * (length - side + 1)).long().clamp(max=length - side)
-    return torch.arange(length, device=draw.device) - begin[:, None]
+def _window(top: Tensor, left: Tensor, side: int, like: Tensor) -> Window:
+    """The window of each image at two uniform draws `[batch]` each."""
+    ahead = torch.arange(side, device=like.device)
+    rows, columns = (
+        (draw * (length - side + 1)).long().clamp(max=length - side)[:, None] + ahead
+        for draw, length in zip((top, left), like.shape[-2:], strict=True)
+    )
+    batch = torch.arange(len(like), device=like.device)
+    return batch[:, None, None], slice(None), rows[:, :, None], columns[:, None, :]
 
 
 def _stripes(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
@@ -237,8 +234,14 @@ def _hill(height: int, width: int) -> Tensor:
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Each channel of each image scaled to size 1; 0 where it is all 0."""
-    return values / values.square().sum((-2, -1), keepdim=True).sqrt().clamp_min(1e-12)
+    """Each channel of windows `[batch, side, side, channel]` at size 1; 0 where it is all 0."""
+    return values / values.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """Size of each perturbation in L2, `[batch]`."""
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return length.clamp_min(1e-12)
 
 
 ATTACK = Square

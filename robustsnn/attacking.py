@@ -26,7 +26,7 @@ from robustsnn.planning import Plan, Task, estimator_name
 from robustsnn.preflight import finite_logits
 from robustsnn.randomness import Rng
 from robustsnn.records import RunFolder
-from robustsnn.scoring import judge, score
+from robustsnn.scoring import score, verdict
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
 
@@ -82,8 +82,9 @@ def clean_batch(
     """
     began = time.perf_counter()
     images, labels, ids = inputs_of(plan, where)
-    logits = finite_logits(judging, images, ids, plan.batch_size, plan.seed)
-    predictions, margins = judge(logits, labels)
+    finite_logits(judging, images, ids, plan.batch_size, plan.seed)
+    said = verdict(judging, images, labels, ids, plan.batch_size, plan.seed, plan.suite.draws)
+    predictions, margins = said.predictions, said.margins
     zeros = np.zeros(len(ids), dtype=np.int64)
     rows = pd.DataFrame(
         {
@@ -93,6 +94,7 @@ def clean_batch(
             "clean_prediction": predictions.cpu().numpy(),
             "prediction": predictions.cpu().numpy(),
             "margin": margins.cpu().numpy(),
+            "draws_right": said.right.cpu().numpy(),
             "success": False,
             "linf": 0.0,
             "l2": 0.0,
@@ -200,8 +202,10 @@ def judged(
             for name, values in spent.items():
                 counts[name][some.cpu().numpy()] = values
     proposals, projected = _admitted(task.threat, proposals, images)
-    logits = score(networks.judging, proposals, ids, micro_batch, plan.seed)
-    predictions, margins = judge(logits, labels)
+    said = verdict(
+        networks.judging, proposals, labels, ids, micro_batch, plan.seed, plan.suite.draws
+    )
+    predictions = said.predictions
     delta = (proposals.double() - images.double()).flatten(1)
     right = batch.clean == labels
     rows = pd.DataFrame(
@@ -211,7 +215,8 @@ def judged(
             "label": labels.cpu().numpy(),
             "clean_prediction": batch.clean.cpu().numpy(),
             "prediction": predictions.cpu().numpy(),
-            "margin": margins.cpu().numpy(),
+            "margin": said.margins.cpu().numpy(),
+            "draws_right": said.right.cpu().numpy(),
             "success": (right & (predictions != labels)).cpu().numpy(),
             "linf": delta.abs().amax(1).cpu().numpy(),
             "l2": delta.square().sum(1).sqrt().cpu().numpy(),

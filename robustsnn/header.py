@@ -97,6 +97,7 @@ def header_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
         "entries": plan.suite.model_dump(mode="json")["entries"],
         "left_out": list(plan.left_out),
         "cascade": plan.suite.cascade,
+        "draws": plan.suite.draws,
         "attack_misclassified": plan.suite.attack_misclassified,
         "norm": plan.suite.norm,
         "epsilon": ", ".join(plan.suite.epsilon),

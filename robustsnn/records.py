@@ -46,9 +46,13 @@ RECORDS = pa.schema(
             for name in "forward_passes backward_passes zero_grad nonfinite_grad projected".split()
         ),
         ("seconds", pa.float64()),
+        ("draws_right", pa.float64()),
     ]
 )
 """One row per image and attack; `margin` is the best other logit minus the label's.
+
+A stochastic network may be judged on several draws: `prediction` is then what most of them say,
+`margin` the lead of the best other class in votes, and `draws_right` the fraction that is right.
 
 `prediction` is -1 where the logits were not finite; `success` says that an image right when
 clean is wrong as proposed; `projected` that the proposal had left the ball or the range.
@@ -57,7 +61,7 @@ clean is wrong as proposed; `projected` that the proposal had left the ball or t
 RESULTS = (
     "model data samples suite attack estimator substitute norm epsilon steps restarts seed "
     "accuracy ci_low ci_high attack_success_rate mean_linf mean_l2 forward_passes "
-    "backward_passes flags seconds"
+    "backward_passes flags seconds draws_accuracy"
 ).split()
 ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
 
@@ -284,6 +288,13 @@ def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bo
     return right & (rows["margin"].to_numpy(dtype=float) < 0)
 
 
+def right_draws(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """The fraction of draws on which each row is right, [row]; runs of old had one draw."""
+    if "draws_right" in rows:
+        return rows["draws_right"].to_numpy(dtype=float)
+    return (rows["prediction"] == rows["label"]).to_numpy(dtype=float)
+
+
 def summarise(
     records: pd.DataFrame,
     data: str,
@@ -336,6 +347,7 @@ def summarise(
         rows.append(
             {
                 **row(attack, norm, epsilon, right),
+                "draws_accuracy": right_draws(some).mean(),
                 "estimator": some["estimator"].iloc[0],
                 "substitute": some["substitute"].iloc[0],
                 "steps": "" if steps is None else steps,
@@ -354,6 +366,7 @@ def summarise(
         rows.append(
             {
                 **row(WORST_CASE, norm, epsilon, worst_case(margins)),
+                "draws_accuracy": np.min([right_draws(one) for one in (clean, *several)], 0).mean(),
                 "estimator": "",
                 "substitute": "",
                 "steps": "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ def score(
     image_ids: Sequence[int],
     micro_batch: int,
     seed: int = 0,
+    draw: int = 0,
 ) -> Tensor:
     """Logits `[batch, class]` from a plain forward, without gradient.
 
@@ -31,6 +33,7 @@ def score(
         image_ids: One an image.
         micro_batch: Images per forward.
         seed: Of the draws.
+        draw: Which of several draws of each image.
     """
     stochastic = bool(getattr(network, "stochastic", False))
     found = []
@@ -42,12 +45,77 @@ def score(
             chunk = torch.cat([chunk, chunk[-1:].expand(micro_batch - real, *chunk.shape[1:])])
             ids += ids[-1:] * (micro_batch - real)
         if stochastic:
-            keys = torch.tensor([derive(seed, "verdict", i) for i in ids], dtype=torch.int64)
+            which = (draw,) if draw else ()
+            keys = torch.tensor(
+                [derive(seed, "verdict", i, *which) for i in ids], dtype=torch.int64
+            )
             logits = network(chunk, keys=keys)
         else:
             logits = network(chunk)
         found.append(logits[:real])
     return torch.cat(found)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of each image, `[batch]`.
+
+    Args:
+        predictions: Classes int64, -1 where logits are not finite; over several draws the class
+            that most of them say.
+        margins: Float64, above 0 is wrong and 0 a tie; over several draws the share of votes by
+            which the best other class leads, told apart by the mean margin.
+        right: Float64, the fraction of draws on which the image is classified right.
+    """
+
+    predictions: Tensor
+    margins: Tensor
+    right: Tensor
+
+
+def verdict(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    image_ids: Sequence[int],
+    micro_batch: int,
+    seed: int = 0,
+    draws: int = 1,
+) -> Verdict:
+    """Judge images, a stochastic network on several draws that no attack has seen.
+
+    Args:
+        network: See `score`, as are the other arguments.
+        images: As said.
+        labels: True classes, int64 `[batch]`.
+        image_ids: As said.
+        micro_batch: As said.
+        seed: As said.
+        draws: Of each image; a deterministic network is asked once.
+    """
+    if draws == 1 or not getattr(network, "stochastic", False):
+        predictions, margins = judge(score(network, images, image_ids, micro_batch, seed), labels)
+        return Verdict(predictions, margins, (predictions == labels).double())
+    every = [
+        judge_all(score(network, images, image_ids, micro_batch, seed, draw), labels)
+        for draw in range(draws)
+    ]
+    said = torch.stack([predictions for predictions, _, _ in every])
+    right = (said == labels).double().mean(0)
+    classes = every[0][2].shape[1]
+    votes = torch.stack([(said == c).double().mean(0) for c in range(classes)], dim=1)
+    lead = margin(votes, labels)
+    mean = torch.stack([margins for _, margins, _ in every]).nan_to_num(nan=1.0).mean(0)
+    # A lead is at least one vote; what is added tells apart and never turns the verdict.
+    margins = torch.where(lead == 0, lead, lead + 0.5 / draws * torch.tanh(mean))
+    silent = (said < 0).all(0)
+    predictions = torch.where(silent, -1, votes.argmax(1))
+    return Verdict(predictions, torch.where(silent, torch.nan, margins), right)
+
+
+def judge_all(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions and margins as of `judge`, and the logits."""
+    return *judge(logits, labels), logits
 
 
 def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,7 @@ KINDS = ("ann", "snn")
 BEST = "best"
 #: Fields that suites did not always have, and the values that change nothing.
 _LATER = {
+    "draws": 1,
     "cascade": False,
     "probe": False,
     "kinds": None,
@@ -127,7 +128,8 @@ class Suite(_Strict):
     `epsilon` is one size or several; `fixed` suites refuse another norm or epsilon;
     `attack_misclassified` attacks images that are wrong already too, as papers do: their
     accuracy can then be regained by the attack. In a `cascade` each entry attacks only what
-    survived the entries before it, at each size anew.
+    survived the entries before it, at each size anew. A stochastic network is judged on `draws`
+    fresh draws of each image.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
@@ -138,6 +140,7 @@ class Suite(_Strict):
     fixed: bool = False
     attack_misclassified: bool = False
     cascade: bool = False
+    draws: Annotated[int, Field(ge=1)] = 1
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

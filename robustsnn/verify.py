@@ -16,7 +16,7 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation import check_device
 from robustsnn.formats import CLEAN, WORST_CASE
 from robustsnn.records import DONE, RunFolder, classified_right
-from robustsnn.scoring import judge, score
+from robustsnn.scoring import verdict
 from robustsnn.subjects import subject_of
 from robustsnn.threat import ThreatModel
 
@@ -103,7 +103,8 @@ def verify(
         images = saved[name].to(device)
         if attack != CLEAN:
             outside += int((~ThreatModel(norm, epsilon).admits(images, clean)).sum())
-        predictions, _ = judge(score(network, images, ids, size, seed), labels)
+        said = verdict(network, images, labels, ids, size, seed, int(manifest.get("draws") or 1))
+        predictions = said.predictions
         recorded = rows.set_index("image_id").loc[ids]["prediction"].to_numpy(copy=True)
         wrong = predictions.cpu() != torch.from_numpy(recorded)
         verdicts += len(ids)

@@ -166,11 +166,26 @@ class Victim:
         """Forget what an estimator remembers of these images: a restart begins."""
         self.estimator.forget(self._rows)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Logits `[batch, class]`, without gradient; one forward pass of each image."""
+    def logits(self, images: Tensor, draws: int = 1) -> Tensor:
+        """Logits `[batch, class]`, without gradient; one forward pass of each image.
+
+        Args:
+            images: `[batch, channel, height, width]` in pixel units.
+            draws: On a stochastic network more than one gives the mean over so many draws, the
+                same ones in every call, so that two proposals can be told apart.
+        """
         self._check(images)
         with torch.no_grad(), self._attacked():
-            return self._forward(images.detach(), self._count_forward(len(images)))
+            if draws == 1 or not self.stochastic:
+                return self._forward(images.detach(), self._count_forward(len(images)))
+            total: Tensor | None = None
+            for draw in range(draws):
+                self._count_forward(len(images))
+                common = [derive(self.seed, "common", i, draw) for i in self.image_ids]
+                found = self._forward(images.detach(), torch.tensor(common, dtype=torch.int64))
+                total = found if total is None else total + found
+            assert total is not None
+            return total / draws
 
     def gradient(
         self,

@@ -35,6 +35,7 @@ def record(image, attack, label, prediction, clean, margin, **changes):
         "nonfinite_grad": 0,
         "projected": 0,
         "seconds": 0.5,
+        "draws_right": float(prediction == label),
     }
     return {**row, **changes}
 
@@ -92,7 +93,7 @@ def test_columns_of_the_records_are_those_promised():
         == (
             "model image_id label suite attack estimator substitute norm epsilon seed "
             "clean_prediction prediction margin success linf l2 forward_passes backward_passes "
-            "zero_grad nonfinite_grad projected seconds"
+            "zero_grad nonfinite_grad projected seconds draws_right"
         ).split()
     )
 

@@ -1,0 +1,119 @@
+"""Networks that draw: judged by fresh draws, never by the ones that were attacked."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustsnn.evaluation import evaluate
+from robustsnn.gradients import Backprop
+from robustsnn.randomness import derive
+from robustsnn.scoring import verdict
+from robustsnn.suites import Suite
+from robustsnn.victim import Victim
+
+
+class Coin(nn.Module):
+    """Right with a given chance on every draw, whatever the image."""
+
+    stochastic = True
+    classes = 3
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+        self.seen: set[int] = set()
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        assert keys is not None
+        self.seen |= set(keys.tolist())
+        draws = [np.random.default_rng(k).random() < self.chance for k in keys.tolist()]
+        right = torch.tensor([[2.0, 0.0, 1.0] if hit else [0.0, 2.0, 1.0] for hit in draws])
+        return right.to(images) + 0 * images.sum()
+
+
+def shown(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    return images, torch.zeros(count, dtype=torch.int64)
+
+
+def test_a_vote_is_counted_over_draws_that_differ():
+    network, images = Coin(0.7), torch.rand(40, 1, 4, 4)
+    labels = torch.zeros(40, dtype=torch.int64)
+    said = verdict(network, images, labels, range(40), 8, seed=1, draws=10)
+    assert len(network.seen) == 400
+    by_hand = torch.stack(
+        [
+            verdict(Once(network, draw), images, labels, range(40), 8, seed=1).right
+            for draw in range(10)
+        ]
+    ).mean(0)
+    torch.testing.assert_close(said.right, by_hand)
+    assert 0.6 < float(said.right.mean()) < 0.8
+    assert torch.equal(said.predictions == 0, said.right >= 0.5)
+    # A tie of votes is an error; else the sign is the vote's.
+    assert torch.equal(said.margins < 0, said.right > 0.5)
+    assert torch.equal(said.margins == 0, said.right == 0.5)
+
+
+class Once(nn.Module):
+    """One of the draws of another network, as if it were the only one."""
+
+    stochastic = True
+
+    def __init__(self, network: nn.Module, draw: int) -> None:
+        super().__init__()
+        self.network, self.draw = network, draw
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        plain = {derive(1, "verdict", i): i for i in range(40)}
+        which = (self.draw,) if self.draw else ()
+        keys = torch.tensor([derive(1, "verdict", plain[k], *which) for k in keys.tolist()])
+        logits: torch.Tensor = self.network(images, keys)
+        return logits
+
+
+def test_a_deterministic_network_is_asked_once():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    images, labels = torch.rand(5, 1, 4, 4), torch.zeros(5, dtype=torch.int64)
+    once = verdict(linear, images, labels, range(5), 8)
+    ten = verdict(linear, images, labels, range(5), 8, draws=10)
+    assert torch.equal(once.margins, ten.margins)
+    assert torch.equal(once.right, (once.predictions == labels).double())
+
+
+@pytest.mark.parametrize("cascade", [True, False])
+def test_a_lucky_draw_of_hundreds_breaks_nothing(cascade):
+    # Nothing that an attacker does can move this network: it errs on one draw of ten.
+    suite = Suite.model_validate(
+        {
+            "name": "lucky",
+            "epsilon": "8/255",
+            "cascade": cascade,
+            "draws": 10,
+            "entries": [
+                {"label": "PGD", "attack": "pgd:steps=30"},
+                {"label": "PGD again", "attack": "pgd:steps=30,loss=margin"},
+            ],
+        }
+    )
+    found = evaluate(Coin(0.9), shown(60), suite)
+    results = found.results.set_index("attack")
+    assert float(results.loc["worst-case", "accuracy"]) > 0.95
+    clean = results.loc["clean"]
+    assert float(clean["draws_accuracy"]) == pytest.approx(0.9, abs=0.04)
+    assert float(results.loc["pgd", "draws_accuracy"]) == pytest.approx(0.9, abs=0.04)
+    assert set(found.records["draws_right"].round(6)) <= {i / 10 for i in range(11)}
+
+
+def test_draws_held_in_common_tell_proposals_apart():
+    network = Coin(0.5)
+    victim = Victim(network, Backprop(), range(6), micro_batch=4, seed=2)
+    images = torch.rand(6, 1, 4, 4)
+    first = victim.logits(images, draws=5)
+    assert torch.equal(victim.logits(images, draws=5), first)
+    assert victim.forward_passes.tolist() == [10] * 6
+    assert torch.equal(victim.select([4]).logits(images[[4]], draws=5), first[[4]])
+    # Single passes go on drawing anew.
+    single = torch.stack([victim.logits(images) for _ in range(8)])
+    assert len(single.unique(dim=0)) > 1
