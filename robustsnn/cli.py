@@ -44,7 +44,7 @@ DataRoot = Annotated[
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing data to --data-root.")]
 Samples = Annotated[int | None, typer.Option(help="The first N images [default: all].")]
 SuiteName = Annotated[
-    str | None, typer.Option("--suite", help="quick, hire-iccv21, curve, or a YAML file.")
+    str | None, typer.Option("--suite", help="standard, light, quick, curve, ..., or a YAML file.")
 ]
 AttackNames = Annotated[
     list[str] | None,
