@@ -307,7 +307,8 @@ def table(rows: Sequence[Row]) -> list[Table]:
         )
         heads = ("attack", "robust accuracy", "not by ours", "ours only", "passes", "seconds")
         for index, head in enumerate(heads):
-            one.add_column(head, justify="right" if index else "left", overflow="fold")
+            # A number and its interval stay on one line; names and ids may break.
+            one.add_column(head, justify="right" if index else "left", no_wrap=index not in (0, 2))
         for row in rows:
             if (row.norm, row.epsilon) == (ours.norm, ours.epsilon):
                 # Text objects, not strings: an attack called [red] is a name and no markup.
@@ -320,12 +321,12 @@ def table(rows: Sequence[Row]) -> list[Table]:
 def _cells(row: Row, shown: int | None = None) -> list[str]:
     accuracy = f"{formats.percent(row.accuracy)} {formats.bounds(row.low, row.high)}"
     name = f"{row.attack} ({row.suite})" if row.ours else row.attack
+    spent = (f"{row.passes:,.0f}", f"{row.seconds:,.{0 if row.seconds >= 10 else 1}f}")
     if row.ours:
-        return [name, accuracy, "", "", f"{row.passes:,.0f}", f"{row.seconds:,.0f}"]
+        return [name, accuracy, "", "", *spent]
     ids = ", ".join(map(str, row.beyond[:shown]))
     more = f", and {len(row.beyond) - shown} more" if shown and len(row.beyond) > shown else ""
     beyond = f"{len(row.beyond)}: {ids}{more}" if row.beyond else "0"
-    spent = (f"{row.passes:,.0f}", f"{row.seconds:,.0f}")
     return [name, accuracy, beyond, str(row.missed), *spent]
 
 
