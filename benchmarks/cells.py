@@ -27,9 +27,9 @@ from benchmarks.timing import Spread, alternate, rounds_for
 from robustsnn.snn.network import Network
 
 #: The cell that the aims are about.
+HEADLINE = ("vgg5", 8, 32)
 #: Images to choose from where some of a batch must be drawn anew.
 SPARE = 256
-HEADLINE = ("vgg5", 8, 32)
 COMPILED = "spikingjelly-compiled"
 
 

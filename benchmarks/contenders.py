@@ -53,9 +53,11 @@ class Ours:
         self.network = copy.deepcopy(network)
         self.network.time_steps = network.time_steps
         self.optimizer: torch.optim.Optimizer | None = None
+        self._victims: dict[int, Victim] = {}
 
     def prepare(self, task: str) -> None:
         """Frozen and evaluated, or training with everything that the recipes learn."""
+        self._victims.clear()
         _prepare(self.network, task)
         if task == "training-step":
             self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.0)
@@ -78,10 +80,13 @@ class Ours:
         return list(weight_gradients(self.network))
 
     def _victim(self, batch: int) -> Victim:
-        victim = Victim(self.network, Bptt(), range(batch))
-        if self.whole or victim.micro_batch > batch:
-            victim = Victim(self.network, Bptt(), range(batch), micro_batch=batch)
-        return victim
+        # An attack makes one victim for all its steps.
+        if batch not in self._victims:
+            victim = Victim(self.network, Bptt(), range(batch))
+            if self.whole or victim.micro_batch > batch:
+                victim = Victim(self.network, Bptt(), range(batch), micro_batch=batch)
+            self._victims[batch] = victim
+        return self._victims[batch]
 
 
 class ModuleContender:

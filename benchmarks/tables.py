@@ -279,9 +279,10 @@ def page(
     if not rows.empty:
         parts += [
             "## The aims' cell in a process with default settings, images per second",
-            "Above, every library enjoys the process settings of `robustsnn`'s command line: an "
-            "allocator that keeps freed memory, idle threads that sleep. Here nobody has them, as "
-            "in a script that imports a library.",
+            "Above, every library runs under the process settings of `robustsnn`'s command line: "
+            "an allocator that keeps freed memory, idle threads that sleep. They suit this package "
+            "and SpikingJelly; a loop over time may be faster without. Here nobody has them, as in "
+            "a script that imports a library.",
             _default_process(rows),
         ]
     memory = table[table["measure"] == "peak-memory"]

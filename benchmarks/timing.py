@@ -44,15 +44,11 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
         name: min(MOST_REPEATS, max(1, round(SHORTEST_SECONDS / max(seconds, 1e-9))))
         for name, seconds in once.items()
     }
-    # A run long enough to be a measurement is one.
-    found: dict[str, list[float]] = {
-        name: [once[name]] if repeats[name] == 1 else [] for name in names
-    }
+    found: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            if len(found[name]) < rounds:
-                found[name].append(_seconds(runs[name], repeats[name]))
+            found[name].append(_seconds(runs[name], repeats[name]))
     return found
 
 
