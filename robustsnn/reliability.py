@@ -101,8 +101,9 @@ RULES = (
         ("gradient-fidelity",),
         "C",
         "B",
-        "Do not quote what its own gradient says: look for a part that is differentiated as "
-        "another function, and run the suite standard.",
+        "Do not quote what its own gradient says: quote a suite of several derivatives and of "
+        "searches, standard or plus, and look for a part that is differentiated as another "
+        "function.",
     ),
     Rule(
         "D3",
