@@ -261,7 +261,7 @@ def _lowest(some: pd.DataFrame, suite: str) -> str:
     rows = some[some["suite"] == suite]
     if rows.empty:
         return "not run"
-    row = rows.loc[rows["accuracy"].idxmin()]
+    row = rows.sort_values("accuracy", kind="stable").iloc[0]
     return f"{_percent(row['accuracy'])} {row['attack']}"
 
 
@@ -279,7 +279,7 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def _interval(row: pd.Series) -> str:  # type: ignore[type-arg]
+def _interval(row: pd.Series) -> str:
     low, high = 100 * row["ci_low"], 100 * row["ci_high"]
     return f"{_percent(row['accuracy'])} [{low:.1f}, {high:.1f}]"
 

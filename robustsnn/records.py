@@ -292,7 +292,7 @@ def right_draws(rows: pd.DataFrame) -> NDArray[np.float64]:
     """The fraction of draws on which each row is right, [row]; runs of old had one draw."""
     if "draws_right" in rows:
         return rows["draws_right"].to_numpy(dtype=float)
-    return (rows["prediction"] == rows["label"]).to_numpy(dtype=float)
+    return (rows["prediction"] == rows["label"]).to_numpy(dtype=bool).astype(float)
 
 
 def summarise(
