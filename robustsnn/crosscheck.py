@@ -334,15 +334,17 @@ def _cells(row: Row, shown: int | None = None) -> list[str]:
 
 
 def peers_suite(name: str | Path, ours: Suite) -> Suite:
-    """The suite of peers at the norm and the sizes of ours.
+    """The suite of peers at the norm and the sizes of ours, judged on as many draws.
 
     Raises:
         InputError: There is none, or it fixes another threat model.
     """
     suite = load_suite(name)
-    if (suite.norm, suite.epsilon) == (ours.norm, ours.epsilon):
-        return suite
-    return suite.at(ours.norm, ",".join(ours.epsilon))
+    if (suite.norm, suite.epsilon) != (ours.norm, ours.epsilon):
+        suite = suite.at(ours.norm, ",".join(ours.epsilon))
+    if suite.draws != ours.draws:
+        suite = suite.model_copy(update={"draws": ours.draws})
+    return suite
 
 
 def runnable(suite: Suite, classes: int) -> tuple[Suite, tuple[str, ...]]:

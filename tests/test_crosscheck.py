@@ -170,7 +170,8 @@ def test_peers_are_run_at_the_size_of_ours():
     ours = load_suite("quick")
     assert peers_suite("peers", ours) == load_suite("peers")
     moved = peers_suite("peers", ours.at(norm="L2", epsilon="0.25,0.5"))
-    assert (moved.norm, moved.epsilon) == ("L2", ("0.25", "0.5"))
+    assert (moved.norm, moved.epsilon, moved.draws) == ("L2", ("0.25", "0.5"), 1)
+    assert peers_suite("peers", load_suite("rand")).draws == load_suite("rand").draws > 1
     with pytest.raises(InputError, match="no suite named 'pears'"):
         peers_suite("pears", ours)
 
