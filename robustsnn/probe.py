@@ -117,9 +117,7 @@ def _measure(
         gradients.saturation(taken),
         *search.order(wide, taken, threat, sizes.draws),
         *search.far(narrow, threat, accuracy, sizes.far),
-        *search.stability(
-            narrow.first(len(narrow) // 2 or 1), taken.loss[: len(narrow) // 2 or 1], sizes.draws
-        ),
+        *search.stability(narrow, taken.loss[: len(narrow)], sizes.draws),
         *search.path(narrow, threat, sizes.steps),
     ]
     if narrow.victim().stochastic:

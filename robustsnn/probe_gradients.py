@@ -26,8 +26,9 @@ MOST_ZERO = 0.05
 #: Share of a layer's membranes that a surrogate of compact support has to see.
 LEAST_SUPPORT = 0.05
 #: Below both, a gradient is none of this loss: its cosine with differences, as a share of what a
-#: linear loss would give, and its rank correlation with what random signs do.
-LEAST_FIDELITY, LEAST_RANK = 0.2, 0.2
+#: linear loss would give, and its rank correlation with what random signs do. Spikes make a loss
+#: rough: honest networks were seen between 0.1 and 0.3.
+LEAST_FIDELITY, LEAST_RANK = 0.1, 0.1
 #: Share of the directions that have to change a loss before its gradient is judged by them.
 LEAST_MOVED = 0.5
 #: Cosine of two gradients at the same point, where a network draws nothing.
@@ -304,7 +305,12 @@ def fidelity(sample: Sample, taken: Taken, threat: ThreatModel, directions: int)
         for text, g in flat.items()
     }
     rank = {t: float(np.mean(spearman(np.stack(s, 1), rise))) for t, s in slopes.items()}
-    wrong = {t for t in flat if angle[t] < LEAST_FIDELITY and rank[t] < LEAST_RANK}
+    # Few images and directions measure both roughly: twice the spread of a gradient that has
+    # nothing to do with the loss is granted.
+    grant = 2 / (usual * np.sqrt(differences.size)), 2 / np.sqrt(directions * count)
+    wrong = {
+        t for t in flat if angle[t] + grant[0] < LEAST_FIDELITY and rank[t] + grant[1] < LEAST_RANK
+    }
     # A loss of plateaus has no differences to speak of, and says nothing about any gradient.
     moved = float((rise != 0).mean()) > LEAST_MOVED
     details = {

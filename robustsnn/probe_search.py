@@ -179,12 +179,14 @@ def stability(sample: Sample, loss: Tensor, draws: int) -> list[Finding]:
     for _ in range(draws):
         noise = rng.uniform(sample.images.shape[1:], -NOISE / 2, NOISE / 2, like=sample.images)
         noisy.append(_numbers(margin(sample.judge(sample.images + noise), sample.labels)))
-    found = float(unstable(_numbers(loss), np.stack(noisy)).mean())
+    each = unstable(_numbers(loss), np.stack(noisy))
+    found = float(each.mean())
     return [
         Finding(
             "I2",
             "unstable-predictions",
-            found > MOST_UNSTABLE,
+            # A few images at the boundary make no rough loss.
+            min(found, float(np.median(each))) > MOST_UNSTABLE,
             "caution",
             f"Noise of 4/255 changes the margin by {percent(found)} of itself on average: a "
             "gradient of so rough a loss says little about the next step.",

@@ -184,8 +184,8 @@ class Rough(Linear):
     """A margin that jumps between near pixels and is small on average."""
 
     def margin(self, x: Tensor) -> Tensor:
-        wave = 3 * torch.cos(2e5 * x.detach().double().flatten(1).sum(1))
-        return super().margin(x) - 4 + wave
+        wave = 19 * torch.cos(2e5 * x.detach().double().flatten(1).sum(1))
+        return super().margin(x) - 20 + wave
 
 
 class TwoFaced(Linear):
@@ -515,6 +515,23 @@ def test_a_stochastic_network_is_probed_for_its_draws(depths):
 def test_draws_are_read_from_the_names_of_estimators():
     assert draws_of(["bptt", "bptt:draws=5,average=logits", "assg:vanishing=0.4,draws=12"]) == 12
     assert draws_of([]) == draws_of(["bptr"]) == 1
+
+
+@pytest.mark.parametrize("directions", [4, 64])
+def test_few_images_do_not_condemn_an_honest_gradient(directions, depths):
+    """A gradient that explains a tenth of the loss, as of spikes, is not called another's."""
+    torch.manual_seed(0)
+
+    class Spiky(Linear):
+        def margin(self, x: Tensor) -> Tensor:
+            wave = torch.sin(2e5 * x.detach().double().flatten(1).sum(1))
+            return super().margin(x) - 20 + 0.6 * wave
+
+    images, labels = images_at(Linear(), depths)
+    for begin in range(0, 36, 4):
+        sample = sample_of(Spiky(), images[begin : begin + 4], labels[begin : begin + 4])
+        (finding,) = fidelity(sample, take(sample, THREAT), THREAT, directions)
+        assert not finding.flagged, finding.details
 
 
 # --- what a measurement is ----------------------------------------------------------------------
