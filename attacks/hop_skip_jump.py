@@ -32,7 +32,9 @@ class HopSkipJump:
     Args:
         queries: Forward passes of each image, >= 1.
         draws: Of the first estimate of the normal; it takes sqrt(k) times as many at step k.
-        gamma: Scale of the bisection's tolerance and of the draws around the boundary.
+        width: How far from the boundary the draws are, of the distance that is left: their size
+            in L2, their root mean square in Linf. As published it is 1 / d for d values in L2, and
+            less in Linf: so near, draws tell little of a network that is constant between spikes.
 
     The nearest misclassified point is proposed if it lies in the ball of the threat model, and
     the clean image if not, or if no start is found: with a large epsilon the records hold the
@@ -48,13 +50,13 @@ class HopSkipJump:
     gradient_free: ClassVar[bool] = True
     queries: int = 1000
     draws: int = 100
-    gamma: float = 1.0
+    width: float = 0.3
 
     def __post_init__(self) -> None:
         if self.queries < 1 or self.draws < 1:
             raise InputError("hop-skip-jump: queries and draws must be at least 1.")
-        if self.gamma <= 0:
-            raise InputError("hop-skip-jump: gamma must be above 0.")
+        if self.width <= 0:
+            raise InputError("hop-skip-jump: width must be above 0.")
         # A suite is told of a missing library before it runs.
         library("foolbox", "foolbox")
 
@@ -99,7 +101,7 @@ class HopSkipJump:
             # The budget ends it, not the steps.
             steps=self.queries,
             initial_gradient_eval_steps=self.draws,
-            gamma=self.gamma,
+            gamma=self.width * asked.image.numel() ** (1 if asked.threat.norm == "L2" else 1.5),
             constraint=asked.threat.norm.lower(),
         )
         # It asserts that what was misclassified still is: not so where passes are not repeatable.

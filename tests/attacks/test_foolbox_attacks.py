@@ -237,14 +237,15 @@ def test_hop_skip_jump_asks_what_foolbox_asks(norm: str) -> None:
     network = smooth()
     images, labels = inputs(network, 2)
     ours, theirs = Asked(smooth()), Asked(smooth())
-    found, _ = run(
-        "hop-skip-jump:queries=700,draws=30", ours, images, labels, ThreatModel(norm, WIDE[norm])
-    )
+    threat = ThreatModel(norm, WIDE[norm])
+    spec = "hop-skip-jump:queries=700,draws=30,width=0.3"
+    found, _ = run(spec, ours, images, labels, threat)
     model = foolbox().PyTorchModel(theirs.eval(), bounds=(0, 1), device="cpu")
     noise = foolbox().attacks.LinearSearchBlendedUniformNoiseAttack(directions=100, steps=50)
+    gamma = {"L2": 0.3 * 32, "Linf": 0.3 * 32**1.5}[norm]
     for i in range(2):
         peer = foolbox().attacks.HopSkipJumpAttack(
-            noise, steps=6, initial_gradient_eval_steps=30, constraint=norm.lower()
+            noise, steps=6, initial_gradient_eval_steps=30, gamma=gamma, constraint=norm.lower()
         )
         theirs.asked.clear()
         image, label = images[i : i + 1], labels[i : i + 1]
@@ -257,7 +258,7 @@ def test_hop_skip_jump_asks_what_foolbox_asks(norm: str) -> None:
         for x, other in zip(mine[:common], theirs.asked[:common], strict=True):
             torch.testing.assert_close(x, other, rtol=0, atol=1e-6)
         # The nearest of all that were asked about and fooled it.
-        distance = ThreatModel(norm, WIDE[norm]).distance
+        distance = threat.distance
         with torch.no_grad():
             near = min(
                 float(distance(x, image)) for x in mine if network(x).argmax() != label.item()
@@ -324,7 +325,7 @@ def test_hop_skip_jump_says_what_it_cannot_do() -> None:
     for spec, says in (
         ("hop-skip-jump:queries=0", "queries"),
         ("hop-skip-jump:draws=0", "draws"),
-        ("hop-skip-jump:gamma=0", "gamma"),
+        ("hop-skip-jump:width=0", "width"),
     ):
         with pytest.raises(InputError, match=says):
             load_attack(spec)
