@@ -17,8 +17,9 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/robustsnn demo
 
-# The fast tests first: most mistakes are told within minutes.
-test: lint
+# With the peers, which the tests of adapters and benchmarks compare with. The fast tests first: most
+# mistakes are told within minutes.
+test: $(VENV)/.peers lint
 	$(BIN)/pytest -m "not slow" --durations=5 --cov --cov-report=
 	$(BIN)/pytest -m slow --durations=5 --cov --cov-append --cov-report=term
 

@@ -231,6 +231,25 @@ def page(table: pd.DataFrame, command: str) -> str:
     return "\n".join([*lines, "", f"{versions}.", ""])
 
 
+def in_short(table: pd.DataFrame) -> str:
+    """The table of the README: what papers print and what `standard` leaves, in %."""
+    lines = [
+        "| network | images | clean | FGSM | PGD-7 | PGD-20 | `standard` |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (model, samples), some in table.groupby(["model", "samples"], sort=False):
+        ours = some[some["suite"] == OURS].iloc[0]
+        cells = []
+        for label in ("FGSM", "PGD-7", "PGD-20"):
+            rows = some[(some["attack"] == label) & (some["suite"] == "overestimate")]
+            cells.append(_percent(rows.iloc[0]["accuracy"]) if len(rows) else "–")
+        lines.append(
+            f"| {model} | {samples} | {_percent(ours['clean'])} | {' | '.join(cells)} "
+            f"| {_interval(ours)} |"
+        )
+    return "\n".join(lines)
+
+
 def _overestimates(table: pd.DataFrame) -> list[str]:
     lines = [
         "Points by which an evaluation is above `standard` on the same images, with the 95 % "

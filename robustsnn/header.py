@@ -25,6 +25,18 @@ from robustsnn.snn.neuron import kernel
 from robustsnn.subjects import check_classes, recomputing
 from robustsnn.victim import Victim
 
+#: What numbers depend on, where it is installed.
+PACKAGES = (
+    "robustsnn",
+    "torch",
+    "torchattacks",
+    "numpy",
+    "numba",
+    "foolbox",
+    "adversarial-robustness-toolbox",
+    "secml-torch",
+)
+
 
 def fit_to_memory(plan: Plan) -> tuple[Plan, list[dict[str, Any]]]:
     """The plan at the largest batch size, halved as often as need be, that memory allows."""
@@ -121,7 +133,7 @@ def header_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     found = {"python": platform.python_version()}
-    for package in ("robustsnn", "torch", "torchattacks", "numpy", "numba"):
+    for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

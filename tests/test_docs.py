@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -293,3 +294,13 @@ def test_the_readme_takes_its_speed_from_the_measurement():
     (table,) = re.findall(r"(?:^\|.*\n)+", shown, re.MULTILINE)
     measured = (ROOT / "docs" / "results" / "speed" / "speed.md").read_text(encoding="utf-8")
     assert table in measured
+
+
+def test_the_readme_takes_its_soundness_from_the_measurement():
+    from benchmarks.soundness import in_short
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- soundness:begin -->\n(.*?)<!-- soundness:end -->", readme, re.DOTALL)
+    (table,) = re.findall(r"(?:^\|.*\n)+", shown, re.MULTILINE)
+    measured = pd.read_csv(ROOT / "docs/results/soundness/soundness.csv", keep_default_na=False)
+    assert table.strip() == in_short(measured)
