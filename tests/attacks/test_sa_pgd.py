@@ -142,7 +142,7 @@ def test_neither_vanishing_nor_zero_gradients_break_it(norm: str) -> None:
     images = torch.full((4, *SHAPE), 0.5)
     labels, threat = torch.zeros(4, dtype=torch.int64), ThreatModel(norm, EPSILON[norm])
     found = {
-        scale: run("sa-pgd:steps=20,loss=margin", Scaled(scale), images, labels, threat)[0]
+        scale: run("sa-pgd:steps=60,loss=margin", Scaled(scale), images, labels, threat)[0]
         for scale in (1e-2, 1e-30, 0.0)
     }
     assert all(bool(threat.admits(x, images).all()) for x in found.values())
