@@ -300,7 +300,8 @@ def test_the_readme_takes_its_soundness_from_the_measurement():
     from benchmarks.soundness import in_short
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"<!-- soundness:begin -->\n(.*?)<!-- soundness:end -->", readme, re.DOTALL)
+    marked = r"<!-- soundness:begin -->\n(.*?)<!-- soundness:end -->"
+    (shown,) = re.findall(marked, readme, re.DOTALL)
     (table,) = re.findall(r"(?:^\|.*\n)+", shown, re.MULTILINE)
     measured = pd.read_csv(ROOT / "docs/results/soundness/soundness.csv", keep_default_na=False)
     assert table.strip() == in_short(measured)
