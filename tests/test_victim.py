@@ -437,7 +437,8 @@ def test_simultaneous_perturbation_is_its_formula_and_needs_no_derivative():
     class Watched(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.inputs = Recorder(), []
+            self.inner = Recorder()
+            self.inputs: list[torch.Tensor] = []
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             self.inputs.append(images.clone())
