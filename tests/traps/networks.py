@@ -274,7 +274,7 @@ def wrong_encoder() -> Trap:
         _copied(source, network),
         source,
         0.1,
-        ("gradient-fidelity",),
+        ("gradient-draws",),
         "Its logits come from the image, its gradients from random spikes drawn from it: they "
         "belong to another function.",
     )
