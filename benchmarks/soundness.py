@@ -194,7 +194,8 @@ def page(table: pd.DataFrame, command: str) -> str:
         "# Soundness",
         "",
         f"Made by `{command}`. Robust accuracy in %, with 95 % Wilson intervals, on the first"
-        " images of the fixed order; clean errors count as errors, and so does a tie at the top.",
+        " images of the fixed order, seed 0; clean errors count as errors, and so does a tie at the "
+        "top.",
         "",
         "## Ours and the lowest of everything else",
         "",
@@ -227,6 +228,9 @@ def page(table: pd.DataFrame, command: str) -> str:
                 f"| {beyond} | {only} | {row['forward_passes']:,.0f} / "
                 f"{row['backward_passes']:,.0f} | {row['seconds']:,.0f} |"
             )
+    missing = [name for name in NETWORKS if name not in set(table["model"])]
+    if missing:
+        lines += ["", f"Not run yet: {formats.listing(missing)}."]
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
     return "\n".join([*lines, "", f"{versions}.", ""])
 
@@ -285,6 +289,8 @@ def _lowest(some: pd.DataFrame, suite: str) -> str:
 
 
 def _against(some: pd.DataFrame) -> str:
+    if not some["suite"].isin([PEERS, "estimators"]).any():
+        return "not asked"
     by_image: dict[str, list[str]] = {}
     for _, row in some.iterrows():
         for image in str(row["images"]).split():
@@ -311,7 +317,8 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = list(table.groupby(["model", "samples"], sort=False))
-    labels = [*PRINTED, OURS]
+    shown = table["attack"]
+    labels = [*(label for label in PRINTED if shown.str.endswith(label).any()), OURS]
     width = 0.8 / len(labels)
     fig, axis = plt.subplots(figsize=(max(6.0, 1.7 * len(groups) + 1.5), 4.0), layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0.15, 0.9, len(labels)))
