@@ -194,8 +194,8 @@ def page(table: pd.DataFrame, command: str) -> str:
         "# Soundness",
         "",
         f"Made by `{command}`. Robust accuracy in %, with 95 % Wilson intervals, on the first"
-        " images of the fixed order, seed 0; clean errors count as errors, and so does a tie at the "
-        "top.",
+        " images of the fixed order, seed 0; clean errors count as errors, and so does a tie at "
+        "the top.",
         "",
         "## Ours and the lowest of everything else",
         "",
