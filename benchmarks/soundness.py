@@ -41,8 +41,10 @@ NETWORKS: Mapping[str, int] = {
 }
 COLUMNS = (
     "model samples suite attack estimator norm epsilon clean accuracy ci_low ci_high "
-    "ours beyond_ours only_ours forward_passes backward_passes seconds images"
+    "ours beyond_ours only_ours forward_passes backward_passes seconds level because images"
 ).split()
+#: What one run of a network is known by in the table.
+RUN = ["model", "samples", "suite"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ def rows(studies: Sequence[Study]) -> pd.DataFrame:
                 "norm": first.norm, "epsilon": first.epsilon, "accuracy": first.accuracy,
                 "ci_low": first.low, "ci_high": first.high, "ours": first.accuracy,
                 "beyond_ours": 0, "only_ours": 0, **spent.sum(), "images": "",
+                "level": ours.manifest["verdict"]["level"],
+                "because": " ".join(r["flag"] for r in ours.manifest["verdict"]["because"]),
             }
         )  # fmt: skip
         for name in OTHERS:
@@ -165,10 +169,43 @@ def rows(studies: Sequence[Study]) -> pd.DataFrame:
                         "accuracy": row.accuracy, "ci_low": row.low, "ci_high": row.high,
                         "ours": first.accuracy, "beyond_ours": len(row.beyond),
                         "only_ours": row.missed, **spent.loc[slug],
-                        "images": " ".join(map(str, row.beyond)),
+                        "level": "", "because": "", "images": " ".join(map(str, row.beyond)),
                     }
                 )  # fmt: skip
     return pd.DataFrame(found, columns=COLUMNS)
+
+
+def with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table, and those of an earlier one that it says nothing of.
+
+    What was run on another machine is kept where `standard` was not run again, or left the same
+    accuracy: the other rows were set beside it image by image.
+
+    Args:
+        table: What was found now.
+        earlier: What `soundness.csv` held.
+    """
+    fresh = set(table[RUN].itertuples(index=False, name=None))
+    accuracy = {
+        (row.model, row.samples): row.ours
+        for row in table[table["suite"] == OURS].itertuples(index=False)
+    }
+    kept = [
+        (row.model, row.samples, row.suite) not in fresh
+        and np.isclose(accuracy.get((row.model, row.samples), row.ours), row.ours)
+        for row in earlier.itertuples(index=False)
+    ]
+    both = pd.concat([earlier[kept], table]) if any(kept) else table
+    models = list(dict.fromkeys([*NETWORKS, *both["model"]]))
+    suites = [OURS, *OTHERS]
+    return both.sort_values(
+        RUN,
+        kind="stable",
+        ignore_index=True,
+        key=lambda column: column.map(
+            {"model": models.index, "suite": suites.index}.get(str(column.name), int)
+        ),
+    )
 
 
 def _spent(records: pd.DataFrame) -> pd.DataFrame:
@@ -199,19 +236,21 @@ def page(table: pd.DataFrame, command: str) -> str:
         "",
         "## Ours and the lowest of everything else",
         "",
-        "| network | images | clean | standard | lowest peer | lowest single estimator "
-        "| images against standard | forward / backward passes per image | seconds |",
-        "|---|---:|---:|---:|---|---|---|---:|---:|",
+        "| network | images | clean | standard | level | lowest peer | lowest single estimator "
+        "| images against standard | forward / backward passes per image | seconds "
+        "| seconds per survivor |",
+        "|---|---:|---:|---:|---|---|---|---|---:|---:|---:|",
     ]
     for (model, samples), some in table.groupby(["model", "samples"], sort=False):
         ours = some[some["suite"] == OURS].iloc[0]
         lines.append(
             f"| {model} | {samples} | {_percent(ours['clean'])} | **{_interval(ours)}** "
-            f"| {_lowest(some, PEERS)} | {_lowest(some, 'estimators')} | {_against(some)} "
+            f"| {_level(ours)} | {_lowest(some, PEERS)} | {_lowest(some, 'estimators')} "
+            f"| {_against(some)} "
             f"| {ours['forward_passes']:,.0f} / {ours['backward_passes']:,.0f} "
-            f"| {ours['seconds']:,.0f} |"
+            f"| {ours['seconds']:,.0f} | {_per_survivor(ours)} |"
         )
-    lines += ["", "## What papers print, and what is left", ""]
+    lines += ["", *claims(table), "", "## What papers print, and what is left", ""]
     lines += _overestimates(table)
     for (model, samples), some in table.groupby(["model", "samples"], sort=False):
         lines += ["", f"## {model}, {samples} images", ""]
@@ -235,21 +274,43 @@ def page(table: pd.DataFrame, command: str) -> str:
     return "\n".join([*lines, "", f"{versions}.", ""])
 
 
+def claims(table: pd.DataFrame) -> list[str]:
+    """Whether `standard` is the lowest, in a sentence for each network where it is not."""
+    asked = table[table["suite"].isin([PEERS, "estimators"])]
+    if asked.empty:
+        return ["Nothing was set beside `standard` yet."]
+    higher = asked[asked["accuracy"] < asked["ours"]]
+    more = asked[asked["beyond_ours"] > 1]
+    networks = formats.count(asked.groupby(["model", "samples"]).ngroups, "network")
+    lines = [
+        f"{formats.count(len(asked), 'comparison')} on {networks}, each attack of a peer or with "
+        f"a single estimator against `standard`: in {len(higher)} the other leaves a lower "
+        f"accuracy, in {len(more)} it breaks more than one image that `standard` leaves."
+    ]
+    for _, row in pd.concat([higher, more]).drop_duplicates().iterrows():
+        lines.append(
+            f"- {row['model']}, {row['samples']} images: {row['attack']} leaves "
+            f"{_percent(row['accuracy'])} against {_percent(row['ours'])}, and breaks "
+            f"{formats.count(int(row['beyond_ours']), 'image')} that `standard` leaves."
+        )
+    return lines
+
+
 def in_short(table: pd.DataFrame) -> str:
     """The table of the README: what papers print and what `standard` leaves, in %."""
     lines = [
-        "| network | images | clean | FGSM | PGD-7 | PGD-20 | `standard` |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| network | images | clean | FGSM | PGD-7 | PGD-20 | AutoAttack | `standard` | level |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for (model, samples), some in table.groupby(["model", "samples"], sort=False):
         ours = some[some["suite"] == OURS].iloc[0]
         cells = []
-        for label in ("FGSM", "PGD-7", "PGD-20"):
-            rows = some[(some["attack"] == label) & (some["suite"] == "overestimate")]
+        for label in PRINTED:
+            rows = _printed(some, label)
             cells.append(_percent(rows.iloc[0]["accuracy"]) if len(rows) else "–")
         lines.append(
             f"| {model} | {samples} | {_percent(ours['clean'])} | {' | '.join(cells)} "
-            f"| {_interval(ours)} |"
+            f"| {_interval(ours)} | {_level(ours)} |"
         )
     return "\n".join(lines)
 
@@ -271,13 +332,28 @@ def _overestimates(table: pd.DataFrame) -> list[str]:
 
 def overestimate(some: pd.DataFrame, label: str) -> str:
     """Such as `40.5 [33.9, 47.4]`, empty where the attack was not run."""
-    rows = some[some["attack"].str.endswith(label) & some["suite"].isin([PEERS, "overestimate"])]
+    rows = _printed(some, label)
     if rows.empty:
         return ""
     row = rows.iloc[0]
     low, high = wilson(int(row["only_ours"]), int(row["samples"]))
     gap = 100 * (row["accuracy"] - row["ours"])
     return f"{gap:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _printed(some: pd.DataFrame, label: str) -> pd.DataFrame:
+    """The row of what papers print, or none."""
+    asked = some["suite"].isin([PEERS, "overestimate"])
+    return some[asked & some["attack"].str.endswith(label)]
+
+
+def _level(ours: pd.Series) -> str:
+    return str(ours["level"]) or "–"
+
+
+def _per_survivor(ours: pd.Series) -> str:
+    left = round(ours["accuracy"] * ours["samples"])
+    return f"{ours['seconds'] / left:.1f}" if left else "none left"
 
 
 def _lowest(some: pd.DataFrame, suite: str) -> str:
@@ -326,8 +402,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
         heights: list[float] = []
         errors: list[NDArray[np.float64]] = []
         for _, some in groups:
-            suites = [OURS] if label == OURS else [PEERS, "overestimate"]
-            rows = some[some["attack"].str.endswith(label) & some["suite"].isin(suites)]
+            rows = some[some["suite"] == OURS] if label == OURS else _printed(some, label)
             row = None if rows.empty else rows.iloc[0]
             accuracy = np.nan if row is None else float(row["accuracy"])
             heights.append(100 * accuracy)
@@ -349,9 +424,12 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 
 
 def write(studies: Sequence[Study], output: Path, command: str) -> pd.DataFrame:
-    """Table, page and figure of all networks that were run."""
+    """Table, page and figure of all networks that were run, now or before."""
     table = rows(studies)
     output.mkdir(parents=True, exist_ok=True)
+    if (output / "soundness.csv").exists():
+        earlier = pd.read_csv(output / "soundness.csv", keep_default_na=False)
+        table = with_earlier(table, earlier.reindex(columns=COLUMNS, fill_value=""))
     csv = table.to_csv(index=False, float_format="%.6g")
     write_atomically(output / "soundness.csv", csv.encode())
     write_atomically(output / "soundness.md", page(table, command).encode())
