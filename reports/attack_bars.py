@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -11,6 +12,11 @@ from robustsnn import figures, formats
 from robustsnn.comparison import Comparison, Threat, comparisons
 from robustsnn.formats import WORST_CASE
 from robustsnn.reporting import Runs
+
+
+#: Characters of a label that fit beside the bars.
+WIDEST = 15
+CUMULATIVE = "Each bar is what is left after that attack and all above it."
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
@@ -65,7 +71,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
                 )
         axes.set_yticks(
             [place * row for place in range(len(threats))],
-            [f"{t.title}\n{t.size}" if t.size else t.title for t in threats],
+            [_name(threat) for threat in threats],
         )
         axes.set_ylim((len(threats) - 0.5) * row, -0.5 * row)
         axes.set_xlim(0, 1.1)
@@ -94,8 +100,15 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         "Accuracy under each attack",
         f"{comparison.title}: fraction of {formats.count(comparison.samples, 'image')} classified"
         " right, with 95 % Wilson intervals; chance is dotted. The worst case counts an image only"
-        " if it survives every attack of that norm and size.",
+        " if it survives every attack of that norm and size."
+        + (f" {CUMULATIVE}" if any(r.manifest.get("cascade") for r in comparison.runs) else ""),
     )
+
+
+def _name(threat: Threat) -> str:
+    """In lines that fit beside the bars."""
+    title = textwrap.fill(threat.title, WIDEST, break_long_words=False)
+    return f"{title}\n{threat.size}" if threat.size else title
 
 
 def _several(comparison: Comparison, worst: Threat) -> bool:

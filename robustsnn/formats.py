@@ -75,6 +75,8 @@ def attack(slug: str) -> str:
     for word in slug.split("-"):
         if word.isdigit() and words:
             words[-1] += f"-{word}"
+        elif word == "pgd" and words == ["SA"]:
+            words[-1] = "SA-PGD"
         elif word in _WORDS:
             words.append(_WORDS[word])
         else:

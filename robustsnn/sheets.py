@@ -126,6 +126,11 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
         "Accuracy over all images with its 95 % Wilson interval. Under attack it is an upper bound:"
         " a stronger attack can only lower it."
     )
+    if any(run.manifest.get("cascade") for run in comparison.runs):
+        yield (
+            "Each attack had only those images that all attacks above it at that norm and size"
+            " left: its row is what is left after it, not what it leaves by itself."
+        )
     if any(threat.attack == WORST_CASE for threat in comparison.threats):
         yield (
             "Worst case: right on the clean image and on every image proposed at that norm and"

@@ -136,6 +136,17 @@ def test_the_page_holds_verdict_flags_definitions_and_provenance(make_run, tmp_p
         assert said in plain, said
 
 
+def test_a_cascade_says_that_its_rows_add_up(make_run, tmp_path):
+    rates = {("apgd-margin-again", "Linf", "8/255"): 0.4, ("square", "Linf", "8/255"): 0.3}
+    for cascade in (True, False):
+        folder = make_run(f"run-{cascade}", draw(rates, 50, 0), cascade=cascade)
+        output = tmp_path / f"page-{cascade}"
+        render(load_runs([folder]), output)
+        text = (output / "index.html").read_text(encoding="utf-8")
+        assert ("what is left after it, not what it leaves by itself" in text) == cascade
+        assert ("what is left after that attack and all above it" in text) == cascade
+
+
 def test_text_tables_hold_the_numbers_of_the_csv(three_models, three_report):
     tables = three_report / "tables"
     frame = pd.read_csv(tables / "comparison.csv", dtype={"epsilon": str}).query("suite == 'quick'")
