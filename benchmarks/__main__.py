@@ -229,6 +229,78 @@ def soundness(
     say(f"{output / 'soundness.md'} written, {len(table)} rows")
 
 
+@app.command()
+def stages(
+    data_root: Annotated[
+        Path | None,
+        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    samples: Annotated[int, typer.Option(help="Training images of each network.")] = 200,
+    output: Annotated[Path, typer.Option(help="Folder of table and page.")] = Path(
+        "docs/results/stages"
+    ),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
+        "runs/stages"
+    ),
+    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+) -> None:
+    """Try what could be a stage of `standard`, on training images."""
+    from benchmarks import stages as study
+
+    _settle(Process.product, None)
+    names = list(study.NETWORKS) if only is None else only.split(",")
+    studies = [
+        study.study(name, runs, samples, data_root=data_root, say=say, finished_only=tables_only)
+        for name in names
+    ]
+    table = study.write(studies, output, "python -m benchmarks stages")
+    say(f"{output / 'stages.md'} written, {len(table)} rows")
+
+
+@app.command()
+def combined(
+    data_root: Annotated[
+        Path | None,
+        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist."),
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    samples: Annotated[int, typer.Option(help="Images of each network.")] = 100,
+    passes: Annotated[str, typer.Option(help="Passes of each image, separated by commas.")] = (
+        "300,1000,5000"
+    ),
+    output: Annotated[Path, typer.Option(help="Folder of table, page and figure.")] = Path(
+        "docs/results/combined"
+    ),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
+        "runs/combined"
+    ),
+    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+) -> None:
+    """Set gradients and search by score together beside either alone, at equal passes."""
+    from benchmarks import combined as study
+
+    _settle(Process.product, None)
+    names = list(study.NETWORKS) if only is None else only.split(",")
+    for name in names:
+        if name not in study.NETWORKS:
+            raise InputError(f"--only {name}: choose of {', '.join(study.NETWORKS)}.")
+    studies = [
+        study.study(
+            name,
+            runs,
+            [int(number) for number in passes.split(",")],
+            samples,
+            data_root=data_root,
+            say=say,
+            finished_only=tables_only,
+        )
+        for name in names
+    ]
+    table = study.write(studies, output, "python -m benchmarks combined")
+    say(f"{output / 'combined.md'} written, {len(table)} rows")
+
+
 @app.command(hidden=True)
 def measure_cell(
     task: str, process: ProcessOption = Process.product, threads: ThreadsOption = None

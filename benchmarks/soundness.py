@@ -81,7 +81,7 @@ def study(
         finished_only: Read what is finished and run nothing.
     """
     subject = subject_of(model)
-    root = None if data_root is None else _root(data_root, subject.meta)
+    root = None if data_root is None else root_of(data_root, subject.meta)
     images = images_of(None, subject, root=root, samples=samples)
     runs: dict[str, Evaluation] = {}
     labels: dict[str, str] = {}
@@ -96,21 +96,22 @@ def study(
         labels |= {entry.slug: entry.label for entry in suite.entries}
         plan = prepare(subject, images, suite)
         output = folder / f"{model.replace('/', '-')}-{samples}" / name
-        if finished_only and not _finished(output):
+        if finished_only and not is_finished(output):
             continue
         say(f"{model}, {samples} images, {name}")
         runs[name] = run(plan, output, command=["benchmarks", "soundness"])
     return Study(model, samples, runs, labels)
 
 
-def _finished(output: Path) -> bool:
+def is_finished(output: Path) -> bool:
+    """Whether a run folder holds a run to its end."""
     try:
         return RunFolder(output).manifest().get("status") == "done"
     except InputError:
         return False
 
 
-def _root(data_root: Path, meta: Mapping[str, object]) -> Path:
+def root_of(data_root: Path, meta: Mapping[str, object]) -> Path:
     """The folder of a model's data set, its name with dashes or underscores."""
     data = str(meta.get("data") or "")
     for name in (data, data.replace("-", "_")):

@@ -13,7 +13,6 @@ from robustsnn.comparison import Comparison, Threat, comparisons
 from robustsnn.formats import WORST_CASE
 from robustsnn.reporting import Runs
 
-
 #: Characters of a label that fit beside the bars.
 WIDEST = 15
 CUMULATIVE = "Each bar is what is left after that attack and all above it."

@@ -1,0 +1,47 @@
+"""APGD for a third of the passes, then Square from its best iterate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from robustsnn.attacks.square import Square
+from torch import Tensor
+
+from benchmarks.combinations.start import SHARE, after_apgd, left
+from robustsnn.randomness import Rng
+from robustsnn.threat import ThreatModel
+from robustsnn.victim import Victim
+
+
+@dataclass(frozen=True)
+class WarmSquare:
+    """The baseline of the combinations: gradients first, then a search that knows none.
+
+    Args:
+        passes: Forward and backward passes of each image in all.
+    """
+
+    kind: ClassVar[str] = "fixed-epsilon"
+    passes: int = 1000
+
+    def __call__(
+        self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
+    ) -> Tensor:
+        """Proposed images."""
+        best, margins = after_apgd(victim, images, labels, threat, rng, round(SHARE * self.passes))
+        rows = left(margins)
+        if len(rows) == 0:
+            return best
+        spent = int((victim.forward_passes + victim.backward_passes)[rows].max())
+        part = victim.select(rows)
+        part.start = best[rows]
+        square = Square(queries=max(1, self.passes - spent), warm=True, offset=200)
+        found = square(part, images[rows], labels[rows], threat, rng.select(rows))
+        best = torch.clone(best)
+        best[rows] = found
+        return best
+
+
+ATTACK = WarmSquare
