@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -113,16 +114,17 @@ def study(
 def _rows(done: Evaluation, some: Suite, model: str, passes: int) -> list[dict[str, object]]:
     labels = {entry.slug: entry.label for entry in some.entries}
     results = done.results.set_index("attack")
+    clean = results["accuracy"][CLEAN]
     attacked = done.records[done.records["attack"] != CLEAN]
     found: list[dict[str, object]] = []
     for attack, rows in attacked.groupby("attack", sort=False):
-        result = results.loc[attack]
+        result: dict[Any, Any] = results.loc[str(attack)].to_dict()
         found.append(
             {
                 "model": model,
                 "epsilon": some.epsilon[0],
                 "samples": int(result["samples"]),
-                "clean": float(results.loc[CLEAN, "accuracy"]),
+                "clean": float(clean),
                 "passes": passes,
                 "method": labels[str(attack)],
                 "accuracy": float(result["accuracy"]),
@@ -158,7 +160,7 @@ def page(table: pd.DataFrame, command: str) -> str:
         "forward and backward passes of each image, L∞, seed 0, on the first images of the fixed "
         "order. *Guided* and *corrected* are combinations of surrogate gradients with search by "
         "score (`benchmarks/combinations`), and like *warm Square* spend a third of their passes "
-        "on APGD with ASSG. A row with the name of an estimator is APGD on the margin along it.",
+        "on SA-PGD with ASSG. A row with the name of an estimator is APGD on the margin along it.",
         "",
     ]
     methods = [*GRADIENTS, *SEARCHES, *COMBINATIONS]
@@ -170,7 +172,7 @@ def page(table: pd.DataFrame, command: str) -> str:
         lines += [
             f"## {model}, {epsilon}, {samples} images",
             "",
-            f"{100 * some['clean'].iloc[0]:.1f} % clean; "
+            f"{100 * float(some['clean'].iloc[0]):.1f} % clean; "
             f"{_union(some)} % stand under all of these together.",
             "",
             f"| method | {' | '.join(f'{c:,} passes' for c in columns)} |",
@@ -178,16 +180,15 @@ def page(table: pd.DataFrame, command: str) -> str:
         ]
         for method in methods:
             if method in by.index:
-                cells = [_cell(by, method, column) for column in columns]
+                cells = [_cell(by[column], method) for column in columns]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, *verdicts(table), ""])
 
 
-def _cell(by: pd.DataFrame, method: str, column: int) -> str:
-    value = 100 * by.loc[method, column]
-    text = f"{value:.1f}"
-    return f"**{text}**" if by.loc[method, column] == by[column].min() else text
+def _cell(accuracy: pd.Series[float], method: str) -> str:
+    text = f"{100 * accuracy[method]:.1f}"
+    return f"**{text}**" if accuracy[method] == accuracy.min() else text
 
 
 def _union(some: pd.DataFrame) -> str:
@@ -195,7 +196,7 @@ def _union(some: pd.DataFrame) -> str:
     for ids in some["standing"]:
         here = set(str(ids).split())
         standing = here if standing is None else standing & here
-    return f"{100 * len(standing or ()) / some['samples'].iloc[0]:.1f}"
+    return f"{100 * len(standing or ()) / int(some['samples'].iloc[0]):.1f}"
 
 
 def verdicts(table: pd.DataFrame) -> list[str]:

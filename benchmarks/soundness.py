@@ -187,14 +187,16 @@ def with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
         earlier: What `soundness.csv` held.
     """
     fresh = set(table[RUN].itertuples(index=False, name=None))
+    ours = table[table["suite"] == OURS]
     accuracy = {
-        (row.model, row.samples): row.ours
-        for row in table[table["suite"] == OURS].itertuples(index=False)
+        (model, samples): float(found)
+        for model, samples, found in zip(ours["model"], ours["samples"], ours["ours"], strict=True)
     }
     kept = [
-        (row.model, row.samples, row.suite) not in fresh
-        and np.isclose(accuracy.get((row.model, row.samples), row.ours), row.ours)
-        for row in earlier.itertuples(index=False)
+        key not in fresh and abs(accuracy.get(key[:2], float(before)) - float(before)) < 1e-5
+        for key, before in zip(
+            earlier[RUN].itertuples(index=False, name=None), earlier["ours"], strict=True
+        )
     ]
     both = pd.concat([earlier[kept], table]) if any(kept) else table
     models = list(dict.fromkeys([*NETWORKS, *both["model"]]))

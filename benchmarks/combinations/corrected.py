@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.combinations.start import SHARE, after_apgd, left, take
+from benchmarks.combinations.start import SHARE, after_gradients, left, take
 from robustsnn.losses import margin
 from robustsnn.randomness import Rng
 from robustsnn.threat import ThreatModel
@@ -24,7 +24,7 @@ STEP = 2 + PARTS + 1
 
 @dataclass(frozen=True)
 class Corrected:
-    """From APGD's best iterate, steps along a surrogate gradient that the true loss has checked.
+    """From SA-PGD's best iterate, steps along a surrogate gradient that the true loss has checked.
 
     The pixels are drawn into four parts anew at every step. The margin after a step along each
     part alone says which parts point the right way; the step goes along those and against the
@@ -43,7 +43,9 @@ class Corrected:
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
         """Proposed images."""
-        best, margins = after_apgd(victim, images, labels, threat, rng, round(SHARE * self.passes))
+        best, margins = after_gradients(
+            victim, images, labels, threat, rng, round(SHARE * self.passes)
+        )
         best = best.clone()
         rng = rng.stream("parts")
         size = torch.full((len(images),), 2 * threat.radius, device=images.device)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from robustsnn.attacks.square import Square
 from torch import Tensor
 
-from benchmarks.combinations.start import SHARE, after_apgd, left, take
+from benchmarks.combinations.start import SHARE, after_gradients, left, take
 from robustsnn.losses import margin
 from robustsnn.randomness import Rng
+from robustsnn.registry import load_attack
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
 
@@ -28,7 +28,7 @@ EACH = 10
 
 @dataclass(frozen=True)
 class Guided:
-    """Square's windows from APGD's best iterate, filled from surrogate gradients.
+    """Square's windows from SA-PGD's best iterate, filled from surrogate gradients.
 
     Every ten queries the gradient at the best point is taken anew under the next of several
     estimators. A pixel of the window goes to the end of the ball that its gradient points to, by
@@ -46,10 +46,12 @@ class Guided:
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
         """Proposed images."""
-        best, margins = after_apgd(victim, images, labels, threat, rng, round(SHARE * self.passes))
+        best, margins = after_gradients(
+            victim, images, labels, threat, rng, round(SHARE * self.passes)
+        )
         best = best.clone()
         rng = rng.stream("windows")
-        windows = Square(queries=self.passes, offset=200)
+        windows: Any = load_attack(f"square:queries={self.passes},offset=200")
         high = threat.project(images + 2 * threat.radius, images)
         low = threat.project(images - 2 * threat.radius, images)
         turn, query = 0, 0

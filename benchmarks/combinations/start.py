@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import torch
-from robustsnn.attacks.apgd import APGD
 from torch import Tensor
 
 from robustsnn.losses import margin
 from robustsnn.randomness import Rng
+from robustsnn.registry import load_attack
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
 
 #: Share of the passes that goes to the gradients.
 SHARE = 1 / 3
-#: The estimator that did best by itself in the first third of a long run.
-FIRST = "assg:vanishing=0.45"
+#: What breaks the most training images for its passes.
+ESTIMATOR = "assg:vanishing=0.425"
 
 
-def after_apgd(
+def after_gradients(
     victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng, passes: int
 ) -> tuple[Tensor, Tensor]:
-    """The iterate of largest margin of APGD within so many passes, and that margin `[batch]`."""
-    attack = APGD(steps=max(1, (passes - 1) // 2), loss="margin")
-    best = attack(victim.under(FIRST), images, labels, threat, rng)
+    """SA-PGD's iterate of largest margin within so many passes, and that margin `[batch]`."""
+    attack = load_attack(f"sa-pgd:steps={max(1, (passes - 1) // 2)}")
+    best = attack(victim.under(ESTIMATOR), images, labels, threat, rng)
     return best, margin(victim.logits(best), labels)
 
 

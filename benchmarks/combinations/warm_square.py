@@ -1,4 +1,4 @@
-"""APGD for a third of the passes, then Square from its best iterate."""
+"""SA-PGD for a third of the passes, then Square from its best iterate."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from robustsnn.attacks.square import Square
 from torch import Tensor
 
-from benchmarks.combinations.start import SHARE, after_apgd, left
+from benchmarks.combinations.start import SHARE, after_gradients, left
 from robustsnn.randomness import Rng
+from robustsnn.registry import load_attack
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
 
@@ -30,14 +30,16 @@ class WarmSquare:
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
         """Proposed images."""
-        best, margins = after_apgd(victim, images, labels, threat, rng, round(SHARE * self.passes))
+        best, margins = after_gradients(
+            victim, images, labels, threat, rng, round(SHARE * self.passes)
+        )
         rows = left(margins)
         if len(rows) == 0:
             return best
         spent = int((victim.forward_passes + victim.backward_passes)[rows].max())
         part = victim.select(rows)
         part.start = best[rows]
-        square = Square(queries=max(1, self.passes - spent), warm=True, offset=200)
+        square = load_attack(f"square:queries={max(1, self.passes - spent)},warm=yes,offset=200")
         found = square(part, images[rows], labels[rows], threat, rng.select(rows))
         best = torch.clone(best)
         best[rows] = found
