@@ -220,6 +220,7 @@ def soundness(
             runs,
             parts,
             data_root=data_root,
+            kept=output / "records",
             say=say,
             finished_only=tables_only,
         )

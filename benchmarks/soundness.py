@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustsnn import formats
@@ -47,13 +51,58 @@ COLUMNS = (
 RUN = ["model", "samples", "suite"]
 
 
+#: What is kept of a run's records: to look an image up, and to go on without the run's folder.
+KEPT = (
+    "image_id label suite attack estimator norm epsilon prediction margin forward_passes "
+    "backward_passes seconds"
+).split()
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A finished run: its identity, the columns `KEPT` of its records, its level and flags."""
+
+    identity: str
+    records: pd.DataFrame = field(repr=False)
+    level: str
+    because: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: Evaluation) -> Outcome:
+        """What is kept of a run."""
+        verdict = run.manifest["verdict"]
+        return cls(
+            str(run.manifest["identity"]),
+            run.records[KEPT].astype({"margin": "float32", "seconds": "float32"}),
+            str(verdict["level"]),
+            tuple(str(reason["flag"]) for reason in verdict["because"]),
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        """What `write` wrote."""
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"outcome"])
+        return cls(about["identity"], table.to_pandas(), about["level"], tuple(about["because"]))
+
+    def write(self, path: Path) -> None:
+        """Write a Parquet file."""
+        about = {"identity": self.identity, "level": self.level, "because": self.because}
+        table = pa.Table.from_pandas(self.records, preserve_index=False)
+        table = table.replace_schema_metadata({"outcome": json.dumps(about)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        write_atomically(path, buffer.getvalue())
+
+
 @dataclass(frozen=True)
 class Study:
     """One network's runs, by suite; a suite that was not run is absent."""
 
     model: str
     samples: int
-    runs: Mapping[str, Evaluation]
+    runs: Mapping[str, Outcome]
     labels: Mapping[str, str]
 
 
@@ -65,6 +114,7 @@ def study(
     *,
     data_root: Path | None = None,
     epsilon: str | None = None,
+    kept: Path | None = None,
     say: Callable[[str], None] = print,
     finished_only: bool = False,
 ) -> Study:
@@ -77,13 +127,14 @@ def study(
         suites: Which, ours first.
         data_root: Folder of the data sets' folders, such as `data` with `data/cifar10`.
         epsilon: In place of the suites'.
+        kept: Where outcomes are kept: one of the same network, suite and images is not run again.
         say: Told what is done.
         finished_only: Read what is finished and run nothing.
     """
     subject = subject_of(model)
     root = None if data_root is None else root_of(data_root, subject.meta)
     images = images_of(None, subject, root=root, samples=samples)
-    runs: dict[str, Evaluation] = {}
+    runs: dict[str, Outcome] = {}
     labels: dict[str, str] = {}
     for name in suites:
         suite = load_suite(name)
@@ -95,11 +146,20 @@ def study(
             suite = _without_autoattack(suite)
         labels |= {entry.slug: entry.label for entry in suite.entries}
         plan = prepare(subject, images, suite)
-        output = folder / f"{model.replace('/', '-')}-{samples}" / name
+        network = f"{model.replace('/', '-')}-{samples}"
+        outcome = None if kept is None else kept / f"{network}-{name}.parquet"
+        if outcome is not None and outcome.exists():
+            earlier = Outcome.read(outcome)
+            if earlier.identity == plan.identity:
+                runs[name] = earlier
+                continue
+        output = folder / network / name
         if finished_only and not is_finished(output):
             continue
         say(f"{model}, {samples} images, {name}")
-        runs[name] = run(plan, output, command=["benchmarks", "soundness"])
+        runs[name] = Outcome.of(run(plan, output, command=["benchmarks", "soundness"]))
+        if outcome is not None:
+            runs[name].write(outcome)
     return Study(model, samples, runs, labels)
 
 
@@ -137,9 +197,8 @@ def rows(studies: Sequence[Study]) -> pd.DataFrame:
         if ours is None:
             continue
         first, *_ = join(ours.records, ours.records)
-        clean = float(
-            ours.results.loc[ours.results["attack"] == CLEAN, "accuracy"].iloc[0],
-        )
+        unattacked = ours.records[ours.records["attack"] == CLEAN]
+        clean = float((unattacked["prediction"] == unattacked["label"]).mean())
         common = {"model": one.model, "samples": one.samples, "clean": clean}
         spent = _spent(ours.records)
         found.append(
@@ -148,8 +207,7 @@ def rows(studies: Sequence[Study]) -> pd.DataFrame:
                 "norm": first.norm, "epsilon": first.epsilon, "accuracy": first.accuracy,
                 "ci_low": first.low, "ci_high": first.high, "ours": first.accuracy,
                 "beyond_ours": 0, "only_ours": 0, **spent.sum(), "images": "",
-                "level": ours.manifest["verdict"]["level"],
-                "because": " ".join(r["flag"] for r in ours.manifest["verdict"]["because"]),
+                "level": ours.level, "because": " ".join(ours.because),
             }
         )  # fmt: skip
         for name in OTHERS:

@@ -82,7 +82,7 @@ def test_standard_has_the_stages_it_promises(kind):
     }
     assert steps["APGD CE"] == (100, "cross-entropy")
     assert steps["APGD margin"] == steps["APGD margin again"] == (200, "margin")
-    assert steps["SA-PGD"][0] == 100
+    assert steps["SA-PGD"] == (100 if kind == "ann" else 200, "cross-entropy")
     warm, cold = made["Square warm"][0], made["Square"][0]
     assert (warm.queries, warm.warm, warm.offset) == (1000, True, 200)
     assert (cold.queries, cold.warm, cold.offset) == (5000, False, 0)
@@ -98,6 +98,8 @@ def test_standard_has_the_stages_it_promises(kind):
     else:
         assert made["APGD margin"][1] == "assg:vanishing=0.45"
         assert made["SA-PGD"][1] == "assg:vanishing=0.425"
+        assert made["SA-PGD wider"][1] == "assg:vanishing=0.45"
+        assert steps["SA-PGD wider"] == (200, "cross-entropy")
         # Alpha 8 of `alpha/2 / (1 + (pi/2 alpha z)^2)`, as high as it may be.
         again = make_estimator(made["APGD margin again"][1], tiny_snn())
         assert isinstance(again, Bptt) and again.reset == "attached" and again.surrogate is not None

@@ -78,3 +78,35 @@ def test_the_files_are_written_again_from_what_they_hold(tmp_path: Path):
     assert "| B | 60.0 torchattacks AutoAttack |" in text
     # 50 seconds for the 100 images that are left of 200.
     assert "| 50 | 0.5 |" in text
+
+
+def test_an_outcome_is_kept_and_taken_for_its_own_evaluation_only(tmp_path: Path):
+    records = pd.DataFrame(
+        {
+            "image_id": [4, 7], "label": [1, 2], "suite": "s", "attack": ["clean", "clean"],
+            "estimator": "", "norm": "", "epsilon": "", "prediction": [1, 0],
+            "margin": [-1.0, 0.5], "forward_passes": 1, "backward_passes": 0, "seconds": 0.1,
+        }
+    )  # fmt: skip
+    outcome = soundness.Outcome("an identity", records, "B", ("black-box-finds-more",))
+    outcome.write(tmp_path / "records" / "one.parquet")
+    found = soundness.Outcome.read(tmp_path / "records" / "one.parquet")
+    assert (found.identity, found.level, found.because) == ("an identity", "B", outcome.because)
+    pd.testing.assert_frame_equal(found.records, records)
+
+    said: list[str] = []
+    first = soundness.study(
+        MODEL, 4, tmp_path / "runs", ("overestimate",), kept=tmp_path / "kept", say=said.append
+    )
+    again = soundness.study(
+        MODEL, 4, tmp_path / "gone", ("overestimate",), kept=tmp_path / "kept", say=said.append
+    )
+    assert len(said) == 1 and not (tmp_path / "gone").exists()
+    pd.testing.assert_frame_equal(
+        first.runs["overestimate"].records, again.runs["overestimate"].records
+    )
+    # Other images are another evaluation.
+    soundness.study(
+        MODEL, 5, tmp_path / "runs", ("overestimate",), kept=tmp_path / "kept", say=said.append
+    )
+    assert len(said) == 2
