@@ -260,6 +260,42 @@ def stages(
 
 
 @app.command()
+def stability(
+    data_root: Annotated[
+        Path | None,
+        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist and cifar10."),
+    ] = None,
+    parts: Annotated[
+        str | None, typer.Option(help="Parts, separated by commas [default: all].")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images [default: the part's].")] = None,
+    output: Annotated[Path, typer.Option(help="Folder of table and page.")] = Path(
+        "docs/results/stability"
+    ),
+    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
+        "runs/stability"
+    ),
+    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+) -> None:
+    """Ask whether the number of `standard` holds still where it must."""
+    from benchmarks import stability as study
+
+    _settle(Process.product, None)
+    found = study.studies(
+        list(study.PARTS) if parts is None else parts.split(","),
+        runs,
+        None if only is None else only.split(","),
+        samples,
+        data_root=data_root,
+        say=say,
+        finished_only=tables_only,
+    )
+    table = study.write(found, output, "python -m benchmarks stability")
+    say(f"{output / 'stability.md'} written, {len(table)} rows")
+
+
+@app.command()
 def combined(
     data_root: Annotated[
         Path | None,
