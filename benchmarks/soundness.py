@@ -45,7 +45,8 @@ NETWORKS: Mapping[str, int] = {
 }
 COLUMNS = (
     "model samples suite attack estimator norm epsilon clean accuracy ci_low ci_high "
-    "ours beyond_ours only_ours forward_passes backward_passes seconds level because images"
+    "ours beyond_ours only_ours forward_passes backward_passes seconds level because version "
+    "images"
 ).split()
 #: What one run of a network is known by in the table.
 RUN = ["model", "samples", "suite"]
@@ -199,7 +200,12 @@ def rows(studies: Sequence[Study]) -> pd.DataFrame:
         first, *_ = join(ours.records, ours.records)
         unattacked = ours.records[ours.records["attack"] == CLEAN]
         clean = float((unattacked["prediction"] == unattacked["label"]).mean())
-        common = {"model": one.model, "samples": one.samples, "clean": clean}
+        common = {
+            "model": one.model,
+            "samples": one.samples,
+            "clean": clean,
+            "version": load_suite(OURS).version,
+        }
         spent = _spent(ours.records)
         found.append(
             {
@@ -237,8 +243,8 @@ def rows(studies: Sequence[Study]) -> pd.DataFrame:
 def with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table, and those of an earlier one that it says nothing of.
 
-    What was run on another machine is kept where `standard` was not run again, or left the same
-    accuracy: the other rows were set beside it image by image.
+    What was run on another machine is kept where `standard` is still of that version, and was not
+    run again or left the same accuracy: the other rows were set beside it image by image.
 
     Args:
         table: What was found now.
@@ -250,6 +256,7 @@ def with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
         (model, samples): float(found)
         for model, samples, found in zip(ours["model"], ours["samples"], ours["ours"], strict=True)
     }
+    earlier = earlier[earlier["version"].astype(str) == str(load_suite(OURS).version)]
     kept = [
         key not in fresh and abs(accuracy.get(key[:2], float(before)) - float(before)) < 1e-5
         for key, before in zip(
@@ -291,9 +298,9 @@ def page(table: pd.DataFrame, command: str) -> str:
     lines = [
         "# Soundness",
         "",
-        f"Made by `{command}`. Robust accuracy in %, with 95 % Wilson intervals, on the first"
-        " images of the fixed order, seed 0; clean errors count as errors, and so does a tie at "
-        "the top.",
+        f"Made by `{command}`, `standard` being version {load_suite(OURS).version}. Robust "
+        "accuracy in %, with 95 % Wilson intervals, on the first images of the fixed order, seed "
+        "0; clean errors count as errors, and so does a tie at the top.",
         "",
         "## Ours and the lowest of everything else",
         "",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks import soundness
+from robustsnn.suites import load_suite
 
 MODEL, OTHER = "fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"
 
@@ -17,7 +18,7 @@ def table(*rows: dict[str, object]) -> pd.DataFrame:
         "estimator": "", "norm": "Linf", "epsilon": "8/255", "clean": 0.9, "accuracy": 0.5,
         "ci_low": 0.4, "ci_high": 0.6, "ours": 0.5, "beyond_ours": 0, "only_ours": 0,
         "forward_passes": 10.0, "backward_passes": 5.0, "seconds": 50.0, "level": "",
-        "because": "", "images": "",
+        "because": "", "images": "", "version": load_suite("standard").version,
     }  # fmt: skip
     return pd.DataFrame([common | row for row in rows], columns=soundness.COLUMNS)
 
@@ -43,6 +44,11 @@ def test_a_run_replaces_all_rows_of_its_suite():
     both = soundness.with_earlier(table(standard(), peer(seconds=1.0)), earlier)
     assert both["attack"].tolist() == ["standard", "torchattacks AutoAttack"]
     assert both["seconds"].tolist() == [50.0, 1.0]
+
+
+def test_rows_of_another_version_are_dropped():
+    earlier = table(standard(model=OTHER, version=1), peer(model=OTHER, version=1))
+    assert set(soundness.with_earlier(table(standard()), earlier)["model"]) == {MODEL}
 
 
 def test_comparisons_with_another_result_of_standard_are_dropped():
