@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +112,7 @@ def scaled(suite: Suite, factor: float) -> Suite:
         number = max(1, round(factor * int(found[2])))
         return f"{found[1]}={min(number, LAST) if found[1] == 'offset' else number}"
 
-    fields = suite.model_dump()
+    fields = suite.model_dump(mode="json")
     fields["name"] = f"{suite.name}-{SCALES.get(factor, f'times-{factor:g}')}"
     for entry in fields["entries"]:
         entry["attack"] = BUDGET.sub(budget, entry["attack"])
@@ -419,14 +420,19 @@ def _index(names: Sequence[str], name: str) -> int:
 
 @dataclass(frozen=True)
 class Aim:
-    """Whether what a part asks for is so, None where nothing was asked yet, and a sentence."""
+    """Whether what a part asks for is so, None where nothing was asked yet, and a sentence.
+
+    `complete` says that it was asked of everything that the part is about.
+    """
 
     met: bool | None
     sentence: str
+    complete: bool = True
 
     def __str__(self) -> str:
         word = {None: "Not run yet", True: "Met", False: "Not met"}[self.met]
-        return f"**{word}.** {self.sentence}".strip()
+        so_far = " so far" if self.met and not self.complete else ""
+        return f"**{word}{so_far}.** {self.sentence}".strip()
 
 
 NOTHING = Aim(None, "")
@@ -552,7 +558,11 @@ AIMS: Mapping[str, tuple[str, Callable[[pd.DataFrame], Aim]]] = {
 
 def aims(table: pd.DataFrame) -> dict[str, Aim]:
     """What the table says of each part."""
-    return {part: aim(table[table["part"] == part]) for part, (_, aim) in AIMS.items()}
+    found = {}
+    for part, (_, aim) in AIMS.items():
+        some = table[table["part"] == part]
+        found[part] = dataclasses.replace(aim(some), complete=not _missing(part, some))
+    return found
 
 
 def page(table: pd.DataFrame, stages: pd.DataFrame, command: str) -> str:
@@ -658,8 +668,10 @@ def _by_stage(stages: pd.DataFrame) -> list[str]:
         "### What each stage does",
         "",
         "Of the suite as it is: images that reached a stage, that it broke, and that are left "
-        "after it; passes and seconds are those of an image that reached it, ![left](stages.png) "
-        "shows them summed.",
+        "after it; passes and seconds are those of an image that reached it. The figure sums the "
+        "passes.",
+        "",
+        "![Images left by passes](stages.png)",
         "",
     ]
     broken = stages.groupby("stage", sort=False)["broken"].sum()
@@ -750,8 +762,8 @@ def figure(stages: pd.DataFrame, path: Path) -> None:
     for colour, ((model, samples), some) in zip(colours, groups, strict=True):
         spent = (some["forward_passes"] + some["backward_passes"]) * some["reached"]
         axis.plot(
-            spent.cumsum() / int(str(samples)), 100 * some["left"], "o-", color=colour, markersize=3, linewidth=1,
-            label=f"{model}, {samples} images",
+            spent.cumsum() / int(str(samples)), 100 * some["left"], "o-", color=colour,
+            markersize=3, linewidth=1, label=f"{model}, {samples} images",
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlabel("forward and backward passes of an image, the mean over all")
