@@ -716,7 +716,7 @@ def _missing(part: str, some: pd.DataFrame) -> list[str]:
         names = case.variants or [variant.name for variant in PARTS[part].variants(suite)]
         lacking = [name for name in names if (case.model, case.samples, name) not in run_already]
         if lacking:
-            which = "" if len(lacking) == len(names) else f" {', '.join(lacking)}"
+            which = "" if len(lacking) == len(names) else f" ({', '.join(lacking)})"
             missing.append(f"{case.model} on {case.samples} images{which}")
     return missing
 

@@ -238,6 +238,18 @@ def aim(*rows: stability.Row) -> stability.Aim:
     return stability.aims(stability.tabled(rows))[rows[0]["part"]]
 
 
+def test_neither_a_tie_nor_logits_that_are_no_numbers_stand():
+    records = pd.DataFrame(
+        {
+            "image_id": [9, 9, 2, 2, 5, 4, 4],
+            "label": 1,
+            "prediction": [1, 1, 1, 1, 0, 1, -1],
+            "margin": [-1.0, 0.0, -1.0, -0.1, 0.3, -1.0, float("nan")],
+        }
+    )
+    assert stability.standing(records) == [2]
+
+
 def test_one_image_of_two_hundred_is_half_a_point_and_one_of_a_thousand_is_less():
     plain = row("budgets", "as it is", range(50))
     assert aim(plain).met is None
@@ -307,7 +319,7 @@ def test_earlier_rows_are_kept_as_they_were_written(tmp_path: Path):
     text = (tmp_path / "stability.md").read_text()
     assert "| SA-PGD | bptt | 80 | 3 | 38.5 | 9 / 4 |" in text
     assert "a command" in text and "**Met so far.**" not in text
-    assert f"{MODEL} on 200 images halved" in text
+    assert f"{MODEL} on 200 images (halved)" in text
 
     # A variant that is run now is set beside the first one of before.
     now = stability.write([Study((row("budgets", "halved", [55, 56]),))], tmp_path, "a command")
