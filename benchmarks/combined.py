@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.soundness import is_finished, root_of
+from benchmarks.tables import write_results
 from robustsnn import formats
 from robustsnn.evaluation import Evaluation, prepare, run
-from robustsnn.folders import write_atomically
 from robustsnn.formats import CLEAN
 from robustsnn.subjects import images_of, subject_of
 from robustsnn.suites import Entry, Suite
@@ -265,13 +265,10 @@ def write(studies: Sequence[pd.DataFrame], output: Path, command: str) -> pd.Dat
     """Table, page and figure of all that was run, now or before."""
     filled = [one for one in studies if len(one)]
     table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
-    output.mkdir(parents=True, exist_ok=True)
     if (output / "combined.csv").exists():
         earlier = pd.read_csv(output / "combined.csv", keep_default_na=False)
         table = with_earlier(table, earlier) if len(table) else earlier
-    csv = table.to_csv(index=False, float_format="%.6g")
-    write_atomically(output / "combined.csv", csv.encode())
-    write_atomically(output / "combined.md", page(table, command).encode())
+    write_results(output, "combined", table, page(table, command))
     if len(table):
         figure(table, output / "combined.png")
     return table

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from benchmarks.tables import write_results
 from robustsnn import formats
 from robustsnn.crosscheck import PEERS, join, library_versions, runnable
 from robustsnn.errors import InputError
@@ -494,13 +495,10 @@ def figure(table: pd.DataFrame, path: Path) -> None:
 def write(studies: Sequence[Study], output: Path, command: str) -> pd.DataFrame:
     """Table, page and figure of all networks that were run, now or before."""
     table = rows(studies)
-    output.mkdir(parents=True, exist_ok=True)
     if (output / "soundness.csv").exists():
         earlier = pd.read_csv(output / "soundness.csv", keep_default_na=False)
         table = with_earlier(table, earlier.reindex(columns=COLUMNS, fill_value=""))
-    csv = table.to_csv(index=False, float_format="%.6g")
-    write_atomically(output / "soundness.csv", csv.encode())
-    write_atomically(output / "soundness.md", page(table, command).encode())
+    write_results(output, "soundness", table, page(table, command))
     if len(table):
         figure(table, output / "overestimate.png")
     return table

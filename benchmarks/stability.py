@@ -35,10 +35,8 @@ DRAWS = 100
 #: Images whose verdicts are compared between batches, and the sizes of those, the first of which
 #: the others are set beside.
 BATCHED, BATCHES = 100, (100, 7, 1)
-#: What is scaled of an attack; the schedule of Square is entered later with more queries.
-BUDGET = re.compile(r"\b(steps|queries|offset)=(\d+)")
-#: The last place on the schedule of Square.
-LAST = 9999
+#: What is scaled of an attack.
+BUDGET = re.compile(r"\b(steps|queries)=(\d+)")
 SCALES: Mapping[float, str] = {1: "as it is", 0.5: "halved", 2: "doubled"}
 #: What a run says, and what follows from it and from the first variant of its network.
 FACTS = (
@@ -103,14 +101,14 @@ class Study:
 def scaled(suite: Suite, factor: float) -> Suite:
     """The suite with that many times the steps and queries of every entry, at least one each.
 
-    Only what an entry spells out is scaled; the offset of Square goes with its queries.
+    Only what an entry spells out is scaled. The offset of Square is a place on its schedule, not a
+    budget, and stays.
     """
     if factor == 1:
         return suite
 
     def budget(found: re.Match[str]) -> str:
-        number = max(1, round(factor * int(found[2])))
-        return f"{found[1]}={min(number, LAST) if found[1] == 'offset' else number}"
+        return f"{found[1]}={max(1, round(factor * int(found[2])))}"
 
     fields = suite.model_dump(mode="json")
     fields["name"] = f"{suite.name}-{SCALES.get(factor, f'times-{factor:g}')}"
@@ -597,7 +595,7 @@ def page(table: pd.DataFrame, stages: pd.DataFrame, command: str) -> str:
 
 def _budgets(some: pd.DataFrame) -> list[str]:
     return [
-        "Every `steps`, `queries` and `offset` of the suite is scaled; the level is what the run "
+        "Every `steps` and `queries` of the suite is scaled; the level is what the run "
         "says of its own number.",
         "",
         "| network | images | budgets | robust accuracy | points | less than half a point | lost "

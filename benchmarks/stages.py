@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.soundness import is_finished, root_of
+from benchmarks.tables import write_results
 from robustsnn import formats
 from robustsnn.datasets import load_training
 from robustsnn.evaluation import prepare, run
-from robustsnn.folders import write_atomically
 from robustsnn.formats import CLEAN
 from robustsnn.planning import kind_of
 from robustsnn.subjects import Images, TensorSet, subject_of
@@ -102,7 +102,8 @@ def study(
     say(f"{model}, {samples} training images, probes")
     standard = load_suite("standard")
     probes = tuple(entry for entry in standard.entries if entry.probe)
-    suite = standard.model_copy(update={"name": "probes", "entries": probes})
+    # Not the version of `standard`: what comes after the probes changes nothing here.
+    suite = standard.model_copy(update={"name": "probes", "version": 1, "entries": probes})
     first = run(prepare(subject, images, suite), here / "probes")
     left = standing(first.records)
     clean = float((first.records.query("attack == @CLEAN")["margin"] < 0).mean())
@@ -224,12 +225,9 @@ def write(studies: Sequence[pd.DataFrame], output: Path, command: str) -> pd.Dat
     """Table and page of all that was run, now or before."""
     filled = [one for one in studies if len(one)]
     table = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=COLUMNS)
-    output.mkdir(parents=True, exist_ok=True)
     if (output / "stages.csv").exists():
         earlier = pd.read_csv(output / "stages.csv", keep_default_na=False)
         kept = earlier[~earlier["model"].isin(table["model"])]
         table = pd.concat([kept, table], ignore_index=True) if len(kept) else table
-    csv = table.to_csv(index=False, float_format="%.6g")
-    write_atomically(output / "stages.csv", csv.encode())
-    write_atomically(output / "stages.md", page(table, command).encode())
+    write_results(output, "stages", table, page(table, command))
     return table

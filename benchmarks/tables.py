@@ -349,6 +349,13 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def write_results(folder: Path, name: str, table: pd.DataFrame, page: str) -> None:
+    """A table as `name.csv` and its page as `name.md`, six digits a number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+    write(folder / f"{name}.md", page)
+
+
 def _speeds(table: pd.DataFrame) -> str:
     rows = table.to_dict("records")
     libraries = [name for name in TITLES if any(row["library"] == name for row in rows)]

@@ -50,7 +50,8 @@ def _text(value: Any) -> Any:
 
 
 def _epsilons(value: Any) -> Any:
-    return [_text(v) for v in value] if isinstance(value, list) else [_text(value)]
+    several = isinstance(value, list | tuple)
+    return [_text(v) for v in value] if several else [_text(value)]
 
 
 def _valid_epsilon(text: str) -> str:

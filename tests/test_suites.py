@@ -142,6 +142,8 @@ def test_overrides():
     assert suite.epsilon == ("4/255", "8/255")
     assert suite.digest() != load_suite("quick").digest()
     assert load_suite("quick").at(norm="L2", epsilon="0.5").norm == "L2"
+    # The norm that it has already keeps its sizes.
+    assert load_suite("curve").at(norm="Linf").digest() == load_suite("curve").digest()
     with pytest.raises(InputError, match="needs an epsilon"):
         load_suite("quick").at(norm="L2")
     for change in ({"norm": "L2"}, {"epsilon": "8/255"}):

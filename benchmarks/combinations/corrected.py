@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.combinations.start import SHARE, after_gradients, left, take
+from benchmarks.combinations.start import after_gradients, left, take
 from robustsnn.losses import margin
 from robustsnn.randomness import Rng
 from robustsnn.threat import ThreatModel
@@ -43,18 +43,13 @@ class Corrected:
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
         """Proposed images."""
-        best, margins = after_gradients(
-            victim, images, labels, threat, rng, round(SHARE * self.passes)
-        )
-        best = best.clone()
+        best, margins = after_gradients(victim, images, labels, threat, rng, self.passes)
         rng = rng.stream("parts")
         size = torch.full((len(images),), 2 * threat.radius, device=images.device)
         failed = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         turn = 0
         while True:
-            rows = left(margins)
-            spent = victim.forward_passes + victim.backward_passes
-            rows = rows[spent[rows] + STEP <= self.passes]
+            rows = left(victim, margins, self.passes, STEP)
             if len(rows) == 0:
                 return best
             part, here, true = victim.select(rows), images[rows], labels[rows]

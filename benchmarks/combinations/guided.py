@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from benchmarks.combinations.start import SHARE, after_gradients, left, take
+from benchmarks.combinations.start import after_gradients, left, take
 from robustsnn.losses import margin
 from robustsnn.randomness import Rng
 from robustsnn.registry import load_attack
@@ -46,19 +46,14 @@ class Guided:
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
         """Proposed images."""
-        best, margins = after_gradients(
-            victim, images, labels, threat, rng, round(SHARE * self.passes)
-        )
-        best = best.clone()
+        best, margins = after_gradients(victim, images, labels, threat, rng, self.passes)
         rng = rng.stream("windows")
         windows: Any = load_attack(f"square:queries={self.passes},offset=200")
         high = threat.project(images + 2 * threat.radius, images)
         low = threat.project(images - 2 * threat.radius, images)
         turn, query = 0, 0
         while True:
-            rows = left(margins)
-            spent = victim.forward_passes + victim.backward_passes
-            rows = rows[spent[rows] + 3 + EACH <= self.passes]
+            rows = left(victim, margins, self.passes, 2 + EACH)
             if len(rows) == 0:
                 return best
             part = victim.select(rows).under(WIDTHS[turn % len(WIDTHS)])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from benchmarks.combinations.start import SHARE, after_gradients, left
+from benchmarks.combinations.start import after_gradients, left
 from robustsnn.randomness import Rng
 from robustsnn.registry import load_attack
 from robustsnn.threat import ThreatModel
@@ -30,19 +29,15 @@ class WarmSquare:
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
         """Proposed images."""
-        best, margins = after_gradients(
-            victim, images, labels, threat, rng, round(SHARE * self.passes)
-        )
-        rows = left(margins)
+        best, margins = after_gradients(victim, images, labels, threat, rng, self.passes)
+        rows = left(victim, margins, self.passes, 1)
         if len(rows) == 0:
             return best
         spent = int((victim.forward_passes + victim.backward_passes)[rows].max())
         part = victim.select(rows)
         part.start = best[rows]
-        square = load_attack(f"square:queries={max(1, self.passes - spent)},warm=yes,offset=200")
-        found = square(part, images[rows], labels[rows], threat, rng.select(rows))
-        best = torch.clone(best)
-        best[rows] = found
+        square = load_attack(f"square:queries={self.passes - spent},warm=yes,offset=200")
+        best[rows] = square(part, images[rows], labels[rows], threat, rng.select(rows))
         return best
 
 
