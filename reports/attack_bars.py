@@ -14,7 +14,9 @@ from robustsnn.formats import WORST_CASE
 from robustsnn.reporting import Runs
 
 #: Characters of a label that fit beside the bars.
-WIDEST = 15
+WIDEST = 20
+#: Share of the figure's width that one of them takes, with what is around the label.
+MARGIN = 0.0175
 CUMULATIVE = "Each bar is what is left after that attack and all above it."
 
 
@@ -68,10 +70,9 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
                     fontsize=8.5,
                     bbox={"facecolor": figures.PAPER, "edgecolor": "none", "pad": 0.8},
                 )
-        axes.set_yticks(
-            [place * row for place in range(len(threats))],
-            [_name(threat) for threat in threats],
-        )
+        names = [_name(threat) for threat in threats]
+        axes.set_yticks([place * row for place in range(len(threats))], names)
+        longest = max(len(line) for name in names for line in name.split("\n"))
         axes.set_ylim((len(threats) - 0.5) * row, -0.5 * row)
         axes.set_xlim(0, 1.1)
         axes.spines["bottom"].set_bounds(0, 1)
@@ -87,7 +88,10 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
             zorder=0.6,
         )
         figure.subplots_adjust(
-            left=0.235, right=0.985, top=1 - 0.08 / height, bottom=(below + 0.56) / height
+            left=max(0.235, MARGIN * longest),
+            right=0.985,
+            top=1 - 0.08 / height,
+            bottom=(below + 0.56) / height,
         )
         if count > 1:
             handles = [Patch(color=figures.colour(models, m)) for m in comparison.models]
