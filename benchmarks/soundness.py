@@ -413,7 +413,8 @@ def overestimate(some: pd.DataFrame, label: str) -> str:
 def _printed(some: pd.DataFrame, label: str) -> pd.DataFrame:
     """The row of what papers print, or none."""
     asked = some["suite"].isin([PEERS, "overestimate"])
-    return some[asked & some["attack"].str.endswith(label)]
+    # The last word, so that torchattacks MIFGSM is not taken for FGSM.
+    return some[asked & (some["attack"].str.split().str[-1] == label)]
 
 
 def _level(ours: pd.Series) -> str:
@@ -462,8 +463,7 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     groups = list(table.groupby(["model", "samples"], sort=False))
-    shown = table["attack"]
-    labels = [*(label for label in PRINTED if shown.str.endswith(label).any()), OURS]
+    labels = [*(label for label in PRINTED if not _printed(table, label).empty), OURS]
     width = 0.8 / len(labels)
     fig, axis = plt.subplots(figsize=(max(6.0, 1.7 * len(groups) + 1.5), 4.0), layout="constrained")
     colours = plt.get_cmap("viridis")(np.linspace(0.15, 0.9, len(labels)))
