@@ -103,16 +103,7 @@ def diagnose(
                 )
             )
     if stochastic and draws == 1:
-        flags.append(
-            Flag(
-                "stochastic",
-                "caution",
-                "The network draws at every pass and the attacks do not average over draws: a "
-                "stronger attack would.",
-                1.0,
-                id="D8",
-            )
-        )
+        flags.append(_not_averaged())
     for about, finding in findings:
         if finding.flagged and finding.severity != "note":
             flags.append(_flag(finding, _rows_about(about, results), several))
@@ -122,6 +113,17 @@ def diagnose(
         flags += _sanity_order(attacks, kinds)
     flags += _curve(attacks, kinds, classes)
     return flags
+
+
+def _not_averaged() -> Flag:
+    return Flag(
+        "stochastic",
+        "caution",
+        "The network draws at every pass and the attacks do not average over draws: a stronger "
+        "attack would.",
+        1.0,
+        id="D8",
+    )
 
 
 def _flag(finding: Finding, rows: tuple[Key, ...], several: bool) -> Flag:

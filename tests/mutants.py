@@ -1,0 +1,100 @@
+"""Is every diagnostic tested: each is silenced in turn, and some test must notice.
+
+`python -m tests.mutants` says of each which test does; given names, of those only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+import robustsnn.diagnostics as flags
+from robustsnn.findings import Finding
+from robustsnn.preflight import Check
+from robustsnn.reliability import RULES
+
+#: Where diagnostics are tested; the quickest first.
+WHERE = ("test_diagnostics.py", "test_preflight.py", "test_probe.py", "test_indicators.py")
+#: Diagnostics that change no level, by their slugs, beside those of the rules; and measures that
+#: never flag, which lose their name in place of their flag.
+NOTES = ("unavailable-gradients", "silent-success", "incomplete-optimisation", "few-classes")
+MEASURES = ("temporal-share", "ledger")
+HERE = Path(__file__).parent
+
+
+def slugs() -> list[str]:
+    """Every diagnostic by the slug it flags with."""
+    return list(dict.fromkeys([*(slug for rule in RULES for slug in rule.flags), *NOTES, *MEASURES]))
+
+
+def silence(slug: str) -> None:
+    """That diagnostic passes from now on whatever it sees."""
+    for kind, field, silent in ((Finding, "slug", False), (Check, "check", True)):
+        _wrap(kind, field, slug, silent)
+    for name in ("_per_attack", "_sanity_order", "_curve"):
+        inner = getattr(flags, name)
+        setattr(flags, name, lambda *a, _inner=inner: [f for f in _inner(*a) if f.flag != slug])
+    if slug == "stochastic":
+        flags._not_averaged = lambda: flags.Flag("silenced", "caution", "", 0.0)  # type: ignore[assignment]
+
+
+def _wrap(kind: type, field: str, slug: str, silent: bool) -> None:
+    inner = kind.__init__  # type: ignore[misc]
+
+    def init(self: object, *args: object, **kwargs: object) -> None:
+        inner(self, *args, **kwargs)
+        if getattr(self, field) != slug:
+            return
+        if slug in MEASURES:
+            object.__setattr__(self, field, "silenced")
+        else:
+            object.__setattr__(self, "passed" if kind is Check else "flagged", silent)
+
+    kind.__init__ = init  # type: ignore[misc]
+
+
+def caught(slug: str) -> str | None:
+    """The first test that fails without a diagnostic; None if none does."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        silence(slug)
+        sys.stdout = sys.stderr = StringIO()
+        watch = _Watch()
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", *(str(HERE / name) for name in WHERE)]
+        pytest.main(arguments, plugins=[watch])
+        os.write(write, watch.failed.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as said:
+        test = said.read()
+    os.waitpid(child, 0)
+    return test or None
+
+
+class _Watch:
+    failed = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed = self.failed or report.nodeid
+
+
+def outcomes(names: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Of each the test that notices."""
+    for slug in names:
+        yield slug, caught(slug)
+
+
+if __name__ == "__main__":
+    missed = 0
+    for slug, test in outcomes(sys.argv[1:] or slugs()):
+        missed += test is None
+        print(f"{slug}: {test or 'no test notices'}", flush=True)
+    sys.exit(1 if missed else 0)
