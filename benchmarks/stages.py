@@ -24,6 +24,7 @@ NETWORKS = (
     "fashion-mnist/vgg5-snn",
     "fashion-mnist/vgg5-ann-at",
     "fashion-mnist/vgg5-snn-at",
+    "fashion-mnist/resnet12-ann",
     "fashion-mnist/resnet12-snn",
 )
 #: Candidates by label: attack, and estimator where there are spikes.
@@ -58,6 +59,9 @@ SPIKING: Mapping[str, tuple[str, str]] = {
 }
 PLAIN: Mapping[str, tuple[str, str]] = {
     "APGD CE 100": ("apgd:steps=100,loss=cross-entropy", "bptt"),
+    "APGD CE 5 x 100": ("apgd:steps=100,restarts=5,loss=cross-entropy", "bptt"),
+    "APGD CE 10 x 100": ("apgd:steps=100,restarts=10,loss=cross-entropy", "bptt"),
+    "APGD margin 5 x 100": ("apgd:steps=100,restarts=5,loss=margin", "bptt"),
     "APGD margin 200": ("apgd:steps=200,loss=margin", "bptt"),
     "APGD margin 400": ("apgd:steps=400,loss=margin", "bptt"),
     "APGD margin 2 x 200": ("apgd:steps=200,restarts=2,loss=margin", "bptt"),
@@ -65,7 +69,13 @@ PLAIN: Mapping[str, tuple[str, str]] = {
     "SA-PGD CE 200": ("sa-pgd:steps=200", "bptt"),
     "SA-PGD CE 400": ("sa-pgd:steps=400", "bptt"),
     "SA-PGD margin 200": ("sa-pgd:steps=200,loss=margin", "bptt"),
+    "SA-PGD CE 5 x 200": ("sa-pgd:steps=200,restarts=5", "bptt"),
     "APGD targeted 9 x 100": ("apgd:steps=100,loss=targeted-dlr,targets=9", "bptt"),
+    "APGD targeted 2 x 9 x 100": (
+        "apgd:steps=100,restarts=2,loss=targeted-dlr,targets=9",
+        "bptt",
+    ),
+    "APGD targeted margin 9 x 100": ("apgd:steps=100,loss=targeted-margin,targets=9", "bptt"),
     "Square 1000": ("square:queries=1000", "bptt"),
     "Square 5000": ("square:queries=5000", "bptt"),
 }
