@@ -76,6 +76,15 @@ def test_an_overestimate_is_the_gap_with_the_interval_of_the_images_between():
     assert soundness.overestimate(rows, "FGSM") == ""
 
 
+def test_the_overestimate_of_fgsm_is_not_that_of_a_peers_mifgsm():
+    rows = table(
+        standard(),
+        peer(attack="torchattacks MIFGSM", accuracy=0.55),
+        peer(suite="overestimate", attack="FGSM", accuracy=0.7, only_ours=40),
+    )
+    assert soundness.overestimate(rows, "FGSM").startswith("20.0 ")
+
+
 def test_the_files_are_written_again_from_what_they_hold(tmp_path: Path):
     table(standard(), peer()).to_csv(tmp_path / "soundness.csv", index=False)
     written = soundness.write([], tmp_path, "a command")
