@@ -280,6 +280,7 @@ def stability(
 ) -> None:
     """Ask whether the number of `standard` holds still where it must."""
     from benchmarks import stability as study
+    from benchmarks.stability_page import write
 
     _settle(Process.product, None)
     found = study.studies(
@@ -291,7 +292,7 @@ def stability(
         say=say,
         finished_only=tables_only,
     )
-    table = study.write(found, output, "python -m benchmarks stability")
+    table = write(found, output, "python -m benchmarks stability")
     say(f"{output / 'stability.md'} written, {len(table)} rows")
 
 

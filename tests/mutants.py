@@ -29,7 +29,9 @@ HERE = Path(__file__).parent
 
 def slugs() -> list[str]:
     """Every diagnostic by the slug it flags with."""
-    return list(dict.fromkeys([*(slug for rule in RULES for slug in rule.flags), *NOTES, *MEASURES]))
+    return list(
+        dict.fromkeys([*(slug for rule in RULES for slug in rule.flags), *NOTES, *MEASURES])
+    )
 
 
 def silence(slug: str) -> None:
@@ -40,7 +42,7 @@ def silence(slug: str) -> None:
         inner = getattr(flags, name)
         setattr(flags, name, lambda *a, _inner=inner: [f for f in _inner(*a) if f.flag != slug])
     if slug == "stochastic":
-        flags._not_averaged = lambda: flags.Flag("silenced", "caution", "", 0.0)  # type: ignore[assignment]
+        flags._not_averaged = lambda: flags.Flag("silenced", "caution", "", 0.0)
 
 
 def _wrap(kind: type, field: str, slug: str, silent: bool) -> None:

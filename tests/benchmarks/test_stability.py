@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import stability
+from benchmarks import stability, stability_page
 from benchmarks.stability import Study, Variant
 from robustsnn.errors import InputError
 from robustsnn.randomness import Rng
@@ -149,7 +149,7 @@ def test_a_ball_that_holds_everything_leaves_nothing(
     found = stability.study("epsilon", subject, images, [variant], tmp_path, say=lambda _: None)
     assert [(row["standing"], row["epsilon"]) for row in found.rows] == [("", "0.5")]
     table = stability.tabled([{**row, "variant": "epsilon 0.5"} for row in found.rows])
-    assert stability.aims(table)["epsilon"].met
+    assert stability_page.aims(table)["epsilon"].met
 
 
 def test_draws_of_noise_are_taken_together_and_differ(
@@ -232,8 +232,8 @@ def stage(**more: object):
     return common | more
 
 
-def aim(*rows: stability.Row) -> stability.Aim:
-    return stability.aims(stability.tabled(rows))[rows[0]["part"]]
+def aim(*rows: stability.Row) -> stability_page.Aim:
+    return stability_page.aims(stability.tabled(rows))[rows[0]["part"]]
 
 
 def test_neither_a_tie_nor_logits_that_are_no_numbers_stand():
@@ -291,12 +291,12 @@ def test_verdicts_may_differ_on_half_a_percent_of_the_images():
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the figure, which takes longer than all the rest."""
-    monkeypatch.setattr(stability, "figure", lambda *_: None)
+    monkeypatch.setattr(stability_page, "figure", lambda *_: None)
 
 
 def test_what_is_left_by_stage_is_drawn(tmp_path: Path):
     stages = pd.DataFrame([stage(), stage(stage="square", reached=77, broken=0)])
-    stability.figure(stages, tmp_path / "stages.png")
+    stability_page.figure(stages, tmp_path / "stages.png")
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -307,10 +307,10 @@ def test_earlier_rows_are_kept_as_they_were_written(tmp_path: Path):
         row("budgets", "doubled", []),
         row("noise", "FGSM", [4, 7], model=OTHER, basis="0012e5678901"),
     ]
-    table = stability.write([Study(tuple(rows), (stage(),))], tmp_path, "a command")
+    table = stability_page.write([Study(tuple(rows), (stage(),))], tmp_path, "a command")
     names = ("stability.csv", "stages.csv", "stability.md")
     before = [(tmp_path / name).read_bytes() for name in names]
-    again = stability.write([], tmp_path, "a command")
+    again = stability_page.write([], tmp_path, "a command")
     assert [(tmp_path / name).read_bytes() for name in names] == before
     assert again["standing"].tolist() == table["standing"].tolist() == ["55", "", "4 7"]
     assert again["basis"].tolist() == ["012345678901"] * 2 + ["0012e5678901"]
@@ -320,7 +320,9 @@ def test_earlier_rows_are_kept_as_they_were_written(tmp_path: Path):
     assert f"{MODEL} on 200 images (halved)" in text
 
     # A variant that is run now is set beside the first one of before.
-    now = stability.write([Study((row("budgets", "halved", [55, 56]),))], tmp_path, "a command")
+    now = stability_page.write(
+        [Study((row("budgets", "halved", [55, 56]),))], tmp_path, "a command"
+    )
     assert now["variant"].tolist() == ["as it is", "halved", "doubled", "FGSM"]
     assert now["gained"].tolist()[:3] == [0, 1, 0]
 
@@ -329,9 +331,11 @@ def test_earlier_rows_are_kept_as_they_were_written(tmp_path: Path):
 def test_rows_of_another_suite_or_network_are_dropped_where_it_was_run_anew(tmp_path: Path):
     rows = (row("budgets", "as it is", [1]), row("budgets", "doubled", [1]))
     other = row("budgets", "as it is", [5], model=OTHER)
-    stability.write([Study((*rows, other), (stage(), stage(model=OTHER)))], tmp_path, "a command")
+    stability_page.write(
+        [Study((*rows, other), (stage(), stage(model=OTHER)))], tmp_path, "a command"
+    )
     anew = row("budgets", "as it is", [1, 2], basis="another")
-    table = stability.write([Study((anew,), (stage(basis="another"),))], tmp_path, "a command")
+    table = stability_page.write([Study((anew,), (stage(basis="another"),))], tmp_path, "a command")
     assert table[["model", "basis"]].to_numpy().tolist() == [
         [MODEL, "another"],
         [OTHER, "012345678901"],
@@ -349,5 +353,5 @@ def test_every_part_has_its_page_and_names_its_variants_apart():
         folders += [variant.folder for variant in variants]
         for case in part.cases:
             assert case.variants is None or set(case.variants) <= {v.name for v in variants}
-        assert name in stability.AIMS
+        assert name in stability_page.AIMS
     assert len(set(folders)) == len(folders)
