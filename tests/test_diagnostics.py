@@ -218,7 +218,7 @@ def test_ledger():
     assert first["seconds_per_image"] == 0.5
     assert first["seconds_per_survivor"] == pytest.approx(500 / 700)
     spent = total(list(rows.values()), 1000, {"forward_passes": 1000, "backward_passes": 240})
-    assert spent.id == "D14" and not spent.flagged
+    assert (spent.id, spent.slug) == ("D14", "ledger") and not spent.flagged
     # 1000 images, then 700 in each of six stages.
     assert spent.details["forward passes"] == pytest.approx(3 * (1000 + 6 * 700) / 1000)
     passes = 3 * 5200 + 2 * (1000 + 5 * 700)
@@ -229,6 +229,7 @@ def test_few_classes():
     assert few_classes(2, []).sentence.startswith("With 2 classes the loss dlr")
     found = few_classes(3, ["APGD targeted"])
     assert found.id == "AA" and found.severity == "note" and "APGD targeted" in found.sentence
+    assert found.slug == "few-classes" and found.flagged
 
 
 # --- what a full suite is -----------------------------------------------------------------------

@@ -293,6 +293,44 @@ def test_a_single_image_without_gradient_is_no_flag():
     assert by_slug["zero-gradient"].evidence > 0.05 and not by_slug["zero-gradient"].flagged
 
 
+class Band(Linear):
+    """The linear gradient, and a decision that turns in a band on the way and turns back."""
+
+    def margin(self, x: Tensor) -> Tensor:
+        z = super().margin(x)
+        # From images at twice the radius: -2 is there, -1 the corner of the ball.
+        way = z.detach() / (EPSILON * self.weight.detach().abs().sum())
+        return z + (((way > -1.95) & (way < -1.2)).to(z) - 0.5 - z).detach()
+
+
+def test_what_the_last_iterate_lost_is_told():
+    images, labels = images_at(Linear(), torch.full((40,), 2 * EPSILON))
+    lost = found(probe_of(Band(), images, labels))["silent-success"]
+    # Every attack ends at the corner, where no image is fooled; a random start is within the band.
+    assert lost.flagged and 0.1 < lost.evidence < 0.7
+    honest = found(probe_of(Linear(), images, labels))["silent-success"]
+    assert not honest.flagged
+
+
+class OneByOne(Linear):
+    """A gradient in one pixel only, the first that may still be moved."""
+
+    def margin(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        moved = (flat.detach() - 0.5) * self.weight.detach().sign() >= -1.0001 * EPSILON
+        first = (~moved).int().argmax(1, keepdim=True)
+        here = torch.arange(PIXELS, device=flat.device) == first
+        return super().margin(torch.where(here, flat, flat.detach()))
+
+
+def test_an_attack_that_has_not_ended_is_told():
+    images, labels = images_at(Linear(), torch.full((40,), 2 * EPSILON))
+    rising = found(probe_of(OneByOne(), images, labels))["incomplete-optimisation"]
+    assert rising.flagged and rising.evidence > 0.9
+    ended = found(probe_of(Linear(), images, labels))["incomplete-optimisation"]
+    assert not ended.flagged and ended.evidence == 0
+
+
 class Torn(Linear):
     """A graph that cannot be walked back."""
 

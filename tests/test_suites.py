@@ -76,13 +76,23 @@ def test_standard_has_the_stages_it_promises(kind):
     assert estimators == ["bptt"] if kind == "ann" else len(set(estimators)) == 8
     made = {e.label: (load_attack(e.attack), e.estimator) for e in run if not e.probe}
     steps = {
-        label: (attack.steps, attack.loss)
+        label: (attack.steps, attack.loss, attack.restarts)
         for label, (attack, _) in made.items()
         if hasattr(attack, "steps")
     }
-    assert steps["APGD CE"] == (100, "cross-entropy")
-    assert steps["APGD margin"] == steps["APGD margin again"] == (200, "margin")
-    assert steps["SA-PGD"] == (100 if kind == "ann" else 200, "cross-entropy")
+    common = {"SA-PGD": (200, "cross-entropy", 1), "APGD margin": (200, "margin", 1)}
+    assert steps == common | (
+        {
+            "APGD CE": (100, "cross-entropy", 5),
+            "APGD targeted": (100, "targeted-dlr", 2),
+        }
+        if kind == "ann"
+        else {
+            "APGD CE": (100, "cross-entropy", 1),
+            "SA-PGD wider": (200, "cross-entropy", 1),
+            "APGD margin again": (200, "margin", 1),
+        }
+    )
     warm, cold = made["Square warm"][0], made["Square"][0]
     assert (warm.queries, warm.warm, warm.offset) == (1000, True, 200)
     assert (cold.queries, cold.warm, cold.offset) == (5000, False, 0)
