@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run`, `profile`, `settings`, `soundness`."""
+"""The command line, `python -m benchmarks`: speed, and studies of the attacks that resume."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,12 @@ ProcessOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads, by default torch's choice.")]
 OutputOption = Annotated[Path, typer.Option(help="Folder of the tables and figures.")]
+DataRootOption = Annotated[
+    Path | None, typer.Option(envvar="ROBUSTSNN_DATA", help="Folder of the data sets' folders.")
+]
+OnlyOption = Annotated[str | None, typer.Option(help="Networks, separated by commas.")]
+RunsOption = Annotated[Path, typer.Option(help="Folder of the runs, to resume.")]
+TablesOnlyOption = Annotated[bool, typer.Option(help="Write up what is finished.")]
 CellsOption = Annotated[Path, typer.Option(help="Folder of finished measurements, to resume.")]
 
 
@@ -188,31 +195,24 @@ def settings(
 
 @app.command()
 def soundness(
-    data_root: Annotated[
-        Path | None,
-        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist and cifar10."),
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
     samples: Annotated[
         int | None, typer.Option(help="Images of each network [default: 200, some 1000].")
     ] = None,
     suites: Annotated[
         str | None, typer.Option(help="Suites, separated by commas [default: all four].")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of table, page and figure.")] = Path(
-        "docs/results/soundness"
-    ),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
-        "runs/soundness"
-    ),
-    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+    output: OutputOption = Path("docs/results/soundness"),
+    runs: RunsOption = Path("runs/soundness"),
+    tables_only: TablesOnlyOption = False,
 ) -> None:
     """Set `standard` beside every peer and estimator on the networks that ship."""
     from benchmarks import soundness as study
 
     _settle(Process.product, None)
-    names = list(study.NETWORKS) if only is None else only.split(",")
-    parts = (study.OURS, *study.OTHERS) if suites is None else tuple(suites.split(","))
+    names = _chosen("--only", only, study.NETWORKS)
+    parts = _chosen("--suites", suites, (study.OURS, *study.OTHERS))
     studies = [
         study.study(
             name,
@@ -232,25 +232,18 @@ def soundness(
 
 @app.command()
 def stages(
-    data_root: Annotated[
-        Path | None,
-        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist."),
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
     samples: Annotated[int, typer.Option(help="Training images of each network.")] = 200,
-    output: Annotated[Path, typer.Option(help="Folder of table and page.")] = Path(
-        "docs/results/stages"
-    ),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
-        "runs/stages"
-    ),
-    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+    output: OutputOption = Path("docs/results/stages"),
+    runs: RunsOption = Path("runs/stages"),
+    tables_only: TablesOnlyOption = False,
 ) -> None:
     """Try what could be a stage of `standard`, on training images."""
     from benchmarks import stages as study
 
     _settle(Process.product, None)
-    names = list(study.NETWORKS) if only is None else only.split(",")
+    names = _chosen("--only", only, study.NETWORKS)
     studies = [
         study.study(name, runs, samples, data_root=data_root, say=say, finished_only=tables_only)
         for name in names
@@ -261,22 +254,15 @@ def stages(
 
 @app.command()
 def stability(
-    data_root: Annotated[
-        Path | None,
-        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist and cifar10."),
-    ] = None,
+    data_root: DataRootOption = None,
     parts: Annotated[
         str | None, typer.Option(help="Parts, separated by commas [default: all].")
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    only: OnlyOption = None,
     samples: Annotated[int | None, typer.Option(help="Images [default: the part's].")] = None,
-    output: Annotated[Path, typer.Option(help="Folder of table and page.")] = Path(
-        "docs/results/stability"
-    ),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
-        "runs/stability"
-    ),
-    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+    output: OutputOption = Path("docs/results/stability"),
+    runs: RunsOption = Path("runs/stability"),
+    tables_only: TablesOnlyOption = False,
 ) -> None:
     """Ask whether the number of `standard` holds still where it must."""
     from benchmarks import stability as study
@@ -298,36 +284,26 @@ def stability(
 
 @app.command()
 def combined(
-    data_root: Annotated[
-        Path | None,
-        typer.Option(envvar="ROBUSTSNN_DATA", help="Folder that holds fashion_mnist."),
-    ] = None,
-    only: Annotated[str | None, typer.Option(help="Networks, separated by commas.")] = None,
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
     samples: Annotated[int, typer.Option(help="Images of each network.")] = 100,
     passes: Annotated[str, typer.Option(help="Passes of each image, separated by commas.")] = (
         "300,1000,5000"
     ),
-    output: Annotated[Path, typer.Option(help="Folder of table, page and figure.")] = Path(
-        "docs/results/combined"
-    ),
-    runs: Annotated[Path, typer.Option(help="Folder of the runs, to resume.")] = Path(
-        "runs/combined"
-    ),
-    tables_only: Annotated[bool, typer.Option(help="Write up what is finished.")] = False,
+    output: OutputOption = Path("docs/results/combined"),
+    runs: RunsOption = Path("runs/combined"),
+    tables_only: TablesOnlyOption = False,
 ) -> None:
     """Set gradients and search by score together beside either alone, at equal passes."""
     from benchmarks import combined as study
 
     _settle(Process.product, None)
-    names = list(study.NETWORKS) if only is None else only.split(",")
-    for name in names:
-        if name not in study.NETWORKS:
-            raise InputError(f"--only {name}: choose of {', '.join(study.NETWORKS)}.")
+    names = _chosen("--only", only, study.NETWORKS)
     studies = [
         study.study(
             name,
             runs,
-            [int(number) for number in passes.split(",")],
+            [_number("--passes", number) for number in passes.split(",")],
             samples,
             data_root=data_root,
             say=say,
@@ -371,6 +347,23 @@ def measure_memory(
 def say(text: str) -> None:
     """Progress, on stderr."""
     typer.echo(text, err=True)
+
+
+def _chosen(option: str, given: str | None, known: Iterable[str]) -> tuple[str, ...]:
+    """What was given, separated by commas, or all that is known."""
+    names = tuple(known)
+    if given is None:
+        return names
+    for name in given.split(","):
+        if name not in names:
+            raise InputError(f"{option} {name}: choose of {', '.join(names)}.")
+    return tuple(given.split(","))
+
+
+def _number(option: str, given: str) -> int:
+    if not given.strip().isdecimal() or int(given) < 1:
+        raise InputError(f"{option} {given}: give whole numbers from 1 on, separated by commas.")
+    return int(given)
 
 
 def _settle(process: Process, threads: int | None) -> None:
