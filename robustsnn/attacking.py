@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robustsnn.batching import padding
 from robustsnn.errors import InputError
 from robustsnn.formats import CLEAN
 from robustsnn.gradients import make_estimator, spiking_layers
@@ -267,7 +268,8 @@ def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> i
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    # What pads the pass is no image.
+    return found // (1 + padding(1, 1))
 
 
 def _propose(

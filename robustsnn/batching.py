@@ -11,6 +11,9 @@ from robustsnn.snn.network import Network
 MICRO_BATCH = 32
 #: More images bring nothing, and the last batch of survivors is padded to full size.
 LARGEST = 32
+#: Of a forward pass, copies that pad it included. Fewer are computed by other kernels, whose sums
+#: round otherwise: at a threshold that flips spikes, and after hundreds of steps verdicts.
+FEWEST = 4
 #: The largest layer over all time steps. Measured: below, the cost of each call shows; above,
 #: nothing is gained and memory is lost.
 BUDGET_BYTES = 32 * 2**20
@@ -29,6 +32,16 @@ def micro_batch_for(network: nn.Module) -> int:
         return MICRO_BATCH
     fitting = max(1, BUDGET_BYTES // (4 * largest_layer(network)))
     return int(min(LARGEST, 2 ** (fitting.bit_length() - 1)))
+
+
+def padding(images: int, micro_batch: int) -> int:
+    """Copies of the last image that bring a pass to its shape, the same for every pass.
+
+    Args:
+        images: Of the pass, at most `micro_batch`; none need no copies.
+        micro_batch: The most images of a pass.
+    """
+    return max(micro_batch, FEWEST) - images if images else 0
 
 
 def largest_layer(network: Network) -> int:

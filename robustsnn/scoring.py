@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustsnn.batching import padding
 from robustsnn.losses import margin
 from robustsnn.randomness import derive
 
@@ -41,9 +42,9 @@ def score(
         chunk = images[start : start + micro_batch].contiguous()
         real = len(chunk)
         ids = list(image_ids[start : start + real])
-        if real < micro_batch:
-            chunk = torch.cat([chunk, chunk[-1:].expand(micro_batch - real, *chunk.shape[1:])])
-            ids += ids[-1:] * (micro_batch - real)
+        if missing := padding(real, micro_batch):
+            chunk = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])])
+            ids += ids[-1:] * missing
         if stochastic:
             which = (draw,) if draw else ()
             keys = torch.tensor(

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustsnn.batching import micro_batch_for
+from robustsnn.batching import micro_batch_for, padding
 from robustsnn.gradients import Eot, Estimator, Spsa, make_estimator
 from robustsnn.losses import Loss, TargetedLoss, loss_function, targeted_loss
 from robustsnn.randomness import Rng, derive, positions
@@ -383,12 +383,10 @@ class Victim:
 
     def _missing(self, real: int) -> int:
         """Images that pad a micro-batch of so many."""
-        if real == 0:
-            return 0
         wanted = self.micro_batch
-        if self.shrink:
+        if self.shrink and real:
             wanted = min(1 << (real - 1).bit_length(), self.micro_batch)
-        return wanted - real
+        return padding(real, wanted)
 
     def _padded(self, rows: Tensor) -> Tensor:
         missing = self._missing(len(rows))

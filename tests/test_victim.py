@@ -12,6 +12,7 @@ from robustsnn.gradients import Backprop, Bptt, make_estimator
 from robustsnn.losses import LOSSES, TARGETED, margin
 from robustsnn.randomness import Rng, derive
 from robustsnn.registry import load_attack
+from robustsnn.scoring import score
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.surrogate import make_surrogate
 from robustsnn.threat import ThreatModel
@@ -355,7 +356,21 @@ def test_a_short_batch_may_be_padded_to_a_power_of_two_only():
     found = victim.gradient(images, labels)
     torch.testing.assert_close(found.gradient, expected.gradient)
     victim.select([5]).logits(images[[5]])
-    assert recorder.batches == [8, 4, 1]
+    # Never to fewer than four, which other kernels compute.
+    assert recorder.batches == [8, 4, 4]
+
+
+def test_a_pass_of_one_image_has_the_shape_of_four_for_attack_and_verdict_alike():
+    recorder = Recorder().eval()
+    images, labels = batch(3)
+    alone = Victim(recorder, Backprop(), range(3), micro_batch=1)
+    found = alone.gradient(images, labels)
+    logits = score(recorder, images, range(3), 1)
+    assert set(recorder.batches) == {4} and len(recorder.batches) == 6
+    together = Victim(recorder, Backprop(), range(3), micro_batch=8).gradient(images, labels)
+    torch.testing.assert_close(found.gradient, together.gradient)
+    torch.testing.assert_close(logits, together.logits)
+    assert alone.forward_passes.tolist() == alone.backward_passes.tolist() == [1] * 3
 
 
 def test_the_start_goes_with_its_images():
@@ -446,12 +461,12 @@ def test_simultaneous_perturbation_is_its_formula_and_needs_no_derivative():
             return logits
 
     network = Watched().eval()
-    images, labels = batch(3)
+    images, labels = batch(4)
     estimator = make_estimator("spsa:pairs=4,sigma=0.3", network)
-    victim = Victim(network, estimator, range(3), micro_batch=3)
+    victim = Victim(network, estimator, range(4), micro_batch=4)
     found = victim.gradient(images, labels, "margin")
-    assert victim.forward_passes.tolist() == [9] * 3
-    assert victim.backward_passes.tolist() == [0] * 3
+    assert victim.forward_passes.tolist() == [9] * 4
+    assert victim.backward_passes.tolist() == [0] * 4
     expected = torch.zeros_like(images)
     clean, *probes = network.inputs
     assert torch.equal(clean, images)
