@@ -85,6 +85,17 @@ def test_the_overestimate_of_fgsm_is_not_that_of_a_peers_mifgsm():
     assert soundness.overestimate(rows, "FGSM").startswith("20.0 ")
 
 
+def test_the_gaps_of_spiking_networks_are_told_by_size():
+    def printed(model: str, estimator: str, accuracy: float) -> dict[str, object]:
+        kind = {"model": model, "suite": "overestimate", "attack": "PGD-20", "ours": 0.5}
+        return kind | {"estimator": estimator, "accuracy": accuracy}
+
+    rows = table(
+        printed("a", "bptt", 0.65), printed("b", "bptt", 0.55), printed("c", "backprop", 0.9)
+    )
+    assert soundness.gaps(rows) == ["- PGD-20: 10 points or more on a (15.0); less on b (5.0)."]
+
+
 def test_the_files_are_written_again_from_what_they_hold(tmp_path: Path):
     table(standard(), peer()).to_csv(tmp_path / "soundness.csv", index=False)
     written = soundness.write([], tmp_path, "a command")
