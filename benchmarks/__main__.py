@@ -286,7 +286,7 @@ def stability(
 def combined(
     data_root: DataRootOption = None,
     only: OnlyOption = None,
-    samples: Annotated[int, typer.Option(help="Images of each network.")] = 100,
+    samples: Annotated[int, typer.Option(help="Images of each network.")] = 50,
     passes: Annotated[str, typer.Option(help="Passes of each image, separated by commas.")] = (
         "300,1000,5000"
     ),

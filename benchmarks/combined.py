@@ -18,7 +18,8 @@ from robustsnn.suites import Entry, Suite
 
 #: Forward and backward passes of each image.
 PASSES = (300, 1000, 5000)
-SAMPLES = 100
+#: At all budgets about two hours of one core.
+SAMPLES = 50
 #: At these sizes the estimators leave neither nearly all images nor nearly none.
 NETWORKS: Mapping[str, str] = {
     "fashion-mnist/vgg5-snn": "4/255",
@@ -183,7 +184,18 @@ def page(table: pd.DataFrame, command: str) -> str:
                 cells = [_cell(by[column], method) for column in columns]
                 lines.append(f"| {method} | {' | '.join(cells)} |")
         lines.append("")
-    return "\n".join([*lines, *verdicts(table), ""])
+    return "\n".join([*lines, *verdicts(table), *_missing(table), ""])
+
+
+def _missing(table: pd.DataFrame) -> list[str]:
+    """What the table lacks, in a sentence."""
+    found = set(table[["model", "passes"]].itertuples(index=False, name=None))
+    lacking = []
+    for model in NETWORKS:
+        passes = [f"{number:,}" for number in PASSES if (model, number) not in found]
+        if passes:
+            lacking.append(f"{model} at {formats.listing(passes)} passes")
+    return ["", f"Not run yet: {'; '.join(lacking)}."] if lacking else []
 
 
 def _cell(accuracy: pd.Series[float], method: str) -> str:
