@@ -127,6 +127,7 @@ def judgement(
     """
     network = plan.subject.load()
     classes = classes_of(network, plan.images, plan.device)
+    stochastic = bool(manifest.get("stochastic"))
     some = of.as_recorded(stages_of(plan), records)
     preflight: Sequence[Mapping[str, Any]] = manifest.get("preflight") or ()
     about = [_of_probe(row) for row in manifest.get("probe") or ()]
@@ -142,7 +143,7 @@ def judgement(
         {task.slug: task.attack.kind for task in plan.tasks},
         classes,
         preflight,
-        bool(manifest.get("stochastic")),
+        stochastic,
         cascade,
         some,
         about,
@@ -150,7 +151,8 @@ def judgement(
     )
     lines = of.lines_of(some)
     left = max((len(of.survivors(records, line)) for line in lines), default=len(plan.images))
-    level = reliability(flags, of.missing(some, kind_of(network) == "snn"), left)
+    lacking = of.missing(some, kind_of(network) == "snn", stochastic)
+    level = reliability(flags, lacking, left, "rand" if stochastic else "standard")
     probes = len(manifest.get("probe") or ())
     return Judgement(
         flags,

@@ -242,13 +242,16 @@ class Reliability:
         }
 
 
-def reliability(flags: Sequence[Flag], missing: Sequence[str], left: int) -> Reliability:
+def reliability(
+    flags: Sequence[Flag], missing: Sequence[str], left: int, full: str = "standard"
+) -> Reliability:
     """The level of a run's numbers, by `RULES`.
 
     Args:
         flags: Of the run.
         missing: What a full suite has and the run's has not.
         left: Images that survived anything.
+        full: The full suite for such a network.
     """
     found: dict[str, tuple[int, Reason]] = {}
     for flag in flags:
@@ -268,7 +271,7 @@ def reliability(flags: Sequence[Flag], missing: Sequence[str], left: int) -> Rel
                 "upper-bound",
                 "B",
                 f"The suite lacks {formats.listing(list(missing))}.",
-                "Run the suite standard: a stronger attack can only lower this upper bound.",
+                f"Run the suite {full}: a stronger attack can only lower this upper bound.",
             ),
         )
     ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))

@@ -129,20 +129,23 @@ def lines_of(stages: Sequence[Stage]) -> dict[Line, list[Stage]]:
     return found
 
 
-def missing(stages: Sequence[Stage], spiking: bool) -> list[str]:
+def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) -> list[str]:
     """What a full evaluation has and these stages do not, in words; empty if nothing.
 
     Args:
         stages: Of a run.
         spiking: Whether there is a choice of how to differentiate.
+        stochastic: Whether the network draws; each step is then an average over draws, and fewer
+            of them are a long attack.
     """
+    steps = LONG if stochastic else FULL_STEPS
     if not stages:
         return ["an attack"]
     found: dict[str, None] = {}
     for some in lines_of(stages).values():
-        long = [s for s in some if s.white and not s.probe and (s.steps or 0) >= FULL_STEPS]
+        long = [s for s in some if s.white and not s.probe and (s.steps or 0) >= steps]
         if not long:
-            found[f"a gradient attack of {FULL_STEPS} steps or more"] = None
+            found[f"a gradient attack of {steps} steps or more"] = None
         if spiking and len({s.estimator for s in some if s.white} - {BEST}) < FULL_ESTIMATORS:
             found[f"{FULL_ESTIMATORS} or more ways to differentiate spikes"] = None
         if not any(s.black and (s.queries or 0) >= FULL_QUERIES for s in some):

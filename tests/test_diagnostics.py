@@ -259,6 +259,17 @@ def test_what_a_suite_lacks(some, spiking, words):
     assert len(found) == len(words) and all(w in f for w, f in zip(words, found, strict=True))
 
 
+def test_a_network_that_draws_is_sent_to_the_suite_that_averages(checkpoints):
+    from robustsnn.judgement import stages_of
+    from robustsnn.planning import prepare
+
+    found = stages_of(prepare(checkpoints / "snn", None, "rand", samples=8))
+    # Fifty steps, each of them an average over twenty draws.
+    assert missing(found, True, stochastic=True) == []
+    assert any("100 steps" in words for words in missing(found, True))
+    assert "suite rand" in reliability([], ["a long attack"], 5, "rand").next
+
+
 @pytest.mark.parametrize("kind", ["ann", "snn"])
 @pytest.mark.parametrize(
     ("suite", "full"), [("standard", True), ("plus", True), ("light", False), ("quick", False)]
