@@ -412,7 +412,8 @@ def gaps(table: pd.DataFrame) -> list[str]:
     """On which spiking networks what papers print is as far off as the literature suggests."""
     lines = []
     for label in PRINTED:
-        above, below = [], []
+        above: list[str] = []
+        below: list[str] = []
         for (model, _), some in table.groupby(["model", "samples"], sort=False):
             rows = _printed(some, label)
             # Without spikes the estimator is plain backpropagation.
