@@ -99,17 +99,25 @@ def pairs(some: pd.DataFrame, variant: str | None = None) -> list[Pair]:
 
 
 def budgets_aim(some: pd.DataFrame) -> Aim:
-    """Doubling every budget must hardly move the number."""
+    """Doubling every budget must hardly move the number, or the run must say that it may fall."""
     asked = pairs(some, SCALES[2])
     if not asked:
         return NOTHING
-    still = [pair for pair in asked if pair.still]
+    moved = [pair for pair in asked if not pair.still]
+    believed = [_named(pair.row) for pair in moved if pair.first["level"] == "A"]
     most = max(asked, key=lambda pair: abs(pair.points))
+    levels = (
+        f" The run as it is nevertheless has level A on {formats.listing(believed)}."
+        if believed
+        else " Where it moves further, the run as it is says so: no level A."
+        if moved
+        else ""
+    )
     return Aim(
-        len(still) == len(asked),
+        not believed,
         "With twice of every budget robust accuracy moves by less than half a point in "
-        f"{len(still)} of {formats.count(len(asked), 'comparison')}, at most by "
-        f"{formats.points(most.points)} points ({_named(most.row)}).",
+        f"{len(asked) - len(moved)} of {formats.count(len(asked), 'comparison')}, at most by "
+        f"{formats.points(most.points)} points ({_named(most.row)}).{levels}",
     )
 
 

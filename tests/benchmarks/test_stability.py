@@ -249,15 +249,19 @@ def test_neither_a_tie_nor_logits_that_are_no_numbers_stand():
 
 
 def test_one_image_of_two_hundred_is_half_a_point_and_one_of_a_thousand_is_less():
-    plain = row("budgets", "as it is", range(50))
+    plain = row("budgets", "as it is", range(50), level="A")
     assert aim(plain).met is None
     fine = aim(plain, row("budgets", "doubled", range(50)))
     assert fine.met and str(fine).startswith("**Met so far.**")
     moved = aim(plain, row("budgets", "doubled", range(49)))
     assert moved.met is False and "0 of 1 comparison, at most by −0.5 points" in moved.sentence
     assert aim(
-        row("budgets", "as it is", range(50), 1000), row("budgets", "doubled", range(46), 1000)
+        row("budgets", "as it is", range(50), 1000, level="A"),
+        row("budgets", "doubled", range(46), 1000),
     ).met
+    # A level below A says of itself that the number may fall.
+    told = aim({**plain, "level": "B"}, row("budgets", "doubled", range(40)))
+    assert told.met and "0 of 1 comparison" in told.sentence and "no level A" in told.sentence
 
 
 def test_lost_and_gained_are_told_apart_by_image():
