@@ -270,8 +270,8 @@ def _batches(some: pd.DataFrame) -> list[str]:
     return [
         "What is varied is the most images that go through a network at once, in float32, for the "
         "clean images, every attack and the judge alike. A stage of the cascade that fewer images "
-        "survive to makes smaller passes, padded to a power of two, four at least. *Reversed* hands the same "
-        "images over with the last one first, so that each is computed with others.",
+        "survive to makes smaller passes, padded to a power of two, four at least. *Reversed* "
+        "hands the same images over with the last one first, so that each is computed with others.",
         "",
         "| network | images | computed together | most a pass | robust accuracy | lost | gained "
         "| all but half a percent agree | images that differ | seconds |",
