@@ -394,7 +394,7 @@ def figure(stages: pd.DataFrame, path: Path) -> None:
     axis.set_ylabel("images left, %")
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=7)
+    fig.legend(frameon=False, fontsize=7, loc="outside upper center", ncols=2)
     fig.savefig(path, dpi=150)
     plt.close(fig)
 

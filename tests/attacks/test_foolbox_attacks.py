@@ -176,7 +176,7 @@ def test_fmn_survives_a_zero_gradient_at_a_tie(norm: str) -> None:
         """The first image is tied without any gradient, the second has one."""
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            score = (images.flatten(1).sum(1) - 17.0) * torch.tensor([0.0, 1.0])
+            score = (images.flatten(1).sum(1) - 17.0) * torch.tensor([0.0, 1.0, 1.0, 1.0])
             return torch.stack([torch.zeros_like(score), score], dim=1)
 
     images = torch.full((2, *SHAPE), 0.5)
@@ -252,7 +252,8 @@ def test_hop_skip_jump_asks_what_foolbox_asks(norm: str) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(Rng(0, [i]).derive("hop-skip-jump"))
             peer.run(model, image, foolbox().Misclassification(label))
-        mine = ours.asked[700 * i : 700 * (i + 1)]
+        # The first of each pass; the others pad it.
+        mine = [x[:1] for x in ours.asked[700 * i : 700 * (i + 1)]]
         common = min(len(mine), len(theirs.asked))
         assert common > 300
         for x, other in zip(mine[:common], theirs.asked[:common], strict=True):

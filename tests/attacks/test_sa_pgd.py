@@ -166,7 +166,7 @@ def test_a_zero_gradient_now_and_then_does_not_spoil_the_rest() -> None:
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             self.calls += 1
-            score = images.flatten(1).sum(1) * torch.tensor([1.0, 0.0])[: len(images)]
+            score = images.flatten(1).sum(1) * torch.tensor([1.0, 0.0, 0.0, 0.0])[: len(images)]
             score = score * (self.calls % 2)
             return torch.stack([torch.full_like(score, 1e3), score], dim=1)
 
