@@ -196,6 +196,11 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
                 f"{entry.label}: {entry.attack} does not craft on a substitute: write "
                 f"transfer:{entry.attack}, or drop substitute."
             )
+        if getattr(attack, "warm", False) and not suite.cascade:
+            raise InputError(
+                f"{entry.label}: {entry.attack} starts where earlier attacks of a cascade stopped: "
+                "add cascade: true to the suite, or drop warm."
+            )
         if entry.estimator.strip() == BEST and attack.kind == "transfer":
             raise InputError(
                 f"{entry.label}: {BEST} is an estimator for the network itself: name one for the "

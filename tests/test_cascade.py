@@ -632,6 +632,15 @@ def test_entries_that_rank_nothing_are_refused(shift):
         prepare(network, images, transfer, substitute=Grid(1))
 
 
+@pytest.mark.parametrize("attack", ["square:warm=true", "apgd:warm=true"])
+def test_a_warm_start_without_a_cascade_is_refused_before_anything_runs(attack):
+    network, images = Grid(), data_of(Grid())
+    entries = (entry("First", "fgsm"), entry("Warm", attack))
+    prepare(network, images, suite_of(*entries))
+    with pytest.raises(InputError, match=r"^Warm: .* cascade: true"):
+        prepare(network, images, suite_of(*entries, cascade=False))
+
+
 def test_a_transfer_in_a_cascade_crafts_elsewhere():
     images = data_of(Grid())
     entries = [entry("FGSM", "fgsm"), entry("Elsewhere", "transfer:fgsm")]
