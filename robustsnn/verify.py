@@ -14,12 +14,17 @@ from safetensors.torch import load_file
 
 from robustsnn.errors import InputError
 from robustsnn.evaluation import check_device
-from robustsnn.formats import CLEAN, WORST_CASE
-from robustsnn.records import DONE, RunFolder, classified_right
+from robustsnn.formats import CLEAN
+from robustsnn.records import DONE, RunFolder, summarise
 from robustsnn.scoring import verdict
 from robustsnn.subjects import subject_of
 from robustsnn.threat import ThreatModel
 
+#: Columns of `results.csv` that follow from the records.
+MEASURED = (
+    "samples accuracy ci_low ci_high draws_accuracy attack_success_rate mean_linf mean_l2 "
+    "forward_passes backward_passes seconds"
+).split()
 #: Fraction of verdicts that may differ: a spike at its threshold flips with the machine.
 TOLERATED = 0.005
 
@@ -29,8 +34,9 @@ class Verification:
     """What scoring again found.
 
     `differing` lists (image id, threat) of verdicts that differ; `outside` counts images that
-    are not in their ball or range; `rows` counts rows of `results.csv` that do not follow from
-    the records.
+    are not in their ball or range; `rows` counts rows of `results.csv`, worst cases too, that do
+    not follow from the records; `contradictory` counts records whose margin says otherwise than
+    their prediction.
     """
 
     images: int
@@ -38,12 +44,13 @@ class Verification:
     differing: tuple[tuple[int, str], ...]
     outside: int
     rows: int
+    contradictory: int = 0
 
     @property
     def passed(self) -> bool:
         """Whether at most 0.5 % of verdicts differ, and nothing else is wrong."""
         few = len(self.differing) <= TOLERATED * self.verdicts
-        return few and self.outside == 0 and self.rows == 0
+        return few and self.outside == 0 and self.rows == 0 and self.contradictory == 0
 
     @property
     def sentence(self) -> str:
@@ -56,6 +63,8 @@ class Verification:
             parts.append(f"{self.outside} saved images are outside their ball or range")
         if self.rows:
             parts.append(f"{self.rows} rows of results.csv do not follow from the records")
+        if self.contradictory:
+            parts.append(f"{self.contradictory} records have a margin of another prediction")
         return f"{'verified' if self.passed else 'NOT verified'}: {'; '.join(parts)}."
 
 
@@ -104,14 +113,17 @@ def verify(
         if attack != CLEAN:
             outside += int((~ThreatModel(norm, epsilon).admits(images, clean)).sum())
         said = verdict(network, images, labels, ids, size, seed, int(manifest.get("draws") or 1))
-        predictions = said.predictions
-        recorded = rows.set_index("image_id").loc[ids]["prediction"].to_numpy(copy=True)
-        wrong = predictions.cpu() != torch.from_numpy(recorded)
+        recorded = rows.set_index("image_id").loc[ids]
+        # A tie at the top is right by its class and an error in the worst case.
+        wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
+            (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
+        )
         verdicts += len(ids)
         threat = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
-        differing += [(ids[i], threat) for i in wrong.nonzero().flatten().tolist()]
+        differing += [(ids[i], threat) for i in wrong.nonzero()[0].tolist()]
     wrong_rows = _rows(records, results, bool(manifest.get("cascade")))
-    return Verification(len(ids), verdicts, tuple(differing), outside, wrong_rows)
+    opposed = _contradictory(records)
+    return Verification(len(ids), verdicts, tuple(differing), outside, wrong_rows, opposed)
 
 
 def _network(
@@ -131,14 +143,22 @@ def _network(
 
 
 def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
-    """Rows of `results.csv` whose accuracy is not that of the records."""
-    wrong = 0
-    for row in results[results["attack"] != WORST_CASE].to_dict("records"):
-        here = (
-            (records["attack"] == row["attack"])
-            & (records["norm"] == row["norm"])
-            & (records["epsilon"] == row["epsilon"])
-        )
-        right = classified_right(records[here], cascade and row["attack"] != CLEAN)
-        wrong += not (len(right) and np.isclose(right.mean(), row["accuracy"], atol=1e-9))
+    """Rows of `results.csv` that are not what the records give, and those that are missing."""
+    keys = ["attack", "norm", "epsilon"]
+    again = summarise(records, "", {}, cascade=cascade).set_index(keys)
+    written = results.set_index(keys)
+    if written.index.has_duplicates:
+        return len(written)
+    wrong = len(again.index.symmetric_difference(written.index))
+    for key in again.index.intersection(written.index):
+        want = again.loc[key, MEASURED].to_numpy(dtype=float)
+        said = written.loc[key].reindex(MEASURED).to_numpy(dtype=float)
+        wrong += not np.allclose(said, want, rtol=1e-6, atol=1e-9, equal_nan=True)
     return wrong
+
+
+def _contradictory(records: pd.DataFrame) -> int:
+    """Records that are right by their prediction and wrong by their margin, or the other way."""
+    right = records["prediction"] == records["label"]
+    margins = records["margin"]
+    return int(((right & (margins.isna() | (margins > 0))) | (~right & (margins < 0))).sum())

@@ -102,7 +102,26 @@ def test_compare_writes_the_page_and_verify_agrees(cli, warm, checkpoints, tmp_p
     assert fine.returncode == 0, fine.stderr
     assert "verified: 0 of 120 verdicts on 30 saved images differ" in fine.stdout
 
+    table, written = runs[0] / "results.csv", (runs[0] / "results.csv").read_text()
+    for column in ("accuracy", "ci_high", "attack_success_rate", "draws_accuracy"):
+        results = read_results(table)
+        results.loc[results["attack"] == "worst-case", column] += 0.1
+        results.to_csv(table, index=False)
+        raised = warm("verify", runs[0])
+        assert raised.returncode == 1, column
+        assert "1 rows of results.csv do not follow" in raised.stdout, column
+    read_results(table).query("attack != 'worst-case'").to_csv(table, index=False)
+    assert "1 rows of results.csv" in warm("verify", runs[0]).stdout
+    table.write_text(written)
+    assert warm("verify", runs[0]).returncode == 0
+
     records = pd.read_parquet(runs[0] / "records.parquet")
+    margins = records["margin"].copy()
+    records.loc[records["attack"] == "fgsm", "margin"] = -1.0
+    records.to_parquet(runs[0] / "records.parquet")
+    lowered = warm("verify", runs[0])
+    assert lowered.returncode == 1 and "margin of another prediction" in lowered.stdout
+    records["margin"] = margins
     records.loc[records["attack"] == "fgsm", "prediction"] = 9
     records.to_parquet(runs[0] / "records.parquet")
     tampered = warm("verify", runs[0])
