@@ -49,6 +49,7 @@ class Stage:
         estimator: As the suite names it.
         steps: Of an iterative attack.
         queries: Of a search without gradient.
+        warm: Whether it starts from what attacks before it found.
     """
 
     attack: str
@@ -60,6 +61,7 @@ class Stage:
     estimator: str = "bptt"
     steps: int | None = None
     queries: int | None = None
+    warm: bool = False
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -106,6 +108,7 @@ def stages_of(tasks: Iterable[Task], named: Callable[[Task], str]) -> list[Stage
                 estimator=named(task),
                 steps=_whole(getattr(attack, "steps", None)),
                 queries=_whole(getattr(attack, "queries", None)),
+                warm=bool(getattr(attack, "warm", False)),
             )
         )
     return found
@@ -148,7 +151,8 @@ def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) ->
             found[f"a gradient attack of {steps} steps or more"] = None
         if spiking and len({s.estimator for s in some if s.white} - {BEST}) < FULL_ESTIMATORS:
             found[f"{FULL_ESTIMATORS} or more ways to differentiate spikes"] = None
-        if not any(s.black and (s.queries or 0) >= FULL_QUERIES for s in some):
+        # One that starts where gradients stopped is no evidence independent of them.
+        if not any(s.black and not s.warm and (s.queries or 0) >= FULL_QUERIES for s in some):
             found[f"a search of {FULL_QUERIES:,} queries or more without any gradient"] = None
     return list(found)
 
@@ -220,8 +224,12 @@ def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -
 
 
 def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> Finding | None:
-    """D5: what the last long gradient attack still broke; None unless another came before it."""
-    long = [s for s in some if s.white and not s.probe and (s.steps or 0) >= LONG]
+    """D5: what the last long gradient attack still broke; None unless another came before it.
+
+    Those for the nearest image are none: what they break says little of more steps in the ball.
+    """
+    white = [s for s in some if s.white and not s.probe and s.kind == "fixed-epsilon"]
+    long = [s for s in white if (s.steps or 0) >= LONG]
     if not cascade or len(long) < 2:
         return None
     last = long[-1]

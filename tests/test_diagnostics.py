@@ -248,6 +248,12 @@ def test_few_classes():
             True,
             ["without any gradient"],
         ),
+        # From where gradients stopped is not from nothing.
+        (
+            [*PROBES, *LONG, dataclasses.replace(SEARCH[0], warm=True)],
+            True,
+            ["without any gradient"],
+        ),
         ([stage("pgd")], False, ["100 steps", "without any gradient"]),
         ([], True, ["an attack"]),
         # At another size there is none of it.
