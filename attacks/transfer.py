@@ -46,6 +46,11 @@ class Transfer:
         return getattr(load_attack(self.attack), "steps", None)
 
     @property
+    def warm(self) -> bool:
+        """Whether the attack that runs starts where earlier ones of a cascade stopped."""
+        return bool(getattr(load_attack(self.attack), "warm", False))
+
+    @property
     def restarts(self) -> int | None:
         """Restarts of the attack that runs."""
         return getattr(load_attack(self.attack), "restarts", None)

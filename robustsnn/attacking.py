@@ -290,7 +290,8 @@ def _propose(
     }
     substitute = None
     if second is not None:
-        substitute = Victim(second, make_estimator(task.estimator, second), ids, **settings)
+        estimator = make_estimator(task.estimator, second)
+        substitute = Victim(second, estimator, ids, start=start, **settings)
     estimator = make_estimator("bptt" if second is not None else task.estimator, networks.attacked)
     victim = Victim(
         networks.attacked, estimator, ids, substitute=substitute, start=start, **settings

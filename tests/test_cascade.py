@@ -632,13 +632,39 @@ def test_entries_that_rank_nothing_are_refused(shift):
         prepare(network, images, transfer, substitute=Grid(1))
 
 
-@pytest.mark.parametrize("attack", ["square:warm=true", "apgd:warm=true"])
+@pytest.mark.parametrize(
+    "attack", ["square:warm=true", "apgd:warm=true", "transfer:square:warm=true"]
+)
 def test_a_warm_start_without_a_cascade_is_refused_before_anything_runs(attack):
     network, images = Grid(), data_of(Grid())
     entries = (entry("First", "fgsm"), entry("Warm", attack))
-    prepare(network, images, suite_of(*entries))
+    prepare(network, images, suite_of(*entries), substitute=Grid(1))
     with pytest.raises(InputError, match=r"^Warm: .* cascade: true"):
-        prepare(network, images, suite_of(*entries, cascade=False))
+        prepare(network, images, suite_of(*entries, cascade=False), substitute=Grid(1))
+
+
+def test_a_warm_transfer_starts_where_the_cascade_stopped(tmp_path):
+    file = tmp_path / "begins.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "@dataclass(frozen=True)\n"
+        "class Begins:\n"
+        "    kind: ClassVar[str] = 'fixed-epsilon'\n"
+        "    warm: ClassVar[bool] = True\n"
+        "    def __call__(self, victim, images, labels, threat, rng):\n"
+        "        victim.logits(images)\n"
+        "        return victim.start\n"
+        "ATTACK = Begins\n"
+    )
+    images, network = data_of(Grid()), Grid()
+    suite = suite_of(entry("First", "fgsm"), entry("Warm", f"transfer:{file}"))
+    found = evaluate(network, images, suite, substitute=Grid(1))
+    first, warm = by_image(found, "first"), by_image(found, "warm")
+    left = first["margin"] < 0
+    # What stands is proposed again, by whoever may look where the first attack stopped.
+    assert left.any() and (warm[left]["linf"] == first[left]["linf"]).all()
+    assert (first[left]["linf"] > 0).any()
 
 
 def test_a_transfer_in_a_cascade_crafts_elsewhere():
