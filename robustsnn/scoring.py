@@ -104,12 +104,14 @@ def verdict(
     said = torch.stack([predictions for predictions, _, _ in every])
     right = (said == labels).double().mean(0)
     classes = every[0][2].shape[1]
-    votes = torch.stack([(said == c).double().mean(0) for c in range(classes)], dim=1)
+    # No prediction is one more wrong answer, the last: left out, fewer votes would do to be right.
+    answers = [*range(classes), -1]
+    votes = torch.stack([(said == answer).double().mean(0) for answer in answers], dim=1)
     lead = margin(votes, labels)
     mean = torch.stack([margins for _, margins, _ in every]).nan_to_num(nan=1.0).mean(0)
     # A lead is at least one vote; what is added tells apart and never turns the verdict.
     margins = torch.where(lead == 0, lead, lead + 0.5 / draws * torch.tanh(mean))
-    silent = (said < 0).all(0)
+    silent = votes.argmax(1) == classes
     predictions = torch.where(silent, -1, votes.argmax(1))
     return Verdict(predictions, torch.where(silent, torch.nan, margins), right)
 

@@ -117,3 +117,41 @@ def test_draws_held_in_common_tell_proposals_apart():
     # Single passes go on drawing anew.
     single = torch.stack([victim.logits(images) for _ in range(8)])
     assert len(single.unique(dim=0)) > 1
+
+
+class Mute(nn.Module):
+    """On every draw right, wrong or without numbers, by the draw's number."""
+
+    stochastic = True
+    classes = 3
+
+    def __init__(self, said: str, seed: int) -> None:
+        super().__init__()
+        self.by_key = {
+            derive(seed, "verdict", 0, *([draw] if draw else [])): answer
+            for draw, answer in enumerate(said)
+        }
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        rows = {"r": [2.0, 0.0, 0.0], "w": [0.0, 2.0, 0.0], "-": [torch.nan] * 3}
+        return torch.tensor([rows[self.by_key[k]] for k in keys.tolist()]).to(images)
+
+
+@pytest.mark.parametrize(
+    ("said", "prediction", "right"),
+    [
+        ("rrr-----ww", -1, False),
+        ("rrrrrr----", 0, True),
+        ("rrr------w", -1, False),
+        ("rrrr--wwww", 0, False),
+        ("rrrrr-----", 0, False),
+        ("----------", -1, False),
+    ],
+)
+def test_no_prediction_is_a_vote_against(said, prediction, right):
+    """A vote that the label leads among numbers only, or ties, is not one for it."""
+    images, labels = torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64)
+    found = verdict(Mute(said, 3), images, labels, [0], 4, seed=3, draws=len(said))
+    assert found.predictions.tolist() == [prediction]
+    assert bool(found.margins[0] < 0) == right
+    assert float(found.right[0]) == said.count("r") / len(said)
