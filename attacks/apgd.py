@@ -161,7 +161,7 @@ class APGD:
                 return
             _advance(now, images[now.here], threat, MOMENTUM if taken > 1 else 1.0)
             if taken == self.steps:
-                note(now, part.logits(now.x))
+                note(now, part.logits(now.x, part.draws))
                 return
             found, loss = gradient(part, now.x, now.here)
             now.rises += loss > now.loss

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustsnn.errors import InputError
+from robustsnn.losses import judged_margin
 from robustsnn.randomness import Rng
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
@@ -30,7 +31,8 @@ class FMN:
     a cosine.
 
     Args:
-        steps: Number of steps, a forward and a backward pass each, >= 1.
+        steps: Number of steps, a forward and a backward pass each, >= 1; where the last one
+            ends takes one more forward pass.
         step_size: Length of the first step in L2, whatever the norm.
         change: By which share the ball grows or shrinks at first, in [0.001, 1).
 
@@ -66,13 +68,18 @@ class FMN:
         most = threat.distance(images + farthest, images)
         # Distances are float64, as the threat model has them.
         least, radius = torch.full_like(most, torch.inf), torch.full_like(most, torch.inf)
+
+        def note(logits: Tensor) -> tuple[Tensor, Tensor]:
+            """Keep the iterates that are nearer; how far each is, and whether it is fooled."""
+            distance, fooled = threat.distance(x, images), judged_margin(logits, labels) > 0
+            nearer = fooled & (distance < least * NEARER)
+            nearest[nearer], least[nearer] = x[nearer], distance[nearer]
+            return distance, fooled
+
         for step in range(self.steps):
             found = victim.gradient(x, labels, "margin")
             margins, gradient = found.loss.double(), found.gradient.double()
-            distance = threat.distance(x, images)
-            fooled = margins > 0
-            nearer = fooled & (distance < least * NEARER)
-            nearest[nearer], least = x[nearer], torch.where(nearer, distance, least)
+            distance, fooled = note(found.logits)
             falling = (1 + math.cos(math.pi * step / self.steps)) / 2
             change = LAST_CHANGE + (self.change - LAST_CHANGE) * falling
             linear = distance + _over(margins.abs(), _dual(gradient, threat))
@@ -85,6 +92,7 @@ class FMN:
             delta = (x - images).double() + length * gradient / _wide(size, gradient)
             x = images + _within(delta, radius, threat).to(images.dtype)
             x = x.clamp(threat.low, threat.high)
+        note(victim.logits(x, victim.draws))
         reached = least.isfinite() & threat.admits(nearest, images)
         return torch.where(_wide(reached, images), nearest, images)
 

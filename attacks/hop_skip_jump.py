@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
@@ -140,6 +141,9 @@ class _Asked(nn.Module):
             raise _Spent
         self.left -= 1
         logits: Tensor = self.network(x)
+        if not bool(logits.isfinite().all()):
+            # No prediction is wrong; the search takes any other class for it.
+            logits = torch.zeros_like(logits).scatter(1, self.label[:, None], -1.0)
         if int(logits.argmax(1)) != int(self.label):
             distance = self.threat.distance
             if self.nearest is None or bool(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustsnn.errors import InputError
-from robustsnn.losses import loss_function, margin
+from robustsnn.losses import judged_margin, loss_function
 from robustsnn.randomness import Rng
 from robustsnn.threat import ThreatModel, parse_epsilon
 from robustsnn.victim import Victim
@@ -67,8 +67,10 @@ class PGD:
         for restart in range(self.restarts):
             if len(active) == 0:
                 break
+            part = victim.select(active)
+            part.fresh()
             found, scores = self._run(
-                victim.select(active),
+                part,
                 images[active],
                 labels[active],
                 threat,
@@ -76,7 +78,6 @@ class PGD:
             )
             better = (scores > best[active]).cpu()
             if restart == 0:
-                # Kept even where the network gives no number to compare by.
                 better = torch.ones_like(better)
             proposal[active[better]] = found[better]
             best[active[better]] = scores[better]
@@ -104,7 +105,7 @@ class PGD:
 
         def score(logits: Tensor) -> Tensor:
             """Keep what is better, or newer; says which of the active images are fooled."""
-            margins = margin(logits, labels[active]).to(scores.dtype).nan_to_num(nan=-torch.inf)
+            margins = judged_margin(logits, labels[active]).to(scores.dtype)
             better = margins > scores[active]
             if self.iterate == "last":
                 better = torch.ones_like(better)
@@ -126,7 +127,7 @@ class PGD:
         if self.iterate == "last" and self.restarts == 1:
             kept[active] = x[active]
         else:
-            score(victim.select(active).logits(x[active]))
+            score(victim.select(active).logits(x[active], victim.draws))
         return kept, scores
 
     def _exits(self, victim: Victim) -> bool:

@@ -117,7 +117,7 @@ class SAPGD:
                 momentum = MOMENTUM * momentum + threat.ascent(gradient.double())
                 step = threat.ascent(momentum)
             x = threat.project(x + (eta * step).to(x.dtype), images[rows])
-        best.note(rows, x, part.logits(x), labels[rows])
+        best.note(rows, x, part.logits(x, part.draws), labels[rows])
 
     def _exits(self, victim: Victim) -> bool:
         return self.early_exit and not victim.stochastic

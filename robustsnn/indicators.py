@@ -14,6 +14,7 @@ Floats = NDArray[np.float64]
 
 #: The last steps of an attack that must no longer gain, and how much of the whole they may.
 LAST_STEPS, STILL_GAINS = 10, 0.05
+_LARGE = float(np.finfo(np.float32).max)
 
 
 def unstable(loss: Floats, noisy: Floats) -> Floats:
@@ -48,6 +49,8 @@ def unfinished(loss: Floats) -> NDArray[np.bool_]:
     Args:
         loss: What the attack raises, `[iterate, image]`.
     """
+    # An infinite loss has reached all it can.
+    loss = np.clip(loss, -_LARGE, _LARGE)
     low, high = loss.min(0), loss.max(0)
     span = np.where(high > low, high - low, 1.0)
     path = np.maximum.accumulate((loss - low) / span, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -28,6 +29,15 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return (others.max(1, keepdim=True).values - own).squeeze(1)
+
+
+def judged_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin as a verdict counts it: infinite where logits are not all finite.
+
+    They are no prediction, so they are wrong, and an attack that found them is done.
+    """
+    finite = logits.isfinite().all(1)
+    return torch.where(finite, margin(logits, labels), torch.inf)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:

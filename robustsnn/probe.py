@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustsnn import probe_gradients as gradients
 from robustsnn import probe_search as search
 from robustsnn.findings import Finding
-from robustsnn.losses import margin
+from robustsnn.losses import judged_margin
 from robustsnn.probe_sample import Sample, Sizes, Spent
 from robustsnn.threat import ThreatModel
 
@@ -85,7 +85,7 @@ def probe(
     wide = everything.at(right).first(sizes.wide)
     # A tie is an error already; nothing can be seen to break it.
     if len(wide):
-        wide = wide.at(margin(wide.judge(wide.images), wide.labels).cpu() < 0)
+        wide = wide.at(judged_margin(wide.judge(wide.images), wide.labels).cpu() < 0)
     findings: list[Finding] = []
     if len(wide) and threat.radius > 0:
         accuracy = len(right) / len(images)
@@ -110,7 +110,9 @@ def _measure(
     findings = [
         *gradients.zero_gradients(taken),
         *gradients.support(taken),
-        *gradients.fidelity(narrow, taken, threat, sizes.directions),
+        *gradients.fidelity(
+            wide.first(sizes.checked), taken, threat, sizes.directions, sizes.checked
+        ),
         *gradients.repeated(narrow, taken),
         *gradients.through_time(narrow, taken),
         *gradients.through_layers(taken),

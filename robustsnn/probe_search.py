@@ -13,7 +13,7 @@ from robustsnn.findings import Finding
 from robustsnn.formats import count, percent
 from robustsnn.gradients import make_estimator
 from robustsnn.indicators import LAST_STEPS, silent, unfinished, unstable
-from robustsnn.losses import margin
+from robustsnn.losses import judged_margin
 from robustsnn.probe_gradients import Taken
 from robustsnn.probe_sample import OWN, Sample
 from robustsnn.randomness import derive
@@ -71,11 +71,11 @@ def climb(sample: Sample, estimator: str, threat: ThreatModel, start: Tensor, st
         loss = []
         for step in range(steps):
             found = victim.gradient(x, part.labels, "margin")
-            loss.append(found.loss)
+            loss.append(judged_margin(found.logits, part.labels))
             size = 2 * threat.radius / 2 ** (PHASES * step // steps)
             x = threat.project(x + size * threat.ascent(found.gradient), part.images)
         logits = victim.logits(x)
-        loss.append(margin(logits, part.labels))
+        loss.append(judged_margin(logits, part.labels))
         sample.settle(victim)
         paths.append((torch.stack(loss), x, logits))
     return Path(
@@ -178,7 +178,7 @@ def stability(sample: Sample, loss: Tensor, draws: int) -> list[Finding]:
     noisy = []
     for _ in range(draws):
         noise = rng.uniform(sample.images.shape[1:], -NOISE / 2, NOISE / 2, like=sample.images)
-        noisy.append(_numbers(margin(sample.judge(sample.images + noise), sample.labels)))
+        noisy.append(_numbers(judged_margin(sample.judge(sample.images + noise), sample.labels)))
     each = unstable(_numbers(loss), np.stack(noisy))
     found = float(each.mean())
     return [
@@ -304,12 +304,12 @@ def _mean_margin(sample: Sample, images: Tensor) -> Tensor:
         total = logits if total is None else total + logits
     sample.spent.forward += VERDICT_DRAWS * len(sample)
     assert total is not None
-    return margin(total / VERDICT_DRAWS, sample.labels)
+    return judged_margin(total / VERDICT_DRAWS, sample.labels)
 
 
 def _fooled(sample: Sample, images: Tensor) -> Tensor:
     """Whether each image is misclassified, a tie included, bool `[image]`."""
-    return (margin(sample.judge(images), sample.labels) >= 0).cpu()
+    return (judged_margin(sample.judge(images), sample.labels) >= 0).cpu()
 
 
 def _mean(mask: Tensor) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustsnn.errors import InputError
-from robustsnn.losses import margin
+from robustsnn.losses import judged_margin
 from robustsnn.randomness import Rng
 from robustsnn.threat import ThreatModel
 from robustsnn.victim import Victim
@@ -26,7 +26,7 @@ class Best:
 
     @classmethod
     def of(cls, images: Tensor) -> Best:
-        """The images themselves, which any iterate replaces that the network has a number for."""
+        """The images themselves, which any iterate replaces."""
         return cls(images.clone(), images.new_full((len(images),), -torch.inf))
 
     def note(self, rows: Tensor, iterates: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Best:
             logits: What the network says of them.
             labels: True classes of those images.
         """
-        margins = margin(logits, labels).to(self.margin.dtype).nan_to_num(nan=-torch.inf)
+        margins = judged_margin(logits, labels).to(self.margin.dtype)
         where = rows.to(self.margin.device)
         better = margins > self.margin[where]
         self.images[where[better]] = iterates[better]

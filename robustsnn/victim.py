@@ -105,6 +105,11 @@ class Victim:
         return bool(getattr(self._network, "stochastic", False))
 
     @property
+    def draws(self) -> int:
+        """Draws of a stochastic network that a gradient and its logits are averaged over."""
+        return self.estimator.draws if isinstance(self.estimator, Eot) and self.stochastic else 1
+
+    @property
     def classes(self) -> int | None:
         """Number of classes, if the network says so."""
         classes = getattr(self._network, "classes", None)

@@ -14,6 +14,7 @@ from robustsnn.gradients import Backprop, Bptt
 from robustsnn.losses import cross_entropy
 from robustsnn.randomness import Rng
 from robustsnn.registry import KINDS, attack_names, load_attack
+from robustsnn.scoring import judge
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.threat import NORMS, ThreatModel
 from robustsnn.victim import Victim
@@ -45,6 +46,8 @@ CASES = [
 ]
 AIMED = ("fixed-epsilon", "transfer", "minimum-norm")
 AIMED_CASES = [case for case in CASES if load_attack(str(case.values[0])).kind in AIMED]
+# What a library does with NaN is its own.
+OUR_AIMED_CASES = [c for c in AIMED_CASES if not str(c.values[0]).startswith("torchattacks:")]
 DETERMINISTIC = {
     "none",
     "fgsm",
@@ -177,6 +180,27 @@ def test_succeeds_beyond_the_distance_and_fails_within_it(spec: str, norm: str) 
         assert bool(((images - reach).clamp(0, 1) == images - reach).all())
         found = run(spec, network, images, labels, threat)
         assert int((network(found).argmax(1) == labels).sum()) == survivors
+
+
+@pytest.mark.parametrize(("spec", "norm"), OUR_AIMED_CASES)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_finds_where_the_network_has_no_numbers(spec: str, norm: str, value: float) -> None:
+    """A verdict calls that wrong, so no attack may discard it."""
+
+    class Fragile(Linear):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(images)
+            known = (images[:, None] == clean).flatten(2).all(2).any(1)
+            # The true class alone, so that infinity looks like a sure win.
+            broken = torch.zeros_like(logits).scatter(1, (logits[:, 1:] > 0).long(), value)
+            return torch.where(known[:, None], logits, logits + broken)
+
+    # Within the boundary: nothing else is to be found.
+    clean, labels = Linear().images_at(norm, {"Linf": 0.05, "L2": 0.5}[norm], 4)
+    threat = ThreatModel(norm, {"Linf": "0.045", "L2": "0.45"}[norm])
+    found = run(spec, Fragile(), clean, labels, threat)
+    assert bool(threat.admits(found, clean).all())
+    assert judge(Fragile()(found), labels)[0].tolist() == [-1] * 4
 
 
 @every_attack

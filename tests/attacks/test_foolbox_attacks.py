@@ -124,10 +124,12 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
     expected = peer(steps=60).run(model, images, foolbox().Misclassification(labels))
     threat = ThreatModel(norm, WIDE[norm])
     found, victim = run("fmn:steps=60", ours, images, labels, threat)
-    assert len(ours.asked) == len(theirs.asked) == 60
-    assert victim.forward_passes.tolist() == victim.backward_passes.tolist() == [60] * 6
+    # Theirs never asks about the last point.
+    assert len(theirs.asked) == 60
+    assert victim.forward_passes.tolist() == [61] * 6
+    assert victim.backward_passes.tolist() == [60] * 6
     clear = torch.ones(6, dtype=torch.bool)
-    for mine, other in zip(ours.asked, theirs.asked, strict=True):
+    for mine, other in zip(ours.asked[:60], theirs.asked, strict=True):
         torch.testing.assert_close(mine[clear], other[clear], rtol=0, atol=1e-9)
         with torch.no_grad():
             # On the boundary itself rounding decides where to go.
@@ -135,6 +137,10 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
     assert int(clear.sum()) >= 4
     # Of iterates that are as near as each other either may be kept.
     near, other = threat.distance(found, images), threat.distance(expected, images)
+    last = threat.distance(ours.asked[60], images)
+    before = near != last
+    assert bool((near[~before] < other[~before]).all())
+    clear &= before
     torch.testing.assert_close(near[clear], other[clear], rtol=1e-5, atol=0)
 
 
@@ -149,6 +155,23 @@ def test_fmn_finds_the_least_distance_to_a_plane(norm: str) -> None:
     ratio = threat.distance(found, images) / least
     assert float(ratio.min()) >= 1
     assert float(ratio.max()) < 1.05
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fmn_judges_where_its_last_step_ends(norm: str) -> None:
+    class Bent(nn.Module):
+        """Its margin rises faster than its slope at the image says, so one step is enough."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            up = (images - 0.5).flatten(1).mean(1)
+            return torch.stack([torch.ones_like(up), 10 * up + 100 * up.square()], dim=1)
+
+    images = torch.full((3, *SHAPE), 0.5, dtype=torch.float64)
+    labels = torch.zeros(3, dtype=torch.int64)
+    threat = ThreatModel(norm, WIDE[norm])
+    found, victim = run("fmn:steps=1", Bent(), images, labels, threat)
+    assert Bent()(found).argmax(1).tolist() == [1] * 3
+    assert victim.forward_passes.tolist() == [2] * 3
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustsnn.gradients import Backprop
+from robustsnn.gradients import Backprop, make_estimator
 from robustsnn.randomness import Rng
 from robustsnn.registry import load_attack
 from robustsnn.threat import ThreatModel
@@ -137,3 +137,49 @@ def test_transfer_asks_only_the_substitute() -> None:
     assert torch.equal(found, alone)
     assert not victim.forward_passes.any()
     assert substitute.backward_passes.tolist() == [3] * 3
+
+
+def test_restarts_share_no_memory_of_an_estimator() -> None:
+    forgotten: list[list[int]] = []
+
+    class Remembering(Backprop):
+        def forget(self, rows: torch.Tensor) -> None:
+            forgotten.append(rows.tolist())
+
+    victim = Victim(Band(2, 3), Remembering(), range(3), micro_batch=4)
+    attack = load_attack("pgd:steps=2,restarts=3")
+    attack(victim, IMAGES, LABELS, THREAT, Rng(0, range(3)))
+    assert forgotten == [[0, 1, 2]] * 3
+
+
+class Flicker(nn.Module):
+    """Wrong on one draw of four; on the mean of many it is right."""
+
+    stochastic = True
+    classes = 2
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        wrong = torch.tensor([k % 4 == 0 for k in keys.tolist()]).to(images.dtype)
+        mean = images.flatten(1).mean(1)
+        return torch.stack([torch.ones_like(mean), 0.1 * mean + 2 * wrong], dim=1)
+
+
+@pytest.mark.parametrize("spec", ["pgd:steps=1", "apgd:steps=1,loss=margin", "sa-pgd:steps=1"])
+def test_the_last_iterate_is_judged_by_as_many_draws_as_the_others(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator = make_estimator("bptt:draws=20,average=logits", Flicker())
+    seen: list[int] = []
+
+    plain = Victim.logits
+
+    def watched(self: Victim, images: torch.Tensor, draws: int = 1) -> torch.Tensor:
+        seen.append(draws)
+        return plain(self, images, draws)
+
+    monkeypatch.setattr(Victim, "logits", watched)
+    victim = Victim(Flicker(), estimator, range(3), micro_batch=4)
+    load_attack(spec)(victim, IMAGES, LABELS, THREAT, Rng(0, range(3)))
+    assert seen == [20]
+    assert Victim(Flicker(), Backprop(), range(3)).draws == 1
+    assert Victim(Band(2, 3), estimator, range(3)).draws == 1
