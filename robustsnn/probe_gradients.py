@@ -15,7 +15,7 @@ from robustsnn.findings import Finding
 from robustsnn.formats import percent
 from robustsnn.gradients import make_estimator
 from robustsnn.indicators import cosine, expected_cosine, slope, spearman
-from robustsnn.losses import margin
+from robustsnn.losses import judged_margin
 from robustsnn.probe_sample import OWN, Sample, joined
 from robustsnn.probe_watch import LayerWatch, Watched
 from robustsnn.threat import ThreatModel
@@ -90,7 +90,7 @@ def take(sample: Sample, threat: ThreatModel) -> Taken:
     entropy = torch.zeros_like(sample.images)
     if OWN not in failed:
         entropy = sample.gradient(OWN, loss="cross-entropy").gradient
-    loss = margin(sample.judge(sample.images), sample.labels)
+    loss = judged_margin(sample.judge(sample.images), sample.labels)
     return Taken(here, away, nonfinite, layers, failed, loss, entropy)
 
 
@@ -273,29 +273,35 @@ def support(taken: Taken) -> list[Finding]:
     ]
 
 
-def fidelity(sample: Sample, taken: Taken, threat: ThreatModel, directions: int) -> list[Finding]:
+def fidelity(
+    sample: Sample, taken: Taken, threat: ThreatModel, directions: int, least: int = 1
+) -> list[Finding]:
     """D4: do gradients point where the loss rises, by differences along random signs.
 
     Args:
         sample: The first images of those that gradients were taken of.
         taken: Those gradients.
         threat: Its radius is the length of the signs that are ranked.
-        directions: Random signs.
+        directions: Random signs of each image.
+        least: Images; where there are fewer, each is looked at again along other signs.
     """
+    images, times = len(sample), -(-least // len(sample))
+    sample = sample.copied(times)
     count = len(sample)
+    base = judged_margin(sample.judge(sample.images), sample.labels)
     estimate = sample.gradient(f"spsa:pairs={directions},sigma={SIGMA}").gradient
     differences = estimate.flatten(1).double().cpu().numpy()
     usual = expected_cosine(directions, differences.shape[1])
     rng = sample.rng("signs")
-    flat = {t: g[:count].flatten(1).double() for t, g in taken.here.items()}
+    flat = {t: g[:images].flatten(1).double().repeat(times, 1) for t, g in taken.here.items()}
     slopes: dict[str, list[Any]] = {text: [] for text in flat}
     rises = []
     for _ in range(directions):
         signs = rng.uniform(sample.images.shape[1:], -1.0, 1.0, like=sample.images).sign()
         delta = signs * threat.radius if threat.norm == "Linf" else threat.scaled(signs)
         # Outside the pixel range too: a clipped step is none along the gradient.
-        loss = margin(sample.judge(sample.images + delta), sample.labels)
-        rises.append((loss - taken.loss[:count]).double().cpu().numpy())
+        loss = judged_margin(sample.judge(sample.images + delta), sample.labels)
+        rises.append((loss - base).double().cpu().numpy())
         wide = delta.flatten(1).double()
         for text, gradient in flat.items():
             slopes[text].append((gradient * wide).sum(1).cpu().numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from robustsnn.errors import InputError
 from robustsnn.gradients import Estimator, make_estimator, spiking_layers
-from robustsnn.randomness import Rng
+from robustsnn.randomness import Rng, derive
 from robustsnn.scoring import score
 from robustsnn.victim import Gradient, Victim
 
@@ -38,6 +39,7 @@ class Sizes:
         draws: Of noise, for each image.
         steps: Of the attack whose path is looked at.
         far: Of the attack that may go anywhere.
+        checked: Images of the gradient check; fewer are taken several times over.
     """
 
     wide: int = 64
@@ -46,12 +48,16 @@ class Sizes:
     draws: int = 100
     steps: int = 40
     far: int = 10
+    checked: int = 32
 
     @classmethod
     def of(cls, samples: int) -> Sizes:
-        """Few images where few are evaluated, so that a probe stays the smaller part."""
+        """Few images where few are evaluated, so that a probe stays the smaller part.
+
+        But for the gradient check: of a few images chance alone reaches what it asks for.
+        """
         wide = max(8, min(64, samples // 8))
-        return cls(wide=wide, narrow=wide // 2)
+        return cls(wide=max(wide, cls.checked), narrow=wide // 2)
 
 
 @dataclass
@@ -123,6 +129,12 @@ class Sample:
     def first(self, count: int) -> Sample:
         """The first few."""
         return self.at(slice(0, count))
+
+    def copied(self, times: int) -> Sample:
+        """All the images so many times over, each copy with draws of its own."""
+        found = self.at(torch.arange(len(self)).repeat(times))
+        ids = [derive(i, "copy", n) if n else i for n in range(times) for i in self.ids]
+        return dataclasses.replace(found, ids=tuple(ids))
 
     def parts(self) -> Iterator[Sample]:
         """As many images at a time as one forward takes."""
