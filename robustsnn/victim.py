@@ -14,6 +14,7 @@ from robustsnn.batching import micro_batch_for, padding
 from robustsnn.gradients import Eot, Estimator, Spsa, make_estimator
 from robustsnn.losses import Loss, TargetedLoss, loss_function, targeted_loss
 from robustsnn.randomness import Rng, derive, positions
+from robustsnn.scoring import mean_of_draws
 
 
 @dataclass(frozen=True)
@@ -183,14 +184,13 @@ class Victim:
         with torch.no_grad(), self._attacked():
             if draws == 1 or not self.stochastic:
                 return self._forward(images.detach(), self._count_forward(len(images)))
-            total: Tensor | None = None
+            every = []
             for draw in range(draws):
                 self._count_forward(len(images))
                 common = [derive(self.seed, "common", i, draw) for i in self.image_ids]
-                found = self._forward(images.detach(), torch.tensor(common, dtype=torch.int64))
-                total = found if total is None else total + found
-            assert total is not None
-            return total / draws
+                keys = torch.tensor(common, dtype=torch.int64)
+                every.append(self._forward(images.detach(), keys))
+            return mean_of_draws(torch.stack(every))
 
     def gradient(
         self,
@@ -281,14 +281,21 @@ class Victim:
         several.requires_grad_()
         with self.estimator.applied(self._network, rows.repeat(draws)):
             logits = self._forward(several, keys, whole=True)
-            mean = logits.unflatten(0, (draws, len(x))).mean(0)
+            mean = mean_of_draws(logits.unflatten(0, (draws, len(x))))
             if self.estimator.average == "logits":
                 values = function(mean, labels)
             else:
                 values = function(logits, labels.repeat(draws)).unflatten(0, (draws, -1)).mean(0)
-            gradient = _reached(values, several).unflatten(0, (draws, len(x))).sum(0)
+            each = _reached(values, several).unflatten(0, (draws, len(x)))
+        broken = ~each.isfinite().flatten(2).all(2)
+        if len(x) and len(self) and bool(broken.any()):
+            # One draw without a gradient takes nothing from the others.
+            some = broken.any(0) & ~broken.all(0)
+            self._ledger.nonfinite.index_add_(0, rows, (broken.sum(0) * some).cpu())
+            each = torch.where(_wide(broken & some, each), 0.0, each)
+        gradient = each.sum(0)
         if own is not None:
-            mean = own.unflatten(0, (draws, len(x))).mean(0)
+            mean = mean_of_draws(own.unflatten(0, (draws, len(x))))
         return function(mean, labels).detach(), mean.detach(), gradient
 
     def _differences(
@@ -488,6 +495,10 @@ class _Exposed(nn.Module):
             x.register_hook(victim._count_backward)
         with victim._attacked():
             return victim._exposed(x, keys)
+
+
+def _wide(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(*values.shape, *[1] * (like.dim() - values.dim()))
 
 
 def _towards(goal: TargetedLoss, targets: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from robustsnn.evaluation import evaluate
-from robustsnn.gradients import Backprop
+from robustsnn.gradients import Backprop, make_estimator
 from robustsnn.randomness import derive
-from robustsnn.scoring import verdict
+from robustsnn.scoring import mean_of_draws, verdict
 from robustsnn.suites import Suite
 from robustsnn.victim import Victim
 
@@ -155,3 +155,76 @@ def test_no_prediction_is_a_vote_against(said, prediction, right):
     assert found.predictions.tolist() == [prediction]
     assert bool(found.margins[0] < 0) == right
     assert float(found.right[0]) == said.count("r") / len(said)
+
+
+class Gappy(nn.Module):
+    """Linear, but off the 8-bit grid one draw in so many has no numbers."""
+
+    stochastic = True
+    classes = 3
+
+    def __init__(self, chance: float, dtype: torch.dtype = torch.float32, size: float = 1) -> None:
+        super().__init__()
+        weights = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+        self.weights, self.chance, self.dtype, self.size = weights, chance, dtype, size
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        logits = self.size * ((images.flatten(1) - 0.5) @ self.weights.to(images))
+        off = ((255 * images - (255 * images).round()).abs() > 1e-3).flatten(1).any(1)
+        drawn = torch.tensor([derive("gap", k) / 2**63 < self.chance for k in keys.tolist()])
+        return torch.where((off & drawn)[:, None], torch.nan, logits).to(self.dtype)
+
+
+@pytest.mark.parametrize(
+    "attack", ["pgd:steps=30,loss=margin", "apgd:steps=30", "sa-pgd:steps=30", "fmn:steps=30"]
+)
+def test_a_draw_without_numbers_now_and_then_disarms_no_attack(attack):
+    """One draw of twenty is no error of a vote, nor may it hide the gradient of the others."""
+    images = (255 * shown(48)[0]).round() / 255
+    labels = Gappy(0)(images, torch.zeros(48)).argmax(1)
+    suite = {
+        "name": "gaps",
+        "epsilon": "0.04",
+        "draws": 10,
+        "entries": [{"label": "It", "attack": attack, "estimator": "bptt:draws=20"}],
+    }
+    left = [
+        evaluate(Gappy(chance), (images, labels), Suite.model_validate(suite))
+        .results.set_index("attack")
+        .loc["worst-case", "accuracy"]
+        for chance in (0.0, 0.05)
+    ]
+    assert 0.1 < float(left[0]) < 0.9
+    assert float(left[1]) == pytest.approx(float(left[0]), abs=0.03)
+
+
+def test_a_mean_over_draws_is_one_of_numbers():
+    logits = torch.tensor([[[1.0, 3.0]], [[torch.nan, 0.0]], [[3.0, 5.0]]])
+    assert mean_of_draws(logits).tolist() == [[2.0, 4.0]]
+    assert bool(mean_of_draws(logits[:2]).isnan().all())
+    # Their sum is beyond what half precision holds.
+    large = torch.full((10, 1, 2), 7000.0, dtype=torch.float16)
+    assert mean_of_draws(large).tolist() == [[7000.0, 7000.0]]
+
+
+def test_a_gradient_without_numbers_is_counted_and_takes_nothing_from_the_others():
+    images = shown(6)[0]
+    labels = Gappy(0)(images, torch.zeros(6)).argmax(1)
+    for average in ("logits", "gradients"):
+        text = f"bptt:draws=20,average={average}"
+        plain = Victim(Gappy(0), make_estimator(text, Gappy(0)), range(6), micro_batch=40)
+        gappy = Victim(Broken(0.1), make_estimator(text, Broken(0.1)), range(6), micro_batch=40)
+        want = plain.gradient(images, labels, "margin").gradient
+        got = gappy.gradient(images, labels, "margin").gradient
+        cosine = torch.cosine_similarity(want.flatten(1), got.flatten(1))
+        torch.testing.assert_close(cosine, torch.ones(6))
+        assert 0 < int(gappy.nonfinite_grad.sum()) < 60
+
+
+class Broken(Gappy):
+    """Without numbers on the way back, too."""
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        drawn = torch.tensor([derive("gap", k) / 2**63 < self.chance for k in keys.tolist()])
+        scale = torch.where(drawn, torch.nan, 1.0)[:, None]
+        return (images.flatten(1) - 0.5) @ self.weights * scale
