@@ -206,7 +206,14 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
         ) from None
     # A module is callable as well, with images.
     ready = isinstance(factory, nn.Module) or not callable(factory)
-    network = factory if ready else factory()
+    try:
+        network = factory if ready else factory()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{text!r} failed ({type(error).__name__}: {error}): mend it, or name another."
+        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
     if weights is not None:

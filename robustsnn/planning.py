@@ -106,6 +106,8 @@ def prepare(
         raise InputError(f"batch size {batch_size}: give at least 1.")
     if samples is not None and samples < 1:
         raise InputError(f"cannot take {samples} samples: the number must be at least 1.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed}: give a whole number of at least 0 and below 2^63.")
     check_device(device)
     suite = suite if isinstance(suite, Suite) else load_suite(suite)
     suite = suite.at(norm, epsilon)

@@ -114,6 +114,11 @@ def finite_logits(
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the network returns {shape} and not logits [batch, class]: wrap it.")
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"the network gives {logits.shape[1]} logit an image, so nothing can be mistaken: "
+            "return one for each of at least 2 classes."
+        )
     bad = int((~logits.isfinite().all(1)).sum())
     if bad:
         raise InputError(

@@ -82,6 +82,15 @@ CASES = [
     started(
         "NaN logits", "evaluate overflow:make --data fashion-mnist --samples 20", "NaN", "restore"
     ),
+    started(
+        "factory that fails", "evaluate overflow:fails --data fashion-mnist", "KeyError", "mend it"
+    ),
+    started(
+        "one logit",
+        "evaluate overflow:one --data fashion-mnist --samples 20",
+        "1 logit",
+        "2 classes",
+    ),
     # data that does not fit
     case("classes", f"evaluate {ROOT}/seven --samples 20", "7 classes", "10", "--data"),
     case("channels", f"evaluate {ROOT}/colour --samples 20", "3 x 28 x 28", "--data"),
@@ -114,6 +123,7 @@ CASES = [
     case("recompute", f"{SNN} --recompute 0", "--recompute 0", "at least 1"),
     case("threads", f"{SNN} --threads 0", "--threads 0", "at least 1"),
     case("seed", f"{SNN} --seed -1", "--seed -1", "at least 0"),
+    case("large seed", f"{SNN} --seed {2**63}", f"seed {2**63}", "below 2^63"),
     # places
     case("output below a file", f"{SNN} --output {ROOT}/a-file/run", "a-file", "--output"),
     case("output is a file", f"{SNN} --output {ROOT}/a-file", "is a file", "--output"),
@@ -182,6 +192,12 @@ class Overflow(nn.Module):
 
 def make():
     return Overflow()
+
+def fails():
+    return {}["weights"]
+
+def one():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
 """
 
 
