@@ -20,11 +20,12 @@ from robustsnn.scoring import verdict
 from robustsnn.subjects import subject_of
 from robustsnn.threat import ThreatModel
 
-#: Columns of `results.csv` that follow from the records.
+#: Columns of `results.csv` that follow from the records, numbers and words.
 MEASURED = (
     "samples accuracy ci_low ci_high draws_accuracy attack_success_rate mean_linf mean_l2 "
     "forward_passes backward_passes seconds"
 ).split()
+NAMED = "model suite estimator substitute seed".split()
 #: Fraction of verdicts that may differ: a spike at its threshold flips with the machine.
 TOLERATED = 0.005
 
@@ -36,7 +37,7 @@ class Verification:
     `differing` lists (image id, threat) of verdicts that differ; `outside` counts images that
     are not in their ball or range; `rows` counts rows of `results.csv`, worst cases too, that do
     not follow from the records; `contradictory` counts records whose margin says otherwise than
-    their prediction.
+    their prediction, `incomplete` attacks that have not one record of each image of the run.
     """
 
     images: int
@@ -45,12 +46,14 @@ class Verification:
     outside: int
     rows: int
     contradictory: int = 0
+    incomplete: int = 0
 
     @property
     def passed(self) -> bool:
         """Whether at most 0.5 % of verdicts differ, and nothing else is wrong."""
         few = len(self.differing) <= TOLERATED * self.verdicts
-        return few and self.outside == 0 and self.rows == 0 and self.contradictory == 0
+        rest = self.outside + self.rows + self.contradictory + self.incomplete
+        return few and rest == 0
 
     @property
     def sentence(self) -> str:
@@ -65,6 +68,8 @@ class Verification:
             parts.append(f"{self.rows} rows of results.csv do not follow from the records")
         if self.contradictory:
             parts.append(f"{self.contradictory} records have a margin of another prediction")
+        if self.incomplete:
+            parts.append(f"{self.incomplete} attacks have not a record of each image")
         return f"{'verified' if self.passed else 'NOT verified'}: {'; '.join(parts)}."
 
 
@@ -113,7 +118,7 @@ def verify(
         if attack != CLEAN:
             outside += int((~ThreatModel(norm, epsilon).admits(images, clean)).sum())
         said = verdict(network, images, labels, ids, size, seed, int(manifest.get("draws") or 1))
-        recorded = rows.set_index("image_id").loc[ids]
+        recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
         # A tie at the top is right by its class and an error in the worst case.
         wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
             (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
@@ -122,8 +127,15 @@ def verify(
         threat = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
         differing += [(ids[i], threat) for i in wrong.nonzero()[0].tolist()]
     wrong_rows = _rows(records, results, bool(manifest.get("cascade")))
-    opposed = _contradictory(records)
-    return Verification(len(ids), verdicts, tuple(differing), outside, wrong_rows, opposed)
+    return Verification(
+        images=len(ids),
+        verdicts=verdicts,
+        differing=tuple(differing),
+        outside=outside,
+        rows=wrong_rows,
+        contradictory=_contradictory(records),
+        incomplete=_incomplete(records, int(manifest["samples"])),
+    )
 
 
 def _network(
@@ -149,11 +161,15 @@ def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
     written = results.set_index(keys)
     if written.index.has_duplicates:
         return len(written)
+    # A run of old has no column of draws.
+    measured = [c for c in MEASURED if c in written or c != "draws_accuracy"]
     wrong = len(again.index.symmetric_difference(written.index))
     for key in again.index.intersection(written.index):
-        want = again.loc[key, MEASURED].to_numpy(dtype=float)
-        said = written.loc[key].reindex(MEASURED).to_numpy(dtype=float)
-        wrong += not np.allclose(said, want, rtol=1e-6, atol=1e-9, equal_nan=True)
+        want, said = again.loc[key], written.loc[key]
+        one, other = (row.reindex(measured).to_numpy(dtype=float) for row in (want, said))
+        alike = np.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
+        name, also = (row.reindex(NAMED).astype(str).tolist() for row in (want, said))
+        wrong += not (alike and name == also)
     return wrong
 
 
@@ -162,3 +178,10 @@ def _contradictory(records: pd.DataFrame) -> int:
     right = records["prediction"] == records["label"]
     margins = records["margin"]
     return int(((right & (margins.isna() | (margins > 0))) | (~right & (margins < 0))).sum())
+
+
+def _incomplete(records: pd.DataFrame, samples: int) -> int:
+    """Attacks, clean among them, whose records are not of each image of the run once."""
+    clean = sorted(records[records["attack"] == CLEAN]["image_id"])
+    groups = records.groupby(["attack", "norm", "epsilon"], sort=False)["image_id"]
+    return sum(len(ids) != samples or sorted(ids) != clean for _, ids in groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -113,6 +114,21 @@ def test_compare_writes_the_page_and_verify_agrees(cli, warm, checkpoints, tmp_p
     read_results(table).query("attack != 'worst-case'").to_csv(table, index=False)
     assert "1 rows of results.csv" in warm("verify", runs[0]).stdout
     table.write_text(written)
+    results = read_results(table)
+    results.loc[0, "estimator"] = "bptt"
+    results.to_csv(table, index=False)
+    assert "1 rows of results.csv" in warm("verify", runs[0]).stdout
+    # A run of old has no column of draws.
+    old = pd.read_csv(io.StringIO(written), dtype=str, keep_default_na=False)
+    old.drop(columns="draws_accuracy").to_csv(table, index=False)
+    assert warm("verify", runs[0]).returncode == 0
+    table.write_text(written)
+    records = pd.read_parquet(runs[0] / "records.parquet")
+    # Dropped from the records and the table alike.
+    hard = records[records["image_id"] != records["image_id"].iloc[0]]
+    hard.to_parquet(runs[0] / "records.parquet")
+    assert warm("verify", runs[0]).returncode != 0
+    records.to_parquet(runs[0] / "records.parquet")
     assert warm("verify", runs[0]).returncode == 0
 
     records = pd.read_parquet(runs[0] / "records.parquet")
