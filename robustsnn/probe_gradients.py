@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustsnn.batching import out_of_memory
 from robustsnn.findings import Finding
+from robustsnn.formats import count as counted
 from robustsnn.formats import percent
 from robustsnn.gradients import make_estimator
 from robustsnn.indicators import cosine, expected_cosine, slope, spearman
@@ -29,6 +30,8 @@ LEAST_SUPPORT = 0.05
 #: linear loss would give, and its rank correlation with what random signs do. Spikes make a loss
 #: rough: honest networks were seen between 0.1 and 0.3.
 LEAST_FIDELITY, LEAST_RANK = 0.1, 0.1
+#: Of fewer images nothing is said: even an honest gradient may be wrong about one.
+FEWEST_CHECKED = 4
 #: Share of the directions that have to change a loss before its gradient is judged by them.
 LEAST_MOVED = 0.5
 #: Cosine of two gradients at the same point, where a network draws nothing.
@@ -325,6 +328,12 @@ def fidelity(
         "cosine of a linear loss": usual,
         "directions that change the loss": float((rise != 0).mean()),
     }
+    if images < FEWEST_CHECKED:
+        said = (
+            f"Of {counted(images, 'image')} alone nobody can tell whether gradients are those "
+            "of the loss."
+        )
+        return [Finding("D4", "gradient-fidelity", True, "caution", said, angle[OWN], details)]
     return [
         Finding(
             "D4",

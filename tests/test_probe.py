@@ -16,8 +16,9 @@ from robustsnn.findings import Finding
 from robustsnn.probe import Probed, draws_of, probe
 from robustsnn.probe_gradients import fidelity, support, take, through_layers, through_time
 from robustsnn.probe_sample import Sample, Sizes
-from robustsnn.probe_search import climb, doubling
+from robustsnn.probe_search import climb, doubling, order
 from robustsnn.probe_watch import mass
+from robustsnn.randomness import derive
 from robustsnn.snn.neuron import LIF
 from robustsnn.snn.surrogate import Arctan, Rectangle, Sigmoid, Triangle
 from robustsnn.threat import ThreatModel
@@ -588,7 +589,16 @@ class Shuffled(nn.Module):
         return torch.stack([torch.zeros_like(z), z], 1)
 
 
-@pytest.mark.parametrize("samples", [1, 8, 64])
+def test_a_single_image_settles_nothing(depths):
+    images, labels = images_at(Linear(), depths[:3])
+    (finding,) = fidelity(
+        sample_of(Linear(), images, labels), take(sample_of(Linear(), images, labels), THREAT),
+        THREAT, 64, 32,
+    )  # fmt: skip
+    assert finding.flagged and finding.severity == "caution" and "3 images" in finding.sentence
+
+
+@pytest.mark.parametrize("samples", [4, 8, 64])
 def test_a_gradient_of_something_else_is_told_from_few_images_too(samples):
     images = torch.rand(samples, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     labels = torch.zeros(samples, dtype=torch.int64)
@@ -627,6 +637,31 @@ class Gaps(Linear):
         broken = torch.zeros_like(logits)
         broken[:, 0] = self.value
         return torch.where(off[:, None], logits + broken, logits)
+
+
+class Lucky(Linear):
+    """Off the grid wrong on one draw of ten, whatever the noise."""
+
+    stochastic = True
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        assert keys is not None
+        logits = super().forward(images)
+        off = ((255 * images - (255 * images).round()).abs() > 1e-3).flatten(1).any(1)
+        content = (1e6 * images.double().flatten(1).sum(1)).long()
+        drawn = torch.tensor(
+            [derive(k, c) % 10 == 0 for k, c in zip(keys.tolist(), content.tolist(), strict=True)]
+        )
+        return torch.where((off & drawn)[:, None], logits.flip(1), logits)
+
+
+def test_a_lucky_draw_of_noise_fools_nobody(depths):
+    images, labels = images_at(Linear(), torch.full((8,), 3 * EPSILON))
+    images = (255 * images).round() / 255
+    network = Lucky()
+    sample = sample_of(network, images, labels)
+    (finding,) = order(sample, take(sample, THREAT), THREAT, 30)
+    assert finding.details["noise"] == 0 and not finding.flagged
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
