@@ -154,7 +154,7 @@ RULES = (
         ("not-converged",),
         "B",
         "B",
-        "Run the suite plus: with more steps and restarts the number will fall further.",
+        "Run the suite plus: with more steps and restarts the number may fall further.",
     ),
     Rule(
         "D2",

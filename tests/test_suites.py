@@ -116,6 +116,29 @@ def test_standard_has_the_stages_it_promises(kind):
         assert math.isclose(there / peak, 1 / (1 + (0.4 * math.pi) ** 2), rel_tol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_plus_has_of_every_attack_of_standard_as_much_or_more(kind):
+    """Its own attacks included: where `standard` is in doubt, `plus` may leave none of it out."""
+
+    def runs(name):
+        for one in load_suite(name).entries:
+            if one.runs_on(kind, 10, False) and not one.probe:
+                attack = load_attack(one.attack)
+                size = [getattr(attack, f, 0) for f in ("steps", "restarts", "queries", "targets")]
+                how = (getattr(attack, "loss", ""), getattr(attack, "warm", False), one.estimator)
+                yield one.label, (type(attack), *how), size
+
+    more = list(runs("plus"))
+    for label, shape, size in runs("standard"):
+        found = [s for _, other, s in more if other == shape]
+        assert any(all(a >= b for a, b in zip(s, size, strict=True)) for s in found), label
+    probes = {
+        name: [e for e in load_suite(name).entries if e.probe and e.runs_on(kind, 10, False)]
+        for name in ("standard", "plus", "light")
+    }
+    assert probes["plus"] == probes["standard"] == probes["light"]
+
+
 @pytest.mark.parametrize("name", ["light", "standard", "plus"])
 @pytest.mark.parametrize("kind", ["ann", "snn"])
 def test_every_estimator_of_a_cascade_that_ships_can_be_made(name, kind):
