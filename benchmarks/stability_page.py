@@ -164,11 +164,12 @@ def batches_aim(some: pd.DataFrame) -> Aim:
     differing = [
         f"{', '.join(map(str, sorted(ids)))} ({name})" for name, ids in images.items() if ids
     ]
+    where = formats.listing(list(dict.fromkeys(_named(pair.row) for pair in asked)))
     said = f"the images that differ are {'; '.join(differing)}" if differing else "none differs"
     return Aim(
         len(fine) == len(asked),
         "Verdicts by image agree for all but half a percent of the images in "
-        f"{len(fine)} of {formats.count(len(asked), 'comparison')}; {said}.",
+        f"{len(fine)} of {formats.count(len(asked), 'comparison')}, on {where}; {said}.",
     )
 
 

@@ -201,9 +201,10 @@ def page(table: pd.DataFrame, command: str) -> str:
         "# Stages",
         "",
         f"Made by `{command}`. What one stage by itself breaks of the training images that the "
-        "probes of `standard` left, L∞ 8/255, seed 0; `standard` is put together from this, and "
-        "not from test images. Passes are forward and backward, a mean over those images; *only* "
-        "is what no other candidate breaks.",
+        "probes of `standard` left, L∞ 8/255, seed 0; the gradient stages of `standard` are put "
+        "together from this, and not from test images; its probes and its search from the best "
+        "point were not tried here. Passes are forward and backward, a mean over those images; "
+        "*only* is what no other candidate breaks.",
         "",
     ]
     for (model, samples), some in table.groupby(["model", "samples"], sort=False):

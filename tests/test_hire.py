@@ -94,7 +94,7 @@ def test_without_noise_hire_is_plain_updates_over_a_period(periods, steps):
 @pytest.mark.parametrize("order", ["free", "updated"])
 @pytest.mark.parametrize("carry", ["reset", "detach"])
 def test_with_noise_hire_follows_its_equations(order, carry):
-    """An independent transcription of METHODS: sign step, clip to the bound, clip to [0, 1]."""
+    """Transcribed from Kundu et al., ICCV 2021: sign step, clip to the bound, clip to [0, 1]."""
     ours, theirs = network(dropout=0.0), network(dropout=0.0)
     hire_loop(ours, Hire(periods=2, step="8/255", bound="6/255", order=order, carry=carry))
     optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-2)
