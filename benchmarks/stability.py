@@ -172,7 +172,9 @@ PARTS: Mapping[str, Part] = {
     ),
     "epsilon": Part(everything, _ALL),
     "noise": Part(noise, _ALL),
-    "batches": Part(batches, tuple(_fashion("vgg5-snn", "vgg5-ann", samples=BATCHED))),
+    "batches": Part(
+        batches, tuple(_fashion("vgg5-snn", "vgg5-ann", "resnet12-snn", samples=BATCHED))
+    ),
 }  # fmt: skip
 
 
