@@ -207,8 +207,8 @@ def test_each_network_is_run_once_at_a_number_of_ones_own():
     assert [case.model for case in stability.cases_of("epsilon", [OTHER])] == [OTHER]
     with pytest.raises(InputError, match="nothing"):
         stability.studies(["nothing"], Path())
-    with pytest.raises(InputError, match="resnet12-snn"):
-        stability.studies(["batches"], Path(), ["fashion-mnist/resnet12-snn"])
+    with pytest.raises(InputError, match="resnet12-ann"):
+        stability.studies(["batches"], Path(), ["fashion-mnist/resnet12-ann"])
 
 
 # --- tables made by hand --------------------------------------------------------------------------
