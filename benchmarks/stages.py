@@ -148,9 +148,13 @@ def study(
 
 
 def standing(records: pd.DataFrame) -> list[int]:
-    """Ids of the images that are right under every attack, a tie being an error."""
-    worst = records.groupby("image_id", sort=False)["margin"].max()
-    return [int(i) for i in worst[worst < 0].index]
+    """Ids of the images that are right when clean and under every attack.
+
+    A tie is an error, and so is an image whose margin is NaN: its logits were not finite.
+    """
+    right = (records["prediction"] == records["label"]) & (records["margin"] < 0)
+    every = right.groupby(records["image_id"], sort=False).all()
+    return [int(image) for image in every.index[every]]
 
 
 def subset(images: Images, ids: Sequence[int]) -> TensorSet:

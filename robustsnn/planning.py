@@ -17,7 +17,15 @@ from robustsnn.errors import InputError
 from robustsnn.gradients import make_estimator, spiking_layers
 from robustsnn.preflight import finite_logits
 from robustsnn.registry import Attack, load_attack
-from robustsnn.subjects import Images, Subject, check_fit, images_of, recomputing, subject_of
+from robustsnn.subjects import (
+    Images,
+    Subject,
+    check_fit,
+    checkpoint_subject,
+    images_of,
+    recomputing,
+    subject_of,
+)
 from robustsnn.suites import BEST, Entry, Suite, load_suite
 from robustsnn.threat import ThreatModel
 
@@ -267,15 +275,31 @@ def _needs(tasks: Sequence[Task]) -> bool:
 def _substitute(
     given: nn.Module | str | Path | Subject | None, subject: Subject, images: Images, device: str
 ) -> Subject:
-    found = given if given is not None else subject.meta.get("substitute")
-    if found is None:
+    named = subject.meta.get("substitute")
+    if isinstance(given, Subject):
+        second = given
+    elif given is not None:
+        second = subject_of(given, device=device)
+    elif named is None:
         raise InputError(
             f"the suite attacks through a substitute network and {subject.name} names none: add "
             "--substitute MODEL, such as the same recipe trained with another seed."
         )
-    second = found if isinstance(found, Subject) else subject_of(found, device=device)
+    else:
+        # What a checkpoint says of its substitute comes from a file.
+        second = _named_substitute(named, subject, device)
     check_fit(second.load(), f"the substitute {second.name}", images)
     return second
+
+
+def _named_substitute(named: object, subject: Subject, device: str) -> Subject:
+    try:
+        return checkpoint_subject(str(named), device=device)
+    except InputError as error:
+        raise InputError(
+            f"{subject.name} names the substitute {named!r}, which cannot be used ({error}) Give "
+            "another with --substitute."
+        ) from None
 
 
 def estimator_name(task: Task, network: nn.Module, second: nn.Module | None) -> str:

@@ -70,7 +70,27 @@ def subject_of(
         made = load_model(text, weights, device)
         digest = _digest(made)
         return Subject(name or text, lambda: copy.deepcopy(made), digest, digest, text)
-    checkpoint = read_checkpoint(model)
+    return checkpoint_subject(text, device=device, name=name)
+
+
+def checkpoint_subject(
+    zoo_name_or_folder: str | Path, *, device: str = "cpu", name: str | None = None
+) -> Subject:
+    """A model by zoo name or checkpoint folder, and by nothing that would run code.
+
+    A name that was read from a file (a manifest, a `model.json`) goes through here: only what a
+    user typed may be imported.
+
+    Raises:
+        InputError: It cannot be found or read.
+    """
+    text = str(zoo_name_or_folder)
+    if ":" in text and not Path(text).exists():
+        raise InputError(
+            f"{text!r} comes from a file and names code, which is never imported: give the name "
+            "of a model or a checkpoint folder yourself."
+        )
+    checkpoint = read_checkpoint(text)
     load_network(checkpoint)  # so that broken weights are refused before anything is run
     described = json.dumps(
         {"weights": checkpoint.sha256, "network": checkpoint.config.model_dump(mode="json")},

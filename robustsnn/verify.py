@@ -17,7 +17,7 @@ from robustsnn.evaluation import check_device
 from robustsnn.formats import CLEAN
 from robustsnn.records import DONE, RunFolder, summarise
 from robustsnn.scoring import verdict
-from robustsnn.subjects import subject_of
+from robustsnn.subjects import checkpoint_subject, subject_of
 from robustsnn.threat import ThreatModel
 
 #: Columns of `results.csv` that follow from the records, numbers and words.
@@ -144,8 +144,20 @@ def _network(
     origin = str(manifest.get("origin"))
     if model is None and origin == "memory":
         raise InputError("the run's network was in memory: name its checkpoint with --model.")
-    asked = model or (origin if ":" in origin or Path(origin).is_dir() else manifest["model"])
-    subject = subject_of(asked, weights=weights, device=device)
+    if model is not None or weights is not None:
+        if model is None:
+            raise InputError("--weights goes with --model python.module:factory: name it too.")
+        asked = model
+        subject = subject_of(model, weights=weights, device=device)
+    else:
+        # The manifest may be anybody's: what it names is looked up, never imported.
+        asked = origin if Path(origin).is_dir() else str(manifest["model"])
+        if ":" in asked:
+            raise InputError(
+                f"the run's network came from code ({asked}), which a manifest cannot make "
+                "RobustSNN import: name it with --model (and --weights)."
+            )
+        subject = checkpoint_subject(asked, device=device)
     if subject.sha256 != manifest.get("checkpoint_sha256"):
         raise InputError(
             f"{asked} is not the model of this run (sha256 {subject.sha256[:12]}, the run has "

@@ -164,9 +164,9 @@ def test_a_users_own_model_and_weights(cli, warm, tmp_path):
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["origin"] == "mine:make" and manifest["energy"] == {}
-    fine = warm("verify", "run", "--weights", "mine.pt")
+    fine = warm("verify", "run", "--model", "mine:make", "--weights", "mine.pt")
     assert fine.returncode == 0, fine.stderr + fine.stdout
-    other = warm("verify", "run")
+    other = warm("verify", "run", "--model", "mine:make")
     assert other.returncode == 2 and "is not the model of this run" in other.stderr
 
 

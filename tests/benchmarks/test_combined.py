@@ -81,6 +81,18 @@ def test_a_combination_wins_only_below_everything_else(tmp_path: Path):
     assert "20.0 % stand under all" in (tmp_path / "combined.md").read_text(encoding="utf-8")
 
 
+def test_an_image_whose_logits_are_no_numbers_is_broken_and_not_passed_over():
+    records = pd.DataFrame(
+        {
+            "image_id": [9, 9, 2, 2, 4, 4],
+            "label": 1,
+            "prediction": [1, 1, 1, 1, 1, -1],
+            "margin": [-1.0, 0.0, -1.0, -0.1, -1.0, float("nan")],
+        }
+    )
+    assert stages.standing(records) == [2]
+
+
 def test_stages_are_ordered_by_what_each_adds(tmp_path: Path):
     def stage(name: str, standing: str) -> dict[str, object]:
         return {
