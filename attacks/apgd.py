@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustsnn.adversary.losses import TARGETED, loss_function
+from robustsnn.adversary.search import Best, checkpoints, surface_point, warm_point
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Gradient, Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.losses import TARGETED, loss_function
-from robustsnn.randomness import Rng
-from robustsnn.search import Best, checkpoints, surface_point, warm_point
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Gradient, Victim
 
 #: Weight of the new step; the rest goes on as before.
 MOMENTUM = 0.75
@@ -32,8 +32,8 @@ class APGD:
     Args:
         steps: Number of steps, >= 1.
         restarts: Runs from independent starts, >= 1; with targets, of each target.
-        loss: What the steps raise, one of `robustsnn.losses.LOSSES`; with targets, one of
-            `robustsnn.losses.TARGETED`.
+        loss: What the steps raise, one of `robustsnn.adversary.losses.LOSSES`; with targets, one of
+            `robustsnn.adversary.losses.TARGETED`.
         targets: Wrong classes to aim at one after another, the likeliest of the clean image
             first; fewer where the network has fewer. 0 aims at none.
         warm: Make the first run from what earlier attacks of a cascade found.

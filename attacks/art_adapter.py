@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustsnn.adversary.peers import check_norm, count_classes, craft, library
+from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
-from robustsnn.peers import check_norm, count_classes, craft, library
-from robustsnn.randomness import Rng
 from robustsnn.registry import parse_fields, parse_value
-from robustsnn.threat import NORMS, ThreatModel
-from robustsnn.victim import Victim
 
 # Set from the victim, the threat model and the form of the call, never by the user.
 _GIVEN = ("estimator", "norm", "eps", "targeted", "verbose", "summary_writer")

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustsnn.losses import loss_function
-from robustsnn.randomness import Rng
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
+from robustsnn.adversary.losses import loss_function
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from robustsnn.adversary.peers import check_norm, craft, library
+from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
-from robustsnn.peers import check_norm, craft, library
-from robustsnn.randomness import Rng
 from robustsnn.registry import parse_fields, parse_value
-from robustsnn.threat import NORMS, ThreatModel
-from robustsnn.victim import Victim
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustsnn.adversary.peers import library, seeded
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.peers import library, seeded
-from robustsnn.randomness import Rng
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 #: Noise images tried as a start; where none of so many is misclassified hardly any is.
 DIRECTIONS = 100

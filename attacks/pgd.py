@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from robustsnn.adversary.losses import judged_margin, loss_function
+from robustsnn.adversary.threat import ThreatModel, parse_epsilon
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.losses import judged_margin, loss_function
-from robustsnn.randomness import Rng
-from robustsnn.threat import ThreatModel, parse_epsilon
-from robustsnn.victim import Victim
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PGD:
             last included; `last` is what papers report, and over restarts the best of the last.
         early_exit: Stop with an image once it is misclassified. Not done on a stochastic
             network, where a single misclassified pass proves little.
-        loss: What the steps raise, one of `robustsnn.losses.LOSSES`.
+        loss: What the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
 
     Raises:
         InputError: A value out of its range.

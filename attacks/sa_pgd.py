@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustsnn.adversary.losses import loss_function
+from robustsnn.adversary.search import Best, checkpoints, surface_point
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.losses import loss_function
-from robustsnn.randomness import Rng
-from robustsnn.search import Best, checkpoints, surface_point
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 #: What is left of the sums of gradients, and of their squares, at the next step.
 MOMENTUM, MEMORY = 0.5, 0.8
@@ -35,7 +35,7 @@ class SAPGD:
     Args:
         steps: Number of steps, >= 1.
         restarts: Runs from independent starts, >= 1.
-        loss: What the steps raise, one of `robustsnn.losses.LOSSES`.
+        loss: What the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
         early_exit: Stop with an image once it is misclassified. Not done on a stochastic
             network, where a single misclassified pass proves little.
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from robustsnn.adversary.peers import check_norm, craft, library
+from robustsnn.adversary.threat import NORMS, ThreatModel, parse_epsilon
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
-from robustsnn.peers import check_norm, craft, library
-from robustsnn.randomness import Rng
 from robustsnn.registry import parse_fields, parse_value
-from robustsnn.threat import NORMS, ThreatModel, parse_epsilon
-from robustsnn.victim import Victim
 
 _PACKAGE = "secml-torch"
 # The fields that a user may set, and their types.

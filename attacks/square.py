@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustsnn.adversary.search import Best, warm_point
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.randomness import Rng
-from robustsnn.search import Best, warm_point
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 #: The schedule is written for so many queries, and stretched to any other number.
 SCALE = 10_000

@@ -13,12 +13,12 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from robustsnn.adversary.peers import check_norm, count_classes, craft, seeded
+from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
-from robustsnn.peers import check_norm, count_classes, craft, seeded
-from robustsnn.randomness import Rng
 from robustsnn.registry import parse_fields, parse_value
-from robustsnn.threat import NORMS, ThreatModel
-from robustsnn.victim import Victim
 
 # What torchattacks states in prose only; its other attacks take the norm as an argument.
 _LINF = (

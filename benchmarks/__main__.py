@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from robustsnn.common.process import let_idle_threads_sleep
 from robustsnn.errors import InputError
-from robustsnn.process import let_idle_threads_sleep
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 OUTPUT = Path("docs/results/speed")
@@ -68,8 +68,10 @@ def run(
 ) -> None:
     """Measure what is not yet measured, and write tables and figures of all that is."""
     started = time.perf_counter()
-    from benchmarks import attack, contenders, figures, machine, memory, profiling, tables
     from benchmarks import cells as measuring
+    from benchmarks import figures, machine, memory, profiling, tables
+    from benchmarks import pgd as attack
+    from benchmarks.contenders import base as contenders
 
     _settle(process, threads)
     parts = {p.strip() for p in only.split(",")}
@@ -208,7 +210,7 @@ def soundness(
     tables_only: TablesOnlyOption = False,
 ) -> None:
     """Set `standard` beside every peer and estimator on the networks that ship."""
-    from benchmarks import soundness as study
+    from studies.soundness import study
 
     _settle(Process.product, None)
     names = _chosen("--only", only, study.NETWORKS)
@@ -240,7 +242,7 @@ def stages(
     tables_only: TablesOnlyOption = False,
 ) -> None:
     """Try what could be a stage of `standard`, on training images."""
-    from benchmarks import stages as study
+    from studies.stages import study
 
     _settle(Process.product, None)
     names = _chosen("--only", only, study.NETWORKS)
@@ -265,8 +267,8 @@ def stability(
     tables_only: TablesOnlyOption = False,
 ) -> None:
     """Ask whether the number of `standard` holds still where it must."""
-    from benchmarks import stability as study
-    from benchmarks.stability_page import write
+    from studies.stability import study
+    from studies.stability.page import write
 
     _settle(Process.product, None)
     found = study.studies(
@@ -295,7 +297,7 @@ def combined(
     tables_only: TablesOnlyOption = False,
 ) -> None:
     """Set gradients and search by score together beside either alone, at equal passes."""
-    from benchmarks import combined as study
+    from studies.combined import study
 
     _settle(Process.product, None)
     names = _chosen("--only", only, study.NETWORKS)

@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import alone, peers_hire, peers_snntorch, peers_spikingjelly
-from benchmarks.contenders import TASKS, Contender, ModuleContender, Ours, run
+from benchmarks.contenders import hire_loop as peers_hire
+from benchmarks.contenders import layers_alone as alone
+from benchmarks.contenders import snntorch as peers_snntorch
+from benchmarks.contenders import spikingjelly as peers_spikingjelly
+from benchmarks.contenders.base import TASKS, Contender, ModuleContender, Ours, run
 from benchmarks.equality import agreeing_images, differences
 from benchmarks.machine import ROOT
 from benchmarks.networks import (
@@ -211,7 +214,7 @@ def notes(measured: Sequence[dict[str, Any]]) -> list[str]:
     """How the libraries were set, and what was left out."""
     return [
         "snnTorch: its loop over time with `Leaky`; the reset is written in the loop, since the "
-        "built-in one has other dynamics (`benchmarks/peers_snntorch.py`) at the same cost.",
+        "built-in one has other dynamics (`benchmarks/contenders/snntorch.py`) at the same cost.",
         "SpikingJelly: multi-step `LIFNode` with a built-in surrogate, so with its kernel's "
         "hand-written backward; channels last; neurons in training mode. Compiled is the same "
         "under `torch.compile`, timed where the aims are, without the time to compile.",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contenders import Contender
+from benchmarks.contenders.base import Contender
 from robustsnn.snn.lif_reference import run
 from robustsnn.snn.network import Network
 from robustsnn.snn.neuron import LIF

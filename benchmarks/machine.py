@@ -77,7 +77,7 @@ def apply_process_settings(process: str) -> None:
     imported for all of them to have effect.
     """
     if process == "product":
-        from robustsnn.process import keep_freed_memory
+        from robustsnn.common.process import keep_freed_memory
 
         keep_freed_memory()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import contenders, yardstick
-from benchmarks.contenders import Ours
+from benchmarks.contenders.base import Ours
 from benchmarks.machine import ROOT
 from benchmarks.networks import benchmark_network, random_images, random_labels
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.contenders import Ours
+from benchmarks.contenders.base import Ours
 from benchmarks.networks import benchmark_network, random_images, random_labels
 from benchmarks.timing import Spread
 from robustsnn.snn.network import Network

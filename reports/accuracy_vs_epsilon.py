@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from robustsnn import figures, formats
-from robustsnn.comparison import CLEAN_THREAT, Comparison, Threat, comparisons
-from robustsnn.formats import WORST_CASE
-from robustsnn.reporting import Runs
+from robustsnn.common import wording as formats
+from robustsnn.common.wording import WORST_CASE
+from robustsnn.reporting import figures
+from robustsnn.reporting.comparison import CLEAN_THREAT, Comparison, Threat, comparisons
+from robustsnn.reporting.render import Runs
 
 #: An attack, or the worst case, under one norm.
 Panel = tuple[str, str]

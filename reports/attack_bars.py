@@ -8,10 +8,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustsnn import figures, formats
-from robustsnn.comparison import Comparison, Threat, comparisons
-from robustsnn.formats import WORST_CASE
-from robustsnn.reporting import Runs
+from robustsnn.common import wording as formats
+from robustsnn.common.wording import WORST_CASE
+from robustsnn.reporting import figures
+from robustsnn.reporting.comparison import Comparison, Threat, comparisons
+from robustsnn.reporting.render import Runs
 
 #: Characters of a label that fit beside the bars.
 WIDEST = 20

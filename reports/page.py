@@ -15,9 +15,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from robustsnn import figures, formats, sheets, verdict
-from robustsnn.comparison import Comparison, comparisons
-from robustsnn.reporting import GENERATOR, Run, Runs
+from robustsnn.common import wording as formats
+from robustsnn.reporting import figures
+from robustsnn.reporting import sentences as verdict
+from robustsnn.reporting import tables as sheets
+from robustsnn.reporting.comparison import Comparison, comparisons
+from robustsnn.reporting.render import GENERATOR, Run, Runs
 
 #: The page shows what the other renderers wrote, so it comes after them.
 ORDER = 1

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from robustsnn import figures, formats
-from robustsnn.reporting import Run, Runs
+from robustsnn.common import wording as formats
+from robustsnn.reporting import figures
+from robustsnn.reporting.render import Run, Runs
 
 
 def render(runs: Runs, output: Path) -> list[Path]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustsnn.reporting import Runs
-from robustsnn.sheets import Cell, Sheet, sheets
+from robustsnn.reporting.render import Runs
+from robustsnn.reporting.tables import Cell, Sheet, sheets
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robustsnn.reporting import Runs
-from robustsnn.terminal import comparison_table, comparison_tables
+from robustsnn.reporting.render import Runs
+from robustsnn.reporting.terminal import comparison_table, comparison_tables
 
 __all__ = ["comparison_table", "render"]
 

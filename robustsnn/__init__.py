@@ -6,19 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustsnn.campaigns import compare, report
-    from robustsnn.checkpoint import load_model
-    from robustsnn.evaluation import evaluate
+    from robustsnn.evaluation.run import evaluate
+    from robustsnn.models.checkpoint import load_model
     from robustsnn.training import train_recipe as train
+    from robustsnn.workflows.compare import compare, report
 
 __all__ = ["compare", "evaluate", "load_model", "report", "train"]
 
 # Imported when asked for: `robustsnn --help` must not wait for torch.
 _WHERE = {
-    "compare": ("robustsnn.campaigns", "compare"),
-    "evaluate": ("robustsnn.evaluation", "evaluate"),
-    "load_model": ("robustsnn.checkpoint", "load_model"),
-    "report": ("robustsnn.campaigns", "report"),
+    "compare": ("robustsnn.workflows.compare", "compare"),
+    "evaluate": ("robustsnn.evaluation.run", "evaluate"),
+    "load_model": ("robustsnn.models.checkpoint", "load_model"),
+    "report": ("robustsnn.workflows.compare", "report"),
     "train": ("robustsnn.training", "train_recipe"),
 }
 

@@ -1,6 +1,6 @@
 """`python -m robustsnn`."""
 
-from robustsnn.cli import main
+from robustsnn.cli.main import main
 
 if __name__ == "__main__":
     main()

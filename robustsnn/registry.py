@@ -27,9 +27,9 @@ from robustsnn.errors import InputError, unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from robustsnn.randomness import Rng
-    from robustsnn.threat import ThreatModel
-    from robustsnn.victim import Victim
+    from robustsnn.adversary.threat import ThreatModel
+    from robustsnn.adversary.victim import Victim
+    from robustsnn.common.randomness import Rng
 
 KINDS = ("none", "noise", "fixed-epsilon", "transfer", "minimum-norm")
 _ADAPTER = "_adapter"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustsnn.snn.backward_rule import Trace
 from robustsnn.snn.neuron import kernel
-from robustsnn.snn.ruled import Trace
 from robustsnn.snn.surrogate import Surrogate
 
 

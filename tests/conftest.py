@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm_cli
+from tests.cli import warm_cli
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 CLI = [sys.executable, "-m", "robustsnn"]
@@ -47,7 +47,7 @@ def cli(tmp_path: Path) -> Cli:
 
 @pytest.fixture(scope="session")
 def run_warm() -> Iterator[Cli]:
-    """`run_cli` without the seconds of starting: see `tests.warm_cli` for what that leaves out."""
+    """`run_cli` without the seconds of starting; `tests.cli.warm_cli` says what that leaves out."""
     if not warm_cli.AVAILABLE:
         yield run_cli
         return
@@ -72,8 +72,8 @@ def make_checkpoint(
     """A VGG5 with random convolutions whose last layer is fitted by ridge regression."""
     import torch
 
-    from robustsnn.checkpoint import save_checkpoint
-    from robustsnn.datasets import DATASETS, load_dataset
+    from robustsnn.data.datasets import DATASETS, load_dataset
+    from robustsnn.models.checkpoint import save_checkpoint
     from robustsnn.snn.network import Network, NetworkConfig
 
     known = DATASETS["fashion-mnist"]

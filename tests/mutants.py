@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import robustsnn.diagnostics as flags
-from robustsnn.findings import Finding
-from robustsnn.preflight import Check
-from robustsnn.reliability import RULES
+import robustsnn.diagnosis.flags as flags
+from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.level import RULES
+from robustsnn.diagnosis.preflight import Check
 
 #: Where diagnostics are tested; the quickest first.
 WHERE = ("test_diagnostics.py", "test_preflight.py", "test_probe.py", "test_indicators.py")
@@ -69,7 +69,7 @@ def caught(slug: str) -> str | None:
         silence(slug)
         sys.stdout = sys.stderr = StringIO()
         watch = _Watch()
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", *(str(HERE / name) for name in WHERE)]
+        arguments = ["-x", "-q", "-p", "no:cacheprovider", *(str(HERE / "diagnosis" / name) for name in WHERE)]
         pytest.main(arguments, plugins=[watch])
         os.write(write, watch.failed.encode())
         os._exit(0)

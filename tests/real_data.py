@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robustsnn.datasets import ImageSet, load_dataset
+from robustsnn.data.datasets import ImageSet, load_dataset
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROOTS = {"fashion-mnist": SHARED / "fashion_mnist", "cifar10": SHARED / "cifar10"}

@@ -20,16 +20,16 @@ from PIL import Image
 
 import robustsnn
 from robustsnn import registry
-from robustsnn.cli import app
-from robustsnn.gradients import Backprop
-from robustsnn.losses import cross_entropy
-from robustsnn.randomness import Rng
-from robustsnn.reporting import load_runs, render
+from robustsnn.adversary.losses import cross_entropy
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.cli.main import app
+from robustsnn.common.randomness import Rng
+from robustsnn.estimators.make import Backprop
+from robustsnn.evaluation.suites import load_suite
+from robustsnn.reporting.render import load_runs, render
 from robustsnn.snn import architectures
 from robustsnn.snn.network import Network, NetworkConfig
-from robustsnn.suites import load_suite
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -297,7 +297,7 @@ def test_the_readme_takes_its_speed_from_the_measurement():
 
 
 def test_the_readme_takes_its_soundness_from_the_measurement():
-    from benchmarks.soundness import in_short
+    from studies.soundness.study import in_short
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     marked = r"<!-- soundness:begin -->\n(.*?)<!-- soundness:end -->"

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustsnn.checkpoint import read_state_dict
+from robustsnn.models.checkpoint import read_state_dict
+from robustsnn.models.hire_snn import from_official
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.neuron import LIF
-from robustsnn.snn.official import from_official
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(

@@ -135,7 +135,7 @@ def test_spiking_networks_know_nothing_of_attacks(tmp_path: Path) -> None:
         f"import robustsnn.snn.{path.stem}" for path in (ROOT / "robustsnn/snn").glob("[a-z]*.py")
     )
     ours = {name for name in loaded(statement, tmp_path) if within(name, "robustsnn")}
-    allowed = ("robustsnn.snn", "robustsnn.errors", "robustsnn.randomness")
+    allowed = ("robustsnn.snn", "robustsnn.errors", "robustsnn.common.randomness")
     strangers = {n for n in ours if n != "robustsnn" and not any(within(n, a) for a in allowed)}
     assert strangers == set()
 
@@ -148,7 +148,7 @@ def test_reports_need_no_torch(tmp_path: Path) -> None:
 
 
 def test_the_command_line_starts_without_torch(tmp_path: Path) -> None:
-    assert not {"torch", "pandas", "matplotlib"} & loaded("import robustsnn.cli", tmp_path)
+    assert not {"torch", "pandas", "matplotlib"} & loaded("import robustsnn.cli.main", tmp_path)
 
 
 # --- what is shipped -----------------------------------------------------------------------------
@@ -199,7 +199,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 import robustsnn
 from robustsnn import registry
-from robustsnn.datasets import load_dataset
+from robustsnn.data.datasets import load_dataset
 network = robustsnn.load_model("fashion-mnist/vgg5-ann")
 data = load_dataset("fashion-mnist", None, samples=8)
 found = robustsnn.evaluate(network, data, "quick")

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.snn.backward_rule import Rule, Trace, ruled
 from robustsnn.snn.lif_reference import ReferenceLIF
 from robustsnn.snn.lif_reference import run as run_reference
-from robustsnn.snn.ruled import Rule, Trace, ruled
 from robustsnn.snn.surrogate import Surrogate, Triangle, describe
 
 LEAST_THRESHOLD = 1e-3
@@ -160,7 +160,7 @@ class LIF(nn.Module):
     """A layer of LIF neurons with one learnable threshold and one learnable leak.
 
     It holds no state: the membrane goes in and comes out. `rule`, if set, replaces its backward
-    pass (see `robustsnn.snn.ruled`); its spikes stay the same.
+    pass (see `robustsnn.snn.backward_rule`); its spikes stay the same.
     """
 
     def __init__(

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustsnn.adversary.threat import parse_epsilon
 from robustsnn.snn.network import Network
-from robustsnn.threat import parse_epsilon
 from robustsnn.training.recipe import Adversarial
-from robustsnn.training.update import Progress, plain_update
+from robustsnn.training.step import Progress, plain_update
 
 
 def adversarial_update(

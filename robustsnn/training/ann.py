@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from robustsnn.training.update import plain_update
+from robustsnn.training.step import plain_update
 
 update_batch = plain_update

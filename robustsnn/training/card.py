@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from robustsnn.common.statistics import wilson
 from robustsnn.snn.network import Network
-from robustsnn.statistics import wilson
 from robustsnn.training.recipe import Recipe
 
 METHODS = {

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustsnn.adversary.threat import parse_epsilon
 from robustsnn.snn.network import Network, State
-from robustsnn.threat import parse_epsilon
 from robustsnn.training.recipe import Hire
-from robustsnn.training.update import Progress, progress, step
+from robustsnn.training.step import Progress, progress, step
 
 
 def hire_update(

@@ -6,6 +6,6 @@ Source: Rathi et al., ICLR 2020; Rathi and Roy, DIET-SNN, 2020.
 
 from __future__ import annotations
 
-from robustsnn.training.update import plain_update
+from robustsnn.training.step import plain_update
 
 update_batch = plain_update

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from robustsnn.adversary.threat import parse_epsilon
+from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.errors import InputError
 from robustsnn.snn.network import NetworkConfig
-from robustsnn.strict_yaml import line_of, read_yaml
-from robustsnn.threat import parse_epsilon
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

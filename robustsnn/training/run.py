@@ -22,14 +22,14 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from robustsnn.checkpoint import load_network, read_checkpoint, save_checkpoint
-from robustsnn.datasets import ImageSet, load_dataset, load_training
+from robustsnn.common.randomness import derive
+from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
-from robustsnn.randomness import derive
+from robustsnn.models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from robustsnn.snn.conversion import convert
 from robustsnn.snn.network import Network
 from robustsnn.training import ann, hybrid
-from robustsnn.training import update as updates
+from robustsnn.training import step as updates
 from robustsnn.training.adversarial import adversarial_update
 from robustsnn.training.augmentation import augment
 from robustsnn.training.card import write_card

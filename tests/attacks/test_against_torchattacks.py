@@ -7,14 +7,14 @@ import torch
 import torchattacks
 from torch import nn
 
-from robustsnn.checkpoint import load_model
-from robustsnn.datasets import load_dataset
-from robustsnn.gradients import make_estimator
-from robustsnn.randomness import Rng
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
+from robustsnn.data.datasets import load_dataset
+from robustsnn.estimators.make import make_estimator
+from robustsnn.models.checkpoint import load_model
 from robustsnn.registry import attack_class, load_attack, zoo_names
 from robustsnn.snn.network import Network, NetworkConfig
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 STEPS = 6
 MODELS = ["fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"]

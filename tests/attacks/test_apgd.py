@@ -9,13 +9,13 @@ from torch import nn
 from torchattacks import APGD as Peer
 from torchattacks import APGDT as TargetedPeer
 
+from robustsnn.adversary.losses import dlr, margin, targeted_dlr
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.gradients import Backprop
-from robustsnn.losses import dlr, margin, targeted_dlr
-from robustsnn.randomness import Rng
+from robustsnn.estimators.make import Backprop
 from robustsnn.registry import load_attack
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 SHAPE = (2, 6, 6)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from robustsnn.gradients import Backprop, Bptt
-from robustsnn.losses import cross_entropy
-from robustsnn.randomness import Rng
+from robustsnn.adversary.losses import cross_entropy
+from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
+from robustsnn.estimators.make import Backprop, Bptt
+from robustsnn.models.scoring import judge
 from robustsnn.registry import KINDS, attack_names, load_attack
-from robustsnn.scoring import judge
 from robustsnn.snn.network import Network, NetworkConfig
-from robustsnn.threat import NORMS, ThreatModel
-from robustsnn.victim import Victim
 
 LIBRARY = ["FGSM", "BIM", "MIFGSM", "PGD", "PGDL2", "UPGD", "APGD"]
 # Need the name of an attack; all but the first need not be installed, and have tests of their own.

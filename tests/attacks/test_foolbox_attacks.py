@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from robustsnn.adversary.losses import margin
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.gradients import Backprop
-from robustsnn.losses import margin
-from robustsnn.randomness import Rng
+from robustsnn.estimators.make import Backprop
 from robustsnn.registry import load_attack
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 NORMS = ["Linf", "L2"]
 needs_foolbox = pytest.mark.skipif(

@@ -17,14 +17,14 @@ import torch
 import torchattacks
 from torch import nn
 
+from robustsnn.adversary.peers import MissingLibrary, seeded
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.gradients import make_estimator
-from robustsnn.peers import MissingLibrary, seeded
-from robustsnn.randomness import Rng
+from robustsnn.estimators.make import make_estimator
 from robustsnn.registry import load_attack
 from robustsnn.snn.network import Network, NetworkConfig
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 
 SHAPE = (1, 8, 8)
 IDS = [40, 3, 17, 8, 25]

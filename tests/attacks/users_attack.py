@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustsnn.randomness import Rng
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
 
 
 @dataclass(frozen=True)

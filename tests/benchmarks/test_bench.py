@@ -21,14 +21,14 @@ if not missing:
     from benchmarks import cells as measuring
     from benchmarks import figures, tables
     from benchmarks.cells import Cell, Store, contenders, measure
-    from benchmarks.contenders import TASKS, ModuleContender
+    from benchmarks.contenders.base import TASKS, ModuleContender
+    from benchmarks.contenders.snntorch import SnnTorchNetwork
+    from benchmarks.contenders.spikingjelly import SpikingJellyNetwork
     from benchmarks.equality import UnequalError, agreeing_images, differences, meeting
     from benchmarks.networks import firing_rates, random_images, random_labels, random_network
-    from benchmarks.peers_snntorch import SnnTorchNetwork
-    from benchmarks.peers_spikingjelly import SpikingJellyNetwork
-    from robustsnn.checkpoint import load_model
-    from robustsnn.gradients import Bptt
-    from robustsnn.victim import Victim
+    from robustsnn.adversary.victim import Victim
+    from robustsnn.estimators.make import Bptt
+    from robustsnn.models.checkpoint import load_model
 
 IMAGE = (3, 8, 8)
 WIDTHS = {"vgg5": (4, 6, 6), "resnet12": (4, 4, 6, 6)}

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from robustsnn import registry
-from robustsnn.reporting import load_runs, render
-from robustsnn.terminal import comparison_table
+from robustsnn.reporting.render import load_runs, render
+from robustsnn.reporting.terminal import comparison_table
 
 from .conftest import HARD_NAME, QUICK, draw
 
@@ -72,7 +72,7 @@ def test_figures_come_as_png_and_svg_that_can_be_read(three_report):
 
 def test_reports_do_without_torch():
     code = (
-        "import sys; from robustsnn import registry; import robustsnn.reporting;"
+        "import sys; from robustsnn import registry; import robustsnn.reporting.render;"
         " registry.renderers(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

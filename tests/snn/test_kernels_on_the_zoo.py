@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustsnn.checkpoint import load_model, read_checkpoint
+from robustsnn.models.checkpoint import load_model, read_checkpoint
 from robustsnn.registry import zoo_names
 from robustsnn.snn.neuron import KERNEL_VARIABLE
 from tests.real_data import real_images

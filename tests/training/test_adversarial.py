@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.training.adversarial import adversarial_update, craft
 from robustsnn.training.recipe import Adversarial
-from robustsnn.training.update import plain_update
+from robustsnn.training.step import plain_update
 
 EPSILON = 8 / 255
 

@@ -14,15 +14,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from robustsnn.checkpoint import load_model, load_network, read_checkpoint
-from robustsnn.datasets import SAMPLE, load_dataset
+from robustsnn.data.datasets import SAMPLE, load_dataset
 from robustsnn.errors import InputError
+from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.training import run, train_recipe
 from robustsnn.training.augmentation import augment
 from robustsnn.training.hire import hire_update
 from robustsnn.training.recipe import Augmentation, Hire, load_recipe
-from robustsnn.training.update import plain_update
+from robustsnn.training.step import plain_update
 
 ANN: dict[str, Any] = {
     "name": "tiny-ann",

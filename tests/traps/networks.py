@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustsnn.checkpoint import load_network, read_checkpoint
-from robustsnn.datasets import load_dataset
+from robustsnn.data.datasets import load_dataset
+from robustsnn.models.checkpoint import load_network, read_checkpoint
 from robustsnn.snn.network import Network, NetworkConfig, State
 from robustsnn.snn.neuron import LIF, FixedDropout
 from robustsnn.snn.surrogate import Triangle

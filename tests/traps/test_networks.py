@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustsnn.gradients import make_estimator
-from robustsnn.randomness import Rng
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.adversary.victim import Victim
+from robustsnn.common.randomness import Rng
+from robustsnn.estimators.make import make_estimator
 from robustsnn.registry import load_attack
 from robustsnn.snn.network import Network
-from robustsnn.threat import ThreatModel
-from robustsnn.victim import Victim
 from tests.traps.networks import (
     EPSILON,
     IMAGES,

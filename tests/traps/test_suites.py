@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from robustsnn.diagnostics import Flag
-from robustsnn.evaluation import evaluate
-from robustsnn.reliability import SUITE, reliability
-from robustsnn.suites import Suite
+from robustsnn.diagnosis.flags import Flag
+from robustsnn.diagnosis.level import SUITE, reliability
+from robustsnn.evaluation.run import evaluate
+from robustsnn.evaluation.suites import Suite
 from tests.traps.networks import EPSILON, NORM, TRAPS, honest, trap_images
 
 IMAGES = 24

@@ -1,0 +1,1 @@
+"""What an attack is given: threat model, victim, losses, searches, other libraries."""

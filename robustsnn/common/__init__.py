@@ -1,0 +1,1 @@
+"""What every other room may use: it imports nothing of RobustSNN but the errors."""

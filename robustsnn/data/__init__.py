@@ -1,0 +1,1 @@
+"""Image sets in one fixed order, however they are stored."""

@@ -1,0 +1,335 @@
+"""Real image sets in one fixed order, whatever layout they are stored in.
+
+The order is class-balanced round-robin: class 0, 1, ..., k - 1, 0, 1, ... as long as
+classes last; within a class by the sha256 of the decoded pixels. It is a function of
+the images alone, so the first N are the same N from torchvision's folders, from
+Parquet and from class folders, and on every machine. (Decoders of JPEG may differ in the
+last bit; lossless files leave nothing to differ in.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustsnn.data import readers as image_sources
+from robustsnn.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAMPLE = Path(__file__).parent / "bundled"
+"""The bundled data root: the first 2,000 Fashion-MNIST test images of the fixed order."""
+
+SPLITS = ("test", "train")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a published data set before any file is read.
+
+    `shape` is (channels, height, width); `mean` and `std` are per channel in pixel
+    units of [0, 1] and `source` says where these two come from.
+    """
+
+    name: str
+    title: str
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    torchvision: str
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+_DIGITS = tuple("0123456789")
+_CIFAR100 = """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge
+bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout
+tulip turtle wardrobe whale willow_tree wolf woman worm"""
+
+DATASETS: dict[str, DataSet] = {
+    known.name: known
+    for known in (
+        DataSet(
+            "cifar10",
+            "CIFAR-10",
+            tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+            (3, 32, 32),
+            (0.4914, 0.4822, 0.4465),
+            (0.2023, 0.1994, 0.2010),
+            # The usual published deviations are means over images of each image's own
+            # deviation; those of all pixels together are near 0.247, 0.244, 0.262.
+            "HIRE-SNN's official evaluation code",
+            "CIFAR10",
+        ),
+        DataSet(
+            "cifar100",
+            "CIFAR-100",
+            tuple(_CIFAR100.split()),
+            (3, 32, 32),
+            (0.5071, 0.4867, 0.4408),
+            (0.2675, 0.2565, 0.2761),
+            "HIRE-SNN's official evaluation code",
+            "CIFAR100",
+        ),
+        DataSet(
+            "fashion-mnist",
+            "Fashion-MNIST",
+            (
+                *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+                *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+            ),
+            (1, 28, 28),
+            (0.2860,),
+            (0.3530,),
+            "all pixels of the 60,000 training images (recomputed in the tests)",
+            "FashionMNIST",
+        ),
+        DataSet(
+            "mnist",
+            "MNIST",
+            _DIGITS,
+            (1, 28, 28),
+            (0.1307,),
+            (0.3081,),
+            "PyTorch's MNIST example; all pixels of the 60,000 training images",
+            "MNIST",
+        ),
+        DataSet(
+            "svhn",
+            "SVHN",
+            _DIGITS,
+            (3, 32, 32),
+            (0.4377, 0.4438, 0.4728),
+            (0.1980, 0.2010, 0.1970),
+            "in common use; all pixels of the 73,257 training images",
+            "SVHN",
+        ),
+    )
+}
+
+NAMES = (*DATASETS, "folder")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with labels, in the fixed order.
+
+    Attributes:
+        name: Name of the data set, a key of `DATASETS` or "folder".
+        images: uint8 `[n, height, width, channel]`.
+        labels: int64 `[n]` in `0 .. len(class_names) - 1`.
+        class_names: One name a class.
+        split: "test" or "train".
+        fingerprint: First 16 hex digits of a sha256 over the pixels and labels held.
+        ids: int64 `[n]`, the index of each image in the fixed order of its whole source.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    split: str
+    fingerprint: str
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+    def tensor(self, index: slice | NDArray[np.int64] = slice(None)) -> Tensor:
+        """Images as float32 `[n, channel, height, width]` in [0, 1]."""
+        import torch
+
+        chosen = np.ascontiguousarray(self.images[index].transpose(0, 3, 1, 2))
+        return torch.from_numpy(chosen).to(torch.float32).div_(255)
+
+    def targets(self, index: slice | NDArray[np.int64] = slice(None)) -> Tensor:
+        """Labels as int64 `[n]`."""
+        import torch
+
+        return torch.from_numpy(self.labels[index].copy())
+
+    def first(self, samples: int) -> ImageSet:
+        """The first `samples` images, with a fingerprint of their own.
+
+        Raises:
+            InputError: If `samples` is below 1 or above the number of images.
+        """
+        if samples < 1:
+            raise InputError(f"cannot take {samples} samples: ask for 1 to {len(self)}.")
+        if samples > len(self):
+            raise InputError(
+                f"cannot take {samples} samples: {self.name} ({self.split}) has "
+                f"{len(self)} here; ask for at most {len(self)}."
+            )
+        images, labels = self.images[:samples], self.labels[:samples]
+        return ImageSet(
+            self.name,
+            images,
+            labels,
+            self.class_names,
+            self.split,
+            fingerprint(images, labels),
+            self.ids[:samples],
+        )
+
+
+def fixed_order(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices that put images in the fixed order.
+
+    Args:
+        images: uint8 `[n, height, width, channel]`.
+        labels: int64 `[n]`, at least 0.
+
+    Returns:
+        int64 `[n]`: round-robin over the classes, within a class by the sha256 of the
+        image's bytes in (height, width, channel) order, equal images as they came.
+    """
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
+    ranks = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label).tolist()
+        for rank, member in enumerate(sorted(members, key=digests.__getitem__)):
+            ranks[member] = rank
+    return np.lexsort((labels, ranks)).astype(np.int64)
+
+
+def fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
+    """First 16 hex digits of the sha256 over shape, pixels and labels in the order given."""
+    digest = hashlib.sha256(repr(images.shape).encode())
+    digest.update(np.ascontiguousarray(images, dtype=np.uint8).data)
+    digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()[:16]
+
+
+def channel_statistics(
+    images: NDArray[np.uint8],
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of all pixels, per channel, in units of [0, 1].
+
+    Exact: taken from the histogram of the 256 levels, so it needs no float copy of the images.
+
+    Args:
+        images: uint8 `[n, height, width, channel]`.
+    """
+    levels = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        mean = float(counts @ levels / counts.sum())
+        means.append(mean)
+        deviations.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())))
+    return tuple(means), tuple(deviations)
+
+
+def load_dataset(
+    name: str,
+    root: Path | None,
+    split: str = "test",
+    samples: int | None = None,
+    download: bool = False,
+) -> ImageSet:
+    """Images of one split in the fixed order.
+
+    Args:
+        name: A key of `DATASETS`, or "folder" for any images in class sub-folders.
+        root: Folder with torchvision's files, Hugging Face Parquet files or class
+            sub-folders; None for the bundled Fashion-MNIST test sample. Class folders may be
+            below `train` and `test` (or `val`); where neither is there, they serve as either.
+        split: "test" or "train".
+        samples: How many of the first images to keep; None for all.
+        download: Let torchvision download into `root` where nothing readable is there.
+
+    Raises:
+        InputError: Unknown data set or split, missing or unreadable data, labels or
+            sizes that do not fit the data set, or a number of samples it does not have.
+    """
+    if name not in NAMES:
+        raise unknown("data set", name, NAMES)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    if samples is not None and samples < 1:
+        raise InputError(f"cannot take {samples} samples: the number must be at least 1.")
+    bundled = root is None
+    if root is None:
+        if (name, split) != ("fashion-mnist", "test"):
+            raise InputError(
+                f"the {split} images of {name!r} are not bundled: "
+                "name the folder that holds them as the data root."
+            )
+        root = SAMPLE
+    known = DATASETS.get(name)
+    source = image_sources.read(name, known, Path(root), split, download and not bundled)
+    order = fixed_order(source.images, source.labels)
+    images, labels = source.images[order], source.labels[order]
+    if bundled and samples is not None and samples > len(labels):
+        raise InputError(
+            f"cannot take {samples} samples: the bundled sample has {len(labels)}; "
+            "name a data root with the whole test set for more."
+        )
+    whole = ImageSet(
+        name,
+        images,
+        labels,
+        source.class_names,
+        split,
+        "" if samples is not None else fingerprint(images, labels),
+        np.arange(len(labels), dtype=np.int64),
+    )
+    return whole if samples is None else whole.first(samples)
+
+
+def load_training(name: str, root: Path | None, download: bool = False) -> ImageSet:
+    """The whole train split in the fixed order; see `load_dataset`."""
+    return load_dataset(name, root, split="train", download=download)
+
+
+def check_images(images: Tensor) -> Tensor:
+    """The same tensor, if it can be attacked in pixel units.
+
+    Args:
+        images: Floating point `[n, channel, height, width]` in [0, 1].
+
+    Raises:
+        InputError: If the type or number of dimensions is another, there is no image, or
+            a value is NaN or outside [0, 1].
+    """
+    import torch
+
+    if images.ndim != 4 or images.numel() == 0:
+        shape = list(images.shape)
+        raise InputError(f"images must be [n, channel, height, width] with n >= 1, not {shape}.")
+    if not images.is_floating_point():
+        dtype = str(images.dtype).removeprefix("torch.")
+        raise InputError(f"images are {dtype}: give floats in [0, 1] (8-bit pixels / 255).")
+    if bool(torch.isnan(images).any()):
+        raise InputError("images hold NaN: give finite floats in [0, 1].")
+    low, high = (float(bound) for bound in torch.aminmax(images.detach()))
+    if low < 0 or high > 1:
+        remedy = "divide 8-bit pixels by 255" if low >= 0 and high <= 255 else "rescale them"
+        raise InputError(
+            f"images lie in [{low:g}, {high:g}], not in [0, 1]: {remedy}; "
+            "normalisation belongs inside the network."
+        )
+    return images

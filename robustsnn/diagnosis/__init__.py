@@ -1,0 +1,1 @@
+"""Whether a number can be believed: findings, flags and the level."""

@@ -1,0 +1,437 @@
+"""Checks of a network before it is attacked: can a number about it be believed at all."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.adversary.losses import margin
+from robustsnn.adversary.victim import Victim
+from robustsnn.errors import InputError
+from robustsnn.estimators.make import make_estimator
+from robustsnn.models.batching import out_of_memory
+from robustsnn.models.scoring import score
+from robustsnn.snn.neuron import FixedDropout
+
+IMAGES = 64
+MOST_ZERO_GRADIENTS = 0.05
+MOST_TIES = 0.01
+ALONE = 8
+#: Passes, and the distance of normalised logits, of AutoAttack's check for randomness.
+RUNS, APART = 5, 1e-4
+#: What AutoAttack takes for an optimisation inside a forward pass, and where it is defined.
+INNER, DEFINED = ("grad", "backward", "_make_grads"), Path(torch.__file__).parent / "autograd"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its outcome, the number behind it, and what it means in a sentence.
+
+    `id` is that of the diagnostic it belongs to, `D1` to `D14`, or `AA` for one of AutoAttack's
+    flags only; `details` are more numbers.
+    """
+
+    check: str
+    passed: bool
+    evidence: float
+    sentence: str
+    id: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in `manifest.json`."""
+        return asdict(self)
+
+
+def preflight(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    image_ids: Sequence[int],
+    micro_batch: int,
+    seed: int = 0,
+) -> list[Check]:
+    """Run every check on a network; `images` are few and clean.
+
+    Args:
+        network: In evaluation mode; untouched.
+        images: `[batch, channel, height, width]` in [0, 1].
+        labels: True classes, int64 `[batch]`.
+        image_ids: One an image.
+        micro_batch: Images per forward.
+        seed: Of a stochastic network's draws.
+
+    Raises:
+        InputError: The network does not take the images, or its logits are not finite.
+    """
+    logits = finite_logits(network, images, image_ids, micro_batch, seed)
+    given = (network, images, image_ids, micro_batch, seed)
+    return [
+        _repeatable(*given, logits),
+        _same_every_time(*given, labels, logits),
+        _alone(*given),
+        _leaves_nothing(*given),
+        _no_batch_statistics(network),
+        _modes_agree(*given, logits),
+        _under_attack(network, images, labels, image_ids, micro_batch, seed, logits),
+        _no_inner_optimisation(*given),
+        *_gradients(network, images, labels, image_ids, micro_batch, seed),
+        _not_probabilities(logits),
+        _ties(logits),
+        _values(logits, labels),
+    ]
+
+
+def finite_logits(
+    network: nn.Module, images: Tensor, image_ids: Sequence[int], micro_batch: int, seed: int
+) -> Tensor:
+    """Logits `[batch, class]` of clean images.
+
+    Raises:
+        InputError: The network does not take the images, returns no logits, or NaN.
+    """
+    try:
+        logits = score(network, images, image_ids, micro_batch, seed)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
+            f"({reason}): it must map pixels in [0, 1] to logits [batch, class]."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the network returns {shape} and not logits [batch, class]: wrap it.")
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"the network gives {logits.shape[1]} logit an image, so nothing can be mistaken: "
+            "return one for each of at least 2 classes."
+        )
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise InputError(
+            f"the network gives NaN or infinite logits on {bad} of {len(images)} clean images: "
+            "the checkpoint or its normalisation is broken; retrain or restore it."
+        )
+    return logits
+
+
+def _repeatable(
+    network: nn.Module,
+    images: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+    logits: Tensor,
+) -> Check:
+    again = score(network, images, ids, micro_batch, seed)
+    differing = float((again != logits).any(1).double().mean())
+    if getattr(network, "stochastic", False):
+        said = "The network declares itself stochastic; with the same draws two passes "
+    else:
+        said = "Two passes of the same images "
+    passed = differing == 0
+    verdict = "agree." if passed else f"differ on {differing:.1%} of images: state or draws leak."
+    return Check("repeatable", passed, differing, said + verdict, "D9")
+
+
+def _alone(
+    network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
+) -> Check:
+    # In float64 a different shape moves no membrane across its threshold; in float32 it may.
+    some, few = images[:ALONE].double(), list(ids[:ALONE])
+    try:
+        wide = copy.deepcopy(network).double()
+        together = score(wide, some, few, len(some), seed)
+        alone = torch.cat(
+            [score(wide, some[i : i + 1], few[i : i + 1], 1, seed) for i in range(len(some))]
+        )
+        scale = together.abs().amax().clamp_min(1e-12)
+        largest = float(((together - alone).abs() / scale).max())
+        passed = largest < 1e-6
+    except RuntimeError:
+        # A foreign module may hold float32 constants: compare what it predicts instead.
+        together = score(network, images[:ALONE], few, micro_batch, seed)
+        alone = torch.cat(
+            [score(network, images[i : i + 1], few[i : i + 1], 1, seed) for i in range(len(few))]
+        )
+        largest = float((together.argmax(1) != alone.argmax(1)).double().mean())
+        passed = largest == 0
+    verdict = "are those of the image in a batch." if passed else "depend on its batch."
+    said = f"The logits of an image alone {verdict}"
+    return Check("alone-as-in-batch", passed, largest, said, "D9")
+
+
+def _same_every_time(
+    network: nn.Module,
+    images: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+    labels: Tensor,
+    logits: Tensor,
+) -> Check:
+    """AutoAttack's check for randomness, where it differs from `repeatable`: five passes."""
+    runs = [logits]
+    runs += [score(network, images, ids, micro_batch, seed) for _ in range(RUNS - 1)]
+    right = {int((run.argmax(1) == labels).sum()) for run in runs}
+    unit = [nn.functional.normalize(run.double(), dim=1) for run in runs]
+    apart = max(
+        float((one - other).norm(dim=1).max())
+        for place, one in enumerate(unit)
+        for other in unit[:place]
+    )
+    passed = len(right) == 1 and apart <= APART
+    verdict = (
+        f"agree on how many images are right and within {APART:g} on their logits."
+        if passed
+        else f"get {min(right)} to {max(right)} of {len(labels)} images right, their normalised "
+        f"logits up to {apart:.2g} apart: declare the draws (`stochastic`, `keys`) or drop them."
+    )
+    return Check(
+        "randomised", passed, apart, f"{RUNS} passes {verdict}", "D8", {"right": sorted(right)}
+    )
+
+
+def _leaves_nothing(
+    network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
+) -> Check:
+    """Whether other images leave a trace in the logits of these, or in the network's buffers."""
+    few, some = images[:ALONE], list(ids[:ALONE])
+    others = images[-ALONE:].flip(0)
+    network = copy.deepcopy(network)
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    before = score(network, few, some, micro_batch, seed)
+    score(network, 1 - others, some[: len(others)], micro_batch, seed)
+    after = score(network, few, some, micro_batch, seed)
+    differing = float((before != after).any(1).double().mean())
+    changed = [
+        name
+        for name, value in network.named_buffers()
+        if name not in buffers or not torch.equal(value, buffers[name])
+    ]
+    passed = differing == 0 and not changed
+    verdict = (
+        "leave no trace."
+        if passed
+        else f"change the logits of {differing:.1%} of the next ones: reset all state."
+        if differing
+        else f"change what the network keeps ({', '.join(changed[:3])}): reset all state."
+    )
+    return Check(
+        "state-leak", passed, differing, f"Images seen before {verdict}", "D9", {"changed": changed}
+    )
+
+
+def _no_batch_statistics(network: nn.Module) -> Check:
+    """Whether a normalisation takes its mean from the batch at hand."""
+    kinds = (nn.modules.batchnorm._BatchNorm,)
+    found = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, kinds) and (module.training or module.running_mean is None)
+    ]
+    verdict = (
+        f"takes its statistics from the batch in {', '.join(found[:3])}: evaluate with stored ones."
+        if found
+        else "takes no statistics from the batch."
+    )
+    return Check("batch-statistics", not found, float(len(found)), f"The network {verdict}", "D9")
+
+
+def _modes_agree(
+    network: nn.Module,
+    images: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+    logits: Tensor,
+) -> Check:
+    """Whether neurons in training mode, which some libraries differentiate in, spike alike."""
+    network = copy.deepcopy(network)
+    neurons = [module for module in network.modules() if _is_neuron(module)]
+    for module in neurons:
+        module.training = True
+    trained = score(network, images, ids, micro_batch, seed)
+    differing = float((trained.argmax(1) != logits.argmax(1)).double().mean())
+    verdict = (
+        "predict as in evaluation mode."
+        if differing == 0
+        else f"predict otherwise on {differing:.1%} of images than in evaluation mode: gradients "
+        "taken there are of another network."
+    )
+    return Check(
+        "neuron-modes",
+        differing == 0,
+        differing,
+        f"Neurons in training mode {verdict}",
+        "D9",
+        {"modules": len(neurons)},
+    )
+
+
+def _is_neuron(module: nn.Module) -> bool:
+    """A layer that torch does not know and that holds no other: dropout is meant to differ."""
+    if isinstance(module, FixedDropout) or any(True for _ in module.children()):
+        return False
+    return not type(module).__module__.startswith("torch.nn.")
+
+
+def _no_inner_optimisation(
+    network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
+) -> Check:
+    """AutoAttack's check for a defence that optimises while it predicts."""
+    with _calls_seen() as seen:
+        score(network, images[:2], ids[:2], min(2, micro_batch), seed)
+    verdict = (
+        f"calls {', '.join(sorted(seen))} while it predicts: attacks that do not see that "
+        "optimisation are too weak; attack it through its steps."
+        if seen
+        else "takes no gradient while it predicts."
+    )
+    return Check("dynamic", not seen, float(len(seen)), f"The network {verdict}", "AA")
+
+
+@contextmanager
+def _calls_seen() -> Iterator[set[str]]:
+    """The functions of torch's autograd that are called inside."""
+    seen: set[str] = set()
+
+    def watch(frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name in INNER and str(DEFINED) in code.co_filename:
+            seen.add(code.co_name)
+
+    if sys.getprofile() is not None:
+        # Somebody measures where time goes, and there is room for one profiler only.
+        yield seen
+        return
+    try:
+        sys.setprofile(watch)
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
+def _under_attack(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+    logits: Tensor,
+) -> Check:
+    training = any(module.training for module in network.modules())
+    if getattr(network, "stochastic", False):
+        return Check(
+            "attack-mode",
+            not training,
+            float(training),
+            "Draws of an attack differ from those of the verdict, as declared.",
+            "D9",
+        )
+    seen = _victim(network, ids, micro_batch, seed).gradient(images, labels).logits
+    differing = float((seen.argmax(1) != logits.argmax(1)).double().mean())
+    passed = differing == 0 and not training
+    verdict = (
+        "the same classes as when it is evaluated."
+        if passed
+        else f"other classes on {differing:.1%} of images than when it is evaluated."
+    )
+    said = f"Under attack the network predicts {verdict}"
+    return Check("attack-mode", passed, differing, said, "D9")
+
+
+def _gradients(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ids: Sequence[int],
+    micro_batch: int,
+    seed: int,
+) -> list[Check]:
+    victim = _victim(network, ids, micro_batch, seed)
+    victim.gradient(images, labels)
+    zero = float(victim.zero_grad.double().mean())
+    bad = float(victim.nonfinite_grad.double().mean())
+    return [
+        Check(
+            "zero-gradient",
+            zero <= MOST_ZERO_GRADIENTS,
+            zero,
+            f"The input gradient ({victim.estimator.name}) is all zero for {zero:.1%} of the clean "
+            "images: an attack that follows it cannot move there.",
+            "D1",
+        ),
+        Check(
+            "nonfinite-gradient",
+            bad == 0,
+            bad,
+            f"The input gradient has NaN or infinite entries for {bad:.1%} of the clean images.",
+            "D1",
+        ),
+    ]
+
+
+def _not_probabilities(logits: Tensor) -> Check:
+    inside = bool(((logits >= -1e-5) & (logits <= 1 + 1e-5)).all())
+    sums = float((logits.double().sum(1) - 1).abs().max())
+    looks = inside and sums < 1e-5
+    verdict = (
+        "looks like probabilities: a softmax at the end hides gradients; return what it takes in."
+        if looks
+        else "is logits, not probabilities."
+    )
+    return Check("logits", not looks, sums, f"What the network returns {verdict}", "D10")
+
+
+def _ties(logits: Tensor) -> Check:
+    top = logits.topk(2, dim=1).values
+    tied = float((top[:, 0] == top[:, 1]).double().mean())
+    return Check(
+        "ties",
+        tied <= MOST_TIES,
+        tied,
+        f"Two classes share the highest logit on {tied:.1%} of the clean images; the worst case "
+        "counts a tie as an error.",
+        "D10",
+    )
+
+
+def _values(logits: Tensor, labels: Tensor) -> Check:
+    """How finely the logits are graded, and how large: a record, no verdict."""
+    distinct = int(logits.unique().numel())
+    lead = -margin(logits.double(), labels)
+    return Check(
+        "logit-values",
+        True,
+        float(distinct),
+        f"The logits of the clean images take {distinct} values; the largest is "
+        f"{float(logits.abs().max()):.3g}.",
+        "D10",
+        {
+            "images": len(logits),
+            "largest": float(logits.abs().max()),
+            "median lead of the label": float(lead.median()),
+            "cross-entropy exactly 0": float(
+                (nn.functional.cross_entropy(logits, labels, reduction="none") == 0).double().mean()
+            ),
+        },
+    )
+
+
+def _victim(network: nn.Module, ids: Sequence[int], micro_batch: int, seed: int) -> Victim:
+    return Victim(network, make_estimator("bptt", network), ids, micro_batch=micro_batch, seed=seed)

@@ -1,0 +1,1 @@
+"""A small measurement of the network, made next to the attacks."""

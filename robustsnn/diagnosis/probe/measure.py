@@ -1,0 +1,139 @@
+"""The probe: a small measurement of one network under one threat, made beside the attacks.
+
+What it finds says whether attacks on this network can be believed; the attacks themselves are
+looked at in `robustsnn.diagnosis.flags`. It depends on the images, the seed and the network, not on
+the size of the batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustsnn.adversary.losses import judged_margin
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.probe import attacks as search
+from robustsnn.diagnosis.probe import gradients
+from robustsnn.diagnosis.probe.specimen import Sample, Sizes, Spent
+
+#: No more images than these are looked at for ones that are right.
+IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found, and what it cost.
+
+    Args:
+        findings: In the order of their ids; empty if no image is right.
+        forward_passes: Of single images.
+        backward_passes: Of single images.
+        seconds: Wall clock.
+    """
+
+    findings: tuple[Finding, ...]
+    forward_passes: int
+    backward_passes: int
+    seconds: float
+
+    def row(self) -> dict[str, Any]:
+        """What it cost, as it stands in `manifest.json`."""
+        return {
+            "forward_passes": self.forward_passes,
+            "backward_passes": self.backward_passes,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def probe(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ids: Sequence[int],
+    threat: ThreatModel,
+    micro_batch: int,
+    seed: int,
+    clean: Tensor,
+    *,
+    draws: int = 1,
+    sizes: Sizes | None = None,
+) -> Probed:
+    """Measure D1, D2, D4, D6, D8, D11, D12 and the indicators of attack failure.
+
+    Args:
+        network: In evaluation mode; as it was afterwards.
+        images: `[batch, channel, height, width]` in [0, 1].
+        labels: True classes, int64 `[batch]`.
+        ids: One an image.
+        threat: Of the attacks.
+        micro_batch: Images per forward.
+        seed: Of every draw.
+        clean: Predictions on the images, int64 `[batch]`; only what is right is looked at.
+        draws: What the attacks average a stochastic network over.
+        sizes: How much is measured; by default as suits the number of images.
+    """
+    began = time.perf_counter()
+    spent = Spent()
+    right = (clean == labels).nonzero().flatten().cpu()
+    sizes = Sizes.of(len(images)) if sizes is None else sizes
+    everything = Sample(network, images, labels, tuple(ids), micro_batch, seed, spent)
+    wide = everything.at(right).first(sizes.wide)
+    # A tie is an error already; nothing can be seen to break it.
+    if len(wide):
+        wide = wide.at(judged_margin(wide.judge(wide.images), wide.labels).cpu() < 0)
+    findings: list[Finding] = []
+    if len(wide) and threat.radius > 0:
+        accuracy = len(right) / len(images)
+        findings = _measure(wide, wide.first(sizes.narrow), threat, accuracy, draws, sizes)
+    return Probed(
+        tuple(sorted(findings, key=lambda f: (f.id[0], int(f.id[1:])))),
+        spent.forward,
+        spent.backward,
+        time.perf_counter() - began,
+    )
+
+
+def _measure(
+    wide: Sample,
+    narrow: Sample,
+    threat: ThreatModel,
+    accuracy: float,
+    draws: int,
+    sizes: Sizes,
+) -> list[Finding]:
+    taken = gradients.take(wide, threat)
+    findings = [
+        *gradients.zero_gradients(taken),
+        *gradients.support(taken),
+        *gradients.fidelity(
+            wide.first(sizes.checked), taken, threat, sizes.directions, sizes.checked
+        ),
+        *gradients.repeated(narrow, taken),
+        *gradients.through_time(narrow, taken),
+        *gradients.through_layers(taken),
+        gradients.saturation(taken),
+        *search.order(wide, taken, threat, sizes.draws),
+        *search.far(narrow, threat, accuracy, sizes.far),
+        *search.stability(narrow, taken.loss[: len(narrow)], sizes.draws),
+        *search.path(narrow, threat, sizes.steps),
+    ]
+    if narrow.victim().stochastic:
+        findings += search.doubling(narrow, threat, draws)
+    return findings
+
+
+def draws_of(estimators: Sequence[str]) -> int:
+    """The most draws that any of some estimators, by name, averages over; 1 if none does."""
+    found = [
+        int(option.removeprefix("draws="))
+        for name in estimators
+        for part in name.split(":")
+        for option in part.split(",")
+        if option.startswith("draws=") and option.removeprefix("draws=").isdigit()
+    ]
+    return max([1, *found])

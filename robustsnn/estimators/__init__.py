@@ -1,0 +1,1 @@
+"""Gradient estimators: how an attacker differentiates through spikes, one file each."""

@@ -1,0 +1,1 @@
+"""An evaluation: plan, attack, judge, store, resume."""

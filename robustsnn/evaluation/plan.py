@@ -1,0 +1,330 @@
+"""What an evaluation will do: everything that can be wrong is said before anything is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.diagnosis.preflight import finite_logits
+from robustsnn.errors import InputError
+from robustsnn.estimators.make import make_estimator, spiking_layers
+from robustsnn.evaluation.suites import BEST, Entry, Suite, load_suite
+from robustsnn.models.batching import micro_batch_for
+from robustsnn.models.subject import (
+    Images,
+    Subject,
+    check_fit,
+    checkpoint_subject,
+    images_of,
+    recomputing,
+    subject_of,
+)
+from robustsnn.registry import Attack, load_attack
+
+#: Kinds of attack that follow no gradient; one of another kind says `gradient_free = True`.
+GRADIENT_FREE = ("none", "noise")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attack at one size."""
+
+    label: str
+    slug: str
+    attack: Attack = field(repr=False)
+    threat: ThreatModel
+    estimator: str
+    substitute: bool
+    probe: bool = False
+
+    @property
+    def stream(self) -> str:
+        """Of its draws. Probes share one: they are ranked from a common start."""
+        return "probe" if self.probe else self.slug
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """Norm and epsilon: what a cascade goes along."""
+        return self.threat.norm, self.threat.epsilon
+
+    @property
+    def key(self) -> str:
+        """Names its images in `examples.safetensors`."""
+        return f"{self.slug}@{self.threat.epsilon}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One evaluation, checked and ready to run.
+
+    `left_out` are the labels of what the suite has for other networks only.
+    """
+
+    subject: Subject
+    images: Images = field(repr=False)
+    suite: Suite
+    tasks: tuple[Task, ...]
+    left_out: tuple[str, ...]
+    substitute: Subject | None
+    seed: int
+    device: str
+    batch_size: int
+    recompute: int | None
+    save_images: bool
+    identity: str
+
+    @property
+    def default_folder(self) -> Path:
+        """Where the run goes if nothing else is asked for."""
+        return Path("runs") / self.identity[:12]
+
+
+def prepare(
+    model: nn.Module | str | Path | Subject,
+    data: Images | tuple[Tensor, Tensor] | str | None = None,
+    suite: Suite | str | Path = "quick",
+    *,
+    norm: str | None = None,
+    epsilon: str | None = None,
+    data_root: Path | None = None,
+    samples: int | None = None,
+    substitute: nn.Module | str | Path | Subject | None = None,
+    weights: Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    recompute: int | None = None,
+    save_images: bool = False,
+    name: str | None = None,
+) -> Plan:
+    """Check everything that can be wrong before anything is run or written; see `evaluate`.
+
+    Raises:
+        InputError: Any of it is wrong.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch size {batch_size}: give at least 1.")
+    if samples is not None and samples < 1:
+        raise InputError(f"cannot take {samples} samples: the number must be at least 1.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed}: give a whole number of at least 0 and below 2^63.")
+    check_device(device)
+    suite = suite if isinstance(suite, Suite) else load_suite(suite)
+    suite = suite.at(norm, epsilon)
+    if not isinstance(model, Subject):
+        model = subject_of(model, weights=weights, device=device, name=name)
+    if recompute is not None:
+        model = recomputing(model, recompute)
+    images = images_of(data, model, root=data_root, samples=samples)
+    network = model.load()
+    check_fit(network, model.name, images)
+    meant = entries_for(suite, network, images, device)
+    run_here = {entry.slug for entry in meant}
+    left_out = tuple(e.label for e in suite.entries if e.slug not in run_here)
+    if not meant:
+        raise InputError(
+            f"the suite {suite.name} has no entry for a network such as {model.name} "
+            f"({kind_of(network).upper()}): choose another suite."
+        )
+    tasks = tasks_of(suite, images, meant)
+    second = _substitute(substitute, model, images, device) if _needs(tasks) else None
+    crafting = second.load() if second else None
+    for task in tasks:
+        if task.estimator == BEST:
+            continue  # one of the probes', which are tasks too
+        estimator_name(task, network, crafting if task.substitute else None)
+    identity = {
+        "model": model.identity,
+        "data": [images.fingerprint, images.name, len(images)],
+        "suite": [suite.name, suite.version, suite.digest(), _files(suite)],
+        "substitute": second.identity if second else None,
+        "seed": seed,
+        "save_images": save_images,
+    }
+    return Plan(
+        subject=model,
+        images=images,
+        suite=suite,
+        tasks=tasks,
+        left_out=left_out,
+        substitute=second,
+        seed=seed,
+        device=device,
+        batch_size=micro_batch_for(network) if batch_size is None else batch_size,
+        recompute=recompute,
+        save_images=save_images,
+        identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+    )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that does not exist here.
+
+    Raises:
+        InputError: As said.
+    """
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        known.append("mps")
+    asked = "cuda:0" if device == "cuda" else device
+    if asked not in known:
+        raise InputError(f"no device {device!r} here: choose {' or '.join(known)}.")
+
+
+def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task, ...]:
+    """Each entry that is meant for a network, at each of its sizes.
+
+    Raises:
+        InputError: An attack cannot be made, or does not go with its norm or substitute.
+    """
+    tasks = []
+    values = int(np.prod(images.shape))
+    for entry in suite.entries:
+        attack = load_attack(entry.attack)
+        if entry not in meant:
+            continue
+        if entry.probe and not _follows_gradient(attack):
+            raise InputError(
+                f"{entry.label}: {entry.attack} follows no gradient and ranks no estimator: drop "
+                "probe, or choose an attack such as apgd."
+            )
+        if attack.kind == "none":
+            continue
+        if entry.substitute and attack.kind != "transfer":
+            # It would be run on the network itself and be recorded as a black box.
+            raise InputError(
+                f"{entry.label}: {entry.attack} does not craft on a substitute: write "
+                f"transfer:{entry.attack}, or drop substitute."
+            )
+        if getattr(attack, "warm", False) and not suite.cascade:
+            raise InputError(
+                f"{entry.label}: {entry.attack} starts where earlier attacks of a cascade stopped: "
+                "add cascade: true to the suite, or drop warm."
+            )
+        if entry.estimator.strip() == BEST and attack.kind == "transfer":
+            raise InputError(
+                f"{entry.label}: {BEST} is an estimator for the network itself: name one for the "
+                "substitute."
+            )
+        norms = getattr(attack, "norms", None)
+        for norm, epsilon in suite.budgets(entry, values):
+            if norms is not None and norm not in norms:
+                raise InputError(
+                    f"{entry.attack} works in {' and '.join(norms)} only, not in {norm}: choose "
+                    "another attack or norm."
+                )
+            tasks.append(
+                Task(
+                    label=entry.label,
+                    slug=entry.slug,
+                    attack=attack,
+                    threat=ThreatModel(norm, epsilon),
+                    estimator=entry.estimator.strip(),
+                    substitute=entry.substitute or attack.kind == "transfer",
+                    probe=entry.probe,
+                )
+            )
+    return tuple(tasks)
+
+
+def entries_for(suite: Suite, network: nn.Module, images: Images, device: str) -> list[Entry]:
+    """The entries of a suite that are for such a network.
+
+    Raises:
+        InputError: The network does not take the images.
+    """
+    kind, classes = kind_of(network), max(entry.least_classes for entry in suite.entries)
+    if classes > 2:
+        classes = classes_of(network, images, device)
+    stochastic = bool(getattr(network, "stochastic", False))
+    return [entry for entry in suite.entries if entry.runs_on(kind, classes, stochastic)]
+
+
+def kind_of(network: nn.Module) -> str:
+    """`snn` where a network names spiking layers, else `ann`."""
+    return "snn" if spiking_layers(network) else "ann"
+
+
+def classes_of(network: nn.Module, images: Images, device: str) -> int:
+    """How many classes a network tells apart.
+
+    Raises:
+        InputError: The network does not take the images.
+    """
+    known = getattr(network, "classes", None) or len(images.class_names)
+    if known:
+        return int(known)
+    one = images.tensor(slice(0, 1)).to(device)
+    return finite_logits(network, one, images.ids[:1].tolist(), 1, 0).shape[1]
+
+
+def _needs(tasks: Sequence[Task]) -> bool:
+    return any(task.substitute for task in tasks)
+
+
+def _substitute(
+    given: nn.Module | str | Path | Subject | None, subject: Subject, images: Images, device: str
+) -> Subject:
+    named = subject.meta.get("substitute")
+    if isinstance(given, Subject):
+        second = given
+    elif given is not None:
+        second = subject_of(given, device=device)
+    elif named is None:
+        raise InputError(
+            f"the suite attacks through a substitute network and {subject.name} names none: add "
+            "--substitute MODEL, such as the same recipe trained with another seed."
+        )
+    else:
+        # What a checkpoint says of its substitute comes from a file.
+        second = _named_substitute(named, subject, device)
+    check_fit(second.load(), f"the substitute {second.name}", images)
+    return second
+
+
+def _named_substitute(named: object, subject: Subject, device: str) -> Subject:
+    try:
+        return checkpoint_subject(str(named), device=device)
+    except InputError as error:
+        raise InputError(
+            f"{subject.name} names the substitute {named!r}, which cannot be used ({error}) Give "
+            "another with --substitute."
+        ) from None
+
+
+def estimator_name(task: Task, network: nn.Module, second: nn.Module | None) -> str:
+    """How records name the estimator of a task, on the network that it crafts on.
+
+    Raises:
+        InputError: That network cannot use it.
+    """
+    if not _follows_gradient(task.attack):
+        return "none"
+    crafted_on = network if second is None else second
+    return make_estimator(task.estimator, crafted_on).name
+
+
+def _follows_gradient(attack: Attack) -> bool:
+    return attack.kind not in GRADIENT_FREE and not getattr(attack, "gradient_free", False)
+
+
+def _files(suite: Suite) -> list[str]:
+    """Digests of the user's own attack files: another content is another suite."""
+    found = []
+    for entry in suite.entries:
+        # `transfer:` runs an attack that may be a file too.
+        spec = entry.attack.strip().removeprefix("transfer:").removeprefix("attack=")
+        path = Path(spec.partition(":")[0].strip()).expanduser()
+        if path.suffix == ".py":
+            found.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    return found

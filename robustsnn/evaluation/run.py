@@ -1,0 +1,316 @@
+"""The evaluation: attack in batches, judge each proposal afresh, store it, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustsnn.common.files import unwritable
+from robustsnn.common.wording import CLEAN
+from robustsnn.diagnosis.flags import by_row
+from robustsnn.errors import InputError
+from robustsnn.evaluation.cascade import Cascade, attack_survivors
+from robustsnn.evaluation.diagnose import judgement, probed
+from robustsnn.evaluation.header import as_started, fit_to_memory, header_of, versions
+from robustsnn.evaluation.judging import (
+    TOGETHER,
+    Networks,
+    attacked_batch,
+    batches_of,
+    clean_batch,
+    inputs_of,
+    part_name,
+)
+from robustsnn.evaluation.plan import Plan, Task, check_device, prepare
+from robustsnn.evaluation.suites import Suite
+from robustsnn.models.subject import Images
+from robustsnn.records.folder import ACTIVITY, DONE, RunFolder, open_folder, summarise
+from robustsnn.snn.activity import record_activity
+from robustsnn.snn.energy import energy
+from robustsnn.snn.network import Network
+
+__all__ = [
+    "TOGETHER",
+    "Evaluation",
+    "Plan",
+    "Progress",
+    "Task",
+    "check_device",
+    "evaluate",
+    "prepare",
+    "run",
+    "versions",
+]
+
+#: Images whose spikes are counted.
+ACTIVITY_IMAGES = 1000
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, batches done, and batches in all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished run. `records`, `results` and `activity` are those of its folder.
+
+    `folder` is None where none was asked for; `reprinted` says that nothing was computed.
+    """
+
+    folder: Path | None
+    manifest: Mapping[str, Any]
+    records: pd.DataFrame = field(repr=False)
+    results: pd.DataFrame
+    activity: pd.DataFrame = field(repr=False)
+    reprinted: bool = False
+
+
+def evaluate(
+    network: nn.Module | str | Path,
+    data: Images | tuple[Tensor, Tensor] | str | None = None,
+    suite: Suite | str | Path = "quick",
+    *,
+    norm: str | None = None,
+    epsilon: str | None = None,
+    data_root: Path | None = None,
+    samples: int | None = None,
+    substitute: nn.Module | str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    recompute: int | None = None,
+    save_images: bool = False,
+    output: Path | str | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Attack a network and say what is left of its accuracy.
+
+    Args:
+        network: In memory (copied before it is attacked), a zoo name, a checkpoint folder or
+            `python.module:factory`. It maps pixels in [0, 1] to logits.
+        data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
+            `[n]`; by default what the checkpoint was trained on.
+        suite: A suite, its name or its YAML file.
+        norm: `Linf` or `L2` in place of the suite's.
+        epsilon: Size or sizes in place of the suite's, in pixel units, such as `8/255`.
+        data_root: Folder that holds the data set; by default the sample that ships.
+        samples: How many of the first images.
+        substitute: What a black-box attacker crafts on.
+        seed: Of every draw.
+        device: Where to compute.
+        batch_size: Images per forward pass; by default what suits the network.
+        recompute: Time steps between two membranes that a gradient keeps; less memory on long
+            sequences for a second forward pass. None keeps everything.
+        save_images: Keep every adversarial image, for `verify`.
+        output: Run folder. The same evaluation resumes or reprints there; None keeps nothing.
+        name: What to call a network in memory.
+        progress: Told of every finished batch.
+
+    Raises:
+        InputError: Something given cannot be used.
+    """
+    plan = prepare(
+        network,
+        data,
+        suite,
+        norm=norm,
+        epsilon=epsilon,
+        data_root=data_root,
+        samples=samples,
+        substitute=substitute,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        recompute=recompute,
+        save_images=save_images,
+        name=name,
+    )
+    if output is not None:
+        return run(plan, Path(output), progress=progress)
+    with tempfile.TemporaryDirectory(prefix="robustsnn-") as scratch:
+        done = run(plan, Path(scratch) / "run", progress=progress)
+    return dataclasses.replace(done, folder=None)
+
+
+def run(
+    plan: Plan,
+    output: Path,
+    *,
+    command: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Carry a plan out in a folder, from where an earlier start was stopped.
+
+    Args:
+        plan: What to do.
+        output: The run folder.
+        command: How it was asked for.
+        progress: Told of every finished batch.
+
+    Raises:
+        InputError: The folder is not this run's, or the network gives NaN on clean images.
+    """
+    started = output.exists()
+
+    def header() -> dict[str, Any]:
+        # A network that cannot be evaluated leaves no folder behind.
+        fitting, checks = fit_to_memory(plan)
+        return {
+            **header_of(fitting, command),
+            "batch_size_asked": plan.batch_size,
+            "preflight": checks,
+        }
+
+    folder = open_folder(output, plan.identity, header)
+    manifest = folder.manifest()
+    if manifest.get("status") == DONE:
+        folder.tidy()
+        return _read(folder, manifest, reprinted=True)
+    with _locked(output):
+        # Batches on disk were made at the size that the run was started with.
+        plan = as_started(plan, manifest)
+        try:
+            try:
+                _judge_clean(plan, folder, progress or _silent)
+            except InputError:
+                if not started:
+                    shutil.rmtree(output, ignore_errors=True)
+                raise
+            manifest = probed(plan, folder, manifest, progress or _silent)
+            if plan.suite.cascade:
+                cascade = attack_survivors(plan, folder, progress or _silent)
+                return _finish(plan, folder, manifest, cascade)
+            _attack_all(plan, folder, progress or _silent)
+            return _finish(plan, folder, manifest)
+        except OSError as error:
+            raise unwritable(output, error) from error
+
+
+def _judge_clean(plan: Plan, folder: RunFolder, progress: Progress) -> None:
+    batches = batches_of(plan)
+    judging = plan.subject.load()
+    for batch, where in enumerate(batches):
+        if not folder.part(CLEAN, batch).exists():
+            clean_batch(plan, folder, batch, where, judging)
+        progress("clean", batch + 1, len(batches) * (1 + len(plan.tasks)))
+
+
+def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
+    batches = batches_of(plan)
+    total = len(batches) * (1 + len(plan.tasks))
+    done = len(batches)
+    judging = plan.subject.load()
+    for index, task in enumerate(plan.tasks):
+        name = part_name(index)
+        if all(folder.part(name, batch).exists() for batch in range(len(batches))):
+            done += len(batches)
+            continue
+        networks = Networks.of(plan, task, judging)
+        for batch, where in enumerate(batches):
+            if not folder.part(name, batch).exists():
+                rows, saved = attacked_batch(plan, folder, task, batch, where, networks)
+                folder.write_part(name, batch, rows, saved)
+            done += 1
+            progress(f"{task.label} {task.threat.norm} {task.threat.epsilon}", done, total)
+
+
+def _finish(
+    plan: Plan, folder: RunFolder, manifest: dict[str, Any], cascade: Cascade | None = None
+) -> Evaluation:
+    if cascade is None:
+        batches = range(len(batches_of(plan)))
+        parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
+        records, examples = folder.merged([(part, batch) for part in parts for batch in batches])
+        found = records
+    else:
+        records, examples = cascade.records(), cascade.examples()
+        # What was found once must not speak against every entry that comes after.
+        found = cascade.own_records()
+    settings = {
+        task.slug: (getattr(task.attack, "steps", None), getattr(task.attack, "restarts", None))
+        for task in plan.tasks
+    }
+    data, is_cascade = plan.images.name, cascade is not None
+    plain = summarise(records, data, settings, cascade=is_cascade)
+    judged = judgement(plan, manifest, found, plain, is_cascade)
+    results = summarise(records, data, settings, by_row(judged.flags, plain), is_cascade)
+    activity, joules, counted = _activity(plan)
+    header = {
+        **manifest,
+        **judged.header,
+        "energy": joules,
+        "activity_images": counted,
+        "seconds": round(float(records["seconds"].sum()), 3),
+        "status": DONE,
+    }
+    folder.finish(header, records, results, activity, examples)
+    return _read(folder, folder.manifest())
+
+
+def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, float], int]:
+    """Spikes per neuron by layer and step, energy in microjoule, and images counted."""
+    network = plan.subject.load()
+    if not isinstance(network, Network):
+        return pd.DataFrame({name: [] for name in ACTIVITY}), {}, 0
+    count = min(ACTIVITY_IMAGES, len(plan.images))
+    images, _, ids = inputs_of(plan, slice(0, count))
+    keys = torch.tensor(ids, dtype=torch.int64) if network.stochastic else None
+    recorded = record_activity(network, images, keys, batch_size=plan.batch_size)
+    rows = [
+        (layer.name, layer.neurons, step, spikes)
+        for layer in recorded.layers
+        for step, spikes in enumerate(layer.spikes_per_step)
+    ]
+    joules = energy(network, recorded)._asdict()
+    finite = {name: value for name, value in joules.items() if value == value}
+    return pd.DataFrame(rows, columns=list(ACTIVITY)), finite, count
+
+
+def _read(folder: RunFolder, manifest: dict[str, Any], reprinted: bool = False) -> Evaluation:
+    return Evaluation(
+        folder=folder.path,
+        manifest=manifest,
+        records=folder.records(),
+        results=folder.results(),
+        activity=folder.activity(),
+        reprinted=reprinted,
+    )
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep a second process out of a run folder; the system lets go when this one dies."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(
+            f"another process is running the evaluation in {path}: wait for it, or name another "
+            "--output."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)

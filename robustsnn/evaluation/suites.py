@@ -1,0 +1,354 @@
+"""Suites: named, versioned lists of attacks, gradient estimators and budgets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.strict_yaml import line_of, read_yaml
+from robustsnn.errors import InputError, unknown
+from robustsnn.registry import attack_names, suite_names, suite_path
+
+NORMS = ("Linf", "L2")
+RESERVED = ("clean", "worst-case")
+LONGEST_LABEL = 60
+#: Networks without spikes, and with them.
+KINDS = ("ann", "snn")
+#: The estimator that did best in the probes before.
+BEST = "best"
+#: Fields that suites did not always have, and the values that change nothing.
+_LATER = {
+    "draws": 1,
+    "cascade": False,
+    "probe": False,
+    "kinds": None,
+    "least_classes": 2,
+    "deterministic": False,
+}
+_PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
+
+
+def _text(value: Any) -> Any:
+    # YAML reads 0.031 and 0 as numbers; epsilon is kept as written.
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _epsilons(value: Any) -> Any:
+    several = isinstance(value, list | tuple)
+    return [_text(v) for v in value] if several else [_text(value)]
+
+
+def _valid_epsilon(text: str) -> str:
+    try:
+        _number(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def _valid_attack(spec: str) -> str:
+    try:
+        _check_attack(spec)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return spec
+
+
+def _valid_label(label: str) -> str:
+    if not slug(label) or slug(label) in RESERVED:
+        raise ValueError(f"the label {label!r} is reserved or empty: choose another")
+    return label
+
+
+Epsilon = Annotated[str, AfterValidator(_valid_epsilon)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Entry(_Strict):
+    """One attack of a suite.
+
+    `label` is what tables show; `norm` and `epsilon` replace those of the suite; `substitute`
+    says that it crafts on a second network (black box); `kinds` are the networks that it is for,
+    `ann` or `snn`, both if absent, `least_classes` how many classes they must tell apart, and
+    `deterministic` that they must not draw.
+
+    Only in a cascade: `probe` says that the entry also ranks its estimator, and the estimator
+    `best` is the one whose probe came closest to breaking the images that survived all probes.
+    """
+
+    label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
+    attack: Annotated[str, AfterValidator(_valid_attack)]
+    estimator: str = "bptt"
+    norm: Literal["Linf", "L2"] | None = None
+    epsilon: Annotated[Epsilon | None, BeforeValidator(_text)] = None
+    substitute: bool = False
+    probe: bool = False
+    kinds: Annotated[tuple[Literal["ann", "snn"], ...] | None, Field(min_length=1)] = None
+    least_classes: Annotated[int, Field(ge=2)] = 2
+    deterministic: bool = False
+
+    def runs_on(self, kind: str, classes: int, stochastic: bool) -> bool:
+        """Whether it is for such a network.
+
+        Args:
+            kind: `ann` or `snn`.
+            classes: How many it tells apart.
+            stochastic: Whether it draws.
+        """
+        fits = self.kinds is None or kind in self.kinds
+        return fits and classes >= self.least_classes and not (stochastic and self.deterministic)
+
+    @property
+    def slug(self) -> str:
+        """The label as the `attack` column has it."""
+        return slug(self.label)
+
+
+class Suite(_Strict):
+    """What is run on a model. The clean images are always part of it.
+
+    `epsilon` is one size or several; `fixed` suites refuse another norm or epsilon;
+    `attack_misclassified` attacks images that are wrong already too, as papers do: their
+    accuracy can then be regained by the attack. In a `cascade` each entry attacks only what
+    survived the entries before it, at each size anew. A stochastic network is judged on `draws`
+    fresh draws of each image.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    version: Annotated[int, Field(ge=1)] = 1
+    description: str = ""
+    norm: Literal["Linf", "L2"] = "Linf"
+    epsilon: Annotated[tuple[Epsilon, ...], BeforeValidator(_epsilons), Field(min_length=1)]
+    fixed: bool = False
+    attack_misclassified: bool = False
+    cascade: bool = False
+    draws: Annotated[int, Field(ge=1)] = 1
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Suite:
+        if len({_number(e) for e in self.epsilon}) < len(self.epsilon):
+            raise ValueError("epsilon: the same size is given twice: drop one")
+        for kind in KINDS:
+            slugs = [e.slug for e in self.entries if e.kinds is None or kind in e.kinds]
+            for one in slugs:
+                if slugs.count(one) > 1:
+                    raise ValueError(
+                        f"entries: two have the label {one!r}: give them different ones"
+                    )
+        if self.cascade and self.attack_misclassified:
+            raise ValueError(
+                "cascade: it attacks what is still right, attack_misclassified what is wrong: "
+                "drop one"
+            )
+        for place, entry in enumerate(self.entries):
+            self._check_probing(place, entry)
+        return self
+
+    def _check_probing(self, place: int, entry: Entry) -> None:
+        """Refuse a probe or a `best` that nothing could come of."""
+        best = entry.estimator.strip() == BEST
+        where = f"entries.{place}"
+        if not self.cascade and (entry.probe or best):
+            asked = "probe" if entry.probe else f"estimator {BEST}"
+            raise ValueError(f"{where}: {asked} works in a cascade only: add cascade: true")
+        if entry.probe and (best or entry.substitute):
+            what = f"the estimator {BEST}" if best else "a substitute"
+            raise ValueError(
+                f"{where}: a probe ranks an estimator on the network itself and cannot use {what}"
+            )
+        if not best:
+            return
+        if entry.substitute:
+            raise ValueError(
+                f"{where}: {BEST} is an estimator for the network itself: name one for the "
+                "substitute"
+            )
+        for kind in entry.kinds or KINDS:
+            before = [
+                e
+                for e in self.entries[:place]
+                if e.probe and e.runs_on(kind, entry.least_classes, not entry.deterministic)
+            ]
+            probed = {key for probe in before for key in self._written(probe)}
+            for norm, epsilon in self._written(entry):
+                if (norm, epsilon) not in probed:
+                    raise ValueError(
+                        f"{where}: no probe on an {kind.upper()} at {norm} {epsilon} comes before "
+                        f"it to choose the {BEST} estimator by: add an entry with probe: true"
+                    )
+
+    def _written(self, entry: Entry) -> list[tuple[str, str]]:
+        """Norm and epsilon, as written, that an entry runs at."""
+        sizes = self.epsilon if entry.epsilon is None else (entry.epsilon,)
+        return [(entry.norm or self.norm, epsilon) for epsilon in sizes]
+
+    def digest(self) -> str:
+        """Identity of what is run: sha256 of the canonical JSON."""
+        fields = self.model_dump(mode="json", exclude={"description"})
+        # What a suite does not use is no part of its identity, nor of that of its earlier runs.
+        for owner in (fields, *fields["entries"]):
+            for name, unused in _LATER.items():
+                if owner.get(name, unused) == unused:
+                    owner.pop(name, None)
+        canonical = json.dumps(fields, sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def budgets(self, entry: Entry, values: int) -> list[tuple[str, str]]:
+        """The (norm, epsilon) that an entry runs at.
+
+        Args:
+            entry: One of the suite's.
+            values: d, the pixel values of one image; `0.031*sqrt(d)` becomes a number.
+        """
+        return [(norm, resolve_epsilon(e, values)) for norm, e in self._written(entry)]
+
+    def at(self, norm: str | None = None, epsilon: str | None = None) -> Suite:
+        """The same suite in another norm or at other sizes.
+
+        Args:
+            norm: `Linf` or `L2`.
+            epsilon: As written; several separated by commas.
+
+        Raises:
+            InputError: The suite is fixed, the norm or a size is none, or the norm changes and
+                no size of the new norm is given.
+        """
+        if norm is None and epsilon is None:
+            return self
+        if self.fixed:
+            asked = "--norm" if epsilon is None else "--epsilon"
+            raise InputError(
+                f"the suite {self.name} fixes its threat model ({self.norm} "
+                f"{', '.join(self.epsilon)}): drop {asked}, or choose another suite."
+            )
+        if norm is not None and norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
+        if norm not in (None, self.norm) and epsilon is None:
+            raise InputError(
+                f"--norm {norm} needs an epsilon too: that of {self.name} is for {self.norm}; "
+                "add --epsilon."
+            )
+        if epsilon is not None:
+            for part in epsilon.split(","):
+                parse_epsilon(part)
+        fields = self.model_dump()
+        fields["norm"] = norm or self.norm
+        if epsilon is not None:
+            fields["epsilon"] = [part.strip() for part in epsilon.split(",")]
+        return _validated(fields, f"--epsilon {epsilon}")
+
+
+def load_suite(name_or_path: str | Path) -> Suite:
+    """A suite by name or YAML file.
+
+    Raises:
+        InputError: There is none, or it is malformed; the message names line and field.
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if path.suffix in (".yaml", ".yml") or "/" in text:
+        if not path.is_file():
+            raise InputError(
+                f"no suite file {text!r}: give the path of an existing YAML file, "
+                f"or one of {', '.join(suite_names())}."
+            )
+    else:
+        path = suite_path(text)
+    document = read_yaml(path)
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a suite is a mapping of fields to values.")
+    return _validated(document, str(path), path)
+
+
+def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf") -> Suite:
+    """A suite of attacks named on the command line, each labelled by its own specification.
+
+    Raises:
+        InputError: An unknown attack, one given twice, or a norm or size that is none.
+    """
+    entries = []
+    for spec in attacks:
+        _check_attack(spec)
+        head, _, rest = spec.partition(":")
+        label = slug(f"{Path(head).stem if head.endswith('.py') else head}-{rest}")
+        entries.append(
+            {
+                "label": _short(label.replace("-steps-", "-", 1)),
+                "attack": spec,
+                "substitute": head == "transfer",
+            }
+        )
+    fields = {"name": "custom", "norm": norm, "epsilon": epsilon.split(","), "entries": entries}
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    for part in epsilon.split(","):
+        parse_epsilon(part)
+    return _validated(fields, "--attack")
+
+
+def slug(text: str) -> str:
+    """Lower case, with dashes between words: `pgd-10` for "PGD-10"."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _short(label: str) -> str:
+    """A label that fits, different for different ones."""
+    if len(label) <= LONGEST_LABEL:
+        return label
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return f"{label[: LONGEST_LABEL - 9].rstrip('-.')}-{digest}"
+
+
+def resolve_epsilon(text: str, values: int) -> str:
+    """An epsilon as written, but for `0.031*sqrt(d)`, which becomes a number of 4 digits."""
+    match = _PER_VALUE.fullmatch(text)
+    if match is None:
+        return text.strip()
+    return f"{parse_epsilon(match[1]) * math.sqrt(values):.4g}"
+
+
+def _number(text: str) -> float:
+    match = _PER_VALUE.fullmatch(text)
+    return parse_epsilon(text) if match is None else parse_epsilon(match[1])
+
+
+def _check_attack(spec: str) -> None:
+    """Refuse an attack that does not exist, without loading one that does."""
+    head = spec.strip().partition(":")[0].strip()
+    if head.endswith(".py") or "/" in head:
+        if not Path(head).expanduser().is_file():
+            raise InputError(f"no attack file {head!r}: give the path of an existing .py file.")
+    elif head not in attack_names():
+        raise unknown("attack", head, attack_names())
+
+
+def _validated(document: dict[str, Any], where: str, path: Path | None = None) -> Suite:
+    try:
+        return Suite.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [p for p in first["loc"] if isinstance(p, str | int)]
+        field = ".".join(map(str, location)) or "suite"
+        line = line_of(path, location) if path is not None else ""
+        message = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
+        raise InputError(f"{where}{line}: {field}: {message}.") from None

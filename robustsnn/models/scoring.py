@@ -1,0 +1,146 @@
+"""Plain forward passes: what a network says of images, at one shape and with fixed draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.adversary.losses import margin
+from robustsnn.common.randomness import derive
+from robustsnn.models.batching import padding
+
+
+@torch.no_grad()
+def score(
+    network: nn.Module,
+    images: Tensor,
+    image_ids: Sequence[int],
+    micro_batch: int,
+    seed: int = 0,
+    draw: int = 0,
+) -> Tensor:
+    """Logits `[batch, class]` from a plain forward, without gradient.
+
+    Batches are padded to one shape, the one that attacks run at, because a spike at the threshold
+    flips with the shape. A stochastic network draws by (seed, image id), from a stream that no
+    attack sees.
+
+    Args:
+        network: In evaluation mode.
+        images: `[batch, channel, height, width]`, pixel units.
+        image_ids: One an image.
+        micro_batch: Images per forward.
+        seed: Of the draws.
+        draw: Which of several draws of each image.
+    """
+    stochastic = bool(getattr(network, "stochastic", False))
+    found = []
+    for start in range(0, len(images), micro_batch):
+        chunk = images[start : start + micro_batch].contiguous()
+        real = len(chunk)
+        ids = list(image_ids[start : start + real])
+        if missing := padding(real, micro_batch):
+            chunk = torch.cat([chunk, chunk[-1:].expand(missing, *chunk.shape[1:])])
+            ids += ids[-1:] * missing
+        if stochastic:
+            which = (draw,) if draw else ()
+            keys = torch.tensor(
+                [derive(seed, "verdict", i, *which) for i in ids], dtype=torch.int64
+            )
+            logits = network(chunk, keys=keys)
+        else:
+            logits = network(chunk)
+        found.append(logits[:real])
+    return torch.cat(found)
+
+
+def mean_of_draws(logits: Tensor) -> Tensor:
+    """Mean `[batch, class]` of logits `[draw, batch, class]` over the draws that are all finite.
+
+    NaN where that is half of them or less: a vote would then hardly give a class either, and one
+    draw of many without numbers must not count as an error, or attacks would stop there.
+    """
+    finite = logits.isfinite().all(2, keepdim=True)
+    count = finite.sum(0)
+    # Divided first: a sum of half-precision logits overflows.
+    mean = (torch.where(finite, logits, 0.0) / count.clamp_min(1)).sum(0)
+    return torch.where(2 * count > len(logits), mean, torch.nan)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of each image, `[batch]`.
+
+    Args:
+        predictions: Classes int64, -1 where logits are not finite; over several draws the class
+            that most of them say.
+        margins: Float64, above 0 is wrong and 0 a tie; over several draws the share of votes by
+            which the best other class leads, told apart by the mean margin.
+        right: Float64, the fraction of draws on which the image is classified right.
+    """
+
+    predictions: Tensor
+    margins: Tensor
+    right: Tensor
+
+
+def verdict(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    image_ids: Sequence[int],
+    micro_batch: int,
+    seed: int = 0,
+    draws: int = 1,
+) -> Verdict:
+    """Judge images, a stochastic network on several draws that no attack has seen.
+
+    Args:
+        network: See `score`, as are the other arguments.
+        images: As said.
+        labels: True classes, int64 `[batch]`.
+        image_ids: As said.
+        micro_batch: As said.
+        seed: As said.
+        draws: Of each image; a deterministic network is asked once.
+    """
+    if draws == 1 or not getattr(network, "stochastic", False):
+        predictions, margins = judge(score(network, images, image_ids, micro_batch, seed), labels)
+        return Verdict(predictions, margins, (predictions == labels).double())
+    every = [
+        judge_all(score(network, images, image_ids, micro_batch, seed, draw), labels)
+        for draw in range(draws)
+    ]
+    said = torch.stack([predictions for predictions, _, _ in every])
+    right = (said == labels).double().mean(0)
+    classes = every[0][2].shape[1]
+    # No prediction is one more wrong answer, the last: left out, fewer votes would do to be right.
+    answers = [*range(classes), -1]
+    votes = torch.stack([(said == answer).double().mean(0) for answer in answers], dim=1)
+    lead = margin(votes, labels)
+    mean = torch.stack([margins for _, margins, _ in every]).nan_to_num(nan=1.0).mean(0)
+    # A lead is at least one vote; what is added tells apart and never turns the verdict.
+    margins = torch.where(lead == 0, lead, lead + 0.5 / draws * torch.tanh(mean))
+    silent = votes.argmax(1) == classes
+    predictions = torch.where(silent, -1, votes.argmax(1))
+    return Verdict(predictions, torch.where(silent, torch.nan, margins), right)
+
+
+def judge_all(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictions and margins as of `judge`, and the logits."""
+    return *judge(logits, labels), logits
+
+
+def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted classes int64 and margins float64, `[batch]` each.
+
+    Logits that are not all finite are no prediction: class -1 and a NaN margin, which count as
+    wrong everywhere.
+    """
+    finite = logits.isfinite().all(1)
+    predictions = torch.where(finite, logits.argmax(1), -1)
+    margins = margin(logits.double(), labels)
+    return predictions, torch.where(finite, margins, torch.nan)

@@ -1,0 +1,1 @@
+"""Run folders: rows, manifests, and how both are read back."""

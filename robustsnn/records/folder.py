@@ -1,0 +1,381 @@
+"""Run folders: rows per image, one header, written so that a killed run leaves no half file.
+
+While a run goes on, each finished batch of each attack is one file in `parts/`; the last step
+merges them. A file appears whole or not at all: it is written under another name, then renamed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from robustsnn.common.files import MANIFEST, check_output, unwritable, write_atomically
+from robustsnn.common.statistics import wilson, worst_case
+from robustsnn.common.wording import CLEAN, WORST_CASE
+from robustsnn.errors import InputError
+
+FORMAT = "robustsnn-run-1"
+RUNNING, DONE = "running", "done"
+
+RECORDS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("model",)),
+        ("image_id", pa.int64()),
+        ("label", pa.int64()),
+        *((name, pa.string()) for name in "suite attack estimator substitute norm epsilon".split()),
+        ("seed", pa.int64()),
+        ("clean_prediction", pa.int64()),
+        ("prediction", pa.int64()),
+        ("margin", pa.float64()),
+        ("success", pa.bool_()),
+        ("linf", pa.float64()),
+        ("l2", pa.float64()),
+        *(
+            (name, pa.int64())
+            for name in "forward_passes backward_passes zero_grad nonfinite_grad projected".split()
+        ),
+        ("seconds", pa.float64()),
+        ("draws_right", pa.float64()),
+    ]
+)
+"""One row per image and attack; `margin` is the best other logit minus the label's.
+
+A stochastic network may be judged on several draws: `prediction` is then what most of them say,
+`margin` the lead of the best other class in votes, and `draws_right` the fraction that is right.
+
+`prediction` is -1 where the logits were not finite; `success` says that an image right when
+clean is wrong as proposed; `projected` that the proposal had left the ball or the range.
+"""
+
+RESULTS = (
+    "model data samples suite attack estimator substitute norm epsilon steps restarts seed "
+    "accuracy ci_low ci_high attack_success_rate mean_linf mean_l2 forward_passes "
+    "backward_passes flags seconds draws_accuracy"
+).split()
+ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
+
+
+def parquet(frame: pd.DataFrame, schema: pa.Schema | None = None) -> bytes:
+    """A data frame as the bytes of a Parquet file."""
+    if schema is not None:
+        frame = frame[schema.names]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), buffer)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one run."""
+
+    path: Path
+
+    @property
+    def parts(self) -> Path:
+        """Where finished batches wait to be merged."""
+        return self.path / "parts"
+
+    def manifest(self) -> dict[str, Any]:
+        """The header.
+
+        Raises:
+            InputError: There is none, or it is damaged.
+        """
+        try:
+            header = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self.path / MANIFEST} cannot be read ({error}): name another --output."
+            ) from None
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise InputError(f"{self.path} holds no run of this version: name another --output.")
+        return header
+
+    def write_manifest(self, header: Mapping[str, Any]) -> None:
+        """Write the header."""
+        text = json.dumps({"format": FORMAT, **header}, indent=2, ensure_ascii=False)
+        write_atomically(self.path / MANIFEST, (text + "\n").encode())
+
+    def part(self, entry: str, batch: int) -> Path:
+        """The file of a batch of an attack; it is there once that batch is finished."""
+        return self.parts / f"{entry}.{batch:05d}.parquet"
+
+    def write_part(
+        self,
+        entry: str,
+        batch: int,
+        rows: pd.DataFrame,
+        images: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        """Store a finished batch; its images, if any are kept, come first."""
+        path = self.part(entry, batch)
+        self.parts.mkdir(exist_ok=True)
+        if images:
+            from safetensors.numpy import save
+
+            contiguous = {name: np.ascontiguousarray(array) for name, array in images.items()}
+            write_atomically(path.with_suffix(".safetensors"), save(contiguous))
+        write_atomically(path, parquet(rows, RECORDS))
+
+    def read_part(self, entry: str, batch: int) -> pd.DataFrame:
+        """The rows of a finished batch."""
+        return read_table(self.part(entry, batch))
+
+    def read_images(self, entry: str, batch: int, name: str, rows: Sequence[int]) -> NDArray[Any]:
+        """Some of a finished batch's images, `[row, ...]`, without reading the others.
+
+        Raises:
+            InputError: They are missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self.part(entry, batch).with_suffix(".safetensors")
+        try:
+            with safe_open(path, framework="np") as images:
+                held = images.get_slice(name)
+                return np.concatenate([held[row : row + 1] for row in rows])
+        except (OSError, ValueError, SafetensorError) as error:
+            raise _damaged(path, error) from None
+
+    def merged(self, order: Sequence[tuple[str, int]]) -> tuple[pd.DataFrame, dict[str, Any]]:
+        """The rows of all parts in that order, and their images joined by name."""
+        from safetensors.numpy import load_file
+
+        frames, images = [], dict[str, list[NDArray[Any]]]()
+        for entry, batch in order:
+            frames.append(self.read_part(entry, batch))
+            kept = self.part(entry, batch).with_suffix(".safetensors")
+            if kept.is_file():
+                for name, array in load_file(kept).items():
+                    images.setdefault(name, []).append(array)
+        return (
+            pd.concat(frames, ignore_index=True),
+            {name: np.concatenate(arrays) for name, arrays in images.items()},
+        )
+
+    def finish(
+        self,
+        header: Mapping[str, Any],
+        records: pd.DataFrame,
+        results: pd.DataFrame,
+        activity: pd.DataFrame,
+        examples: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Write every file of a finished run, the header last, then drop the parts."""
+        from safetensors.numpy import save
+
+        write_atomically(self.path / "records.parquet", parquet(records, RECORDS))
+        write_atomically(self.path / "activity.parquet", parquet(activity))
+        contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
+        write_atomically(self.path / "examples.safetensors", save(contiguous))
+        write_atomically(self.path / "results.csv", results.to_csv(index=False).encode())
+        self.write_manifest(header)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what a killed or finished run left over."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+        for scratch in self.path.glob(".*.part"):
+            scratch.unlink(missing_ok=True)
+
+    def results(self) -> pd.DataFrame:
+        """`results.csv`, text columns as text."""
+        return read_results(self.path / "results.csv")
+
+    def records(self) -> pd.DataFrame:
+        """`records.parquet`."""
+        return read_table(self.path / "records.parquet")
+
+    def activity(self) -> pd.DataFrame:
+        """`activity.parquet`."""
+        return read_table(self.path / "activity.parquet")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A Parquet file of a run folder.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        # pyarrow's own errors derive from these two.
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError(
+        f"{path} is missing or damaged ({reason}): remove the run folder and run again."
+    )
+
+
+def open_folder(path: Path, identity: str, create: Callable[[], Mapping[str, Any]]) -> RunFolder:
+    """The folder of a run: a new one with its header, or the one of an earlier start.
+
+    Args:
+        path: Made if absent, filled only if empty.
+        identity: What the run is; another one's folder is refused.
+        create: The header of a new run.
+
+    Raises:
+        InputError: It cannot be written, or holds something else.
+    """
+    folder = RunFolder(path)
+    check_folder(path, identity)
+    if (path / MANIFEST).exists():
+        return folder
+    header = create()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        folder.write_manifest(header)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return folder
+
+
+def check_folder(path: Path, identity: str) -> None:
+    """Refuse a folder that is another run's or somebody else's, or cannot be made.
+
+    Raises:
+        InputError: As said.
+    """
+    check_output(path, MANIFEST)
+    if not (path / MANIFEST).exists():
+        return
+    header = RunFolder(path).manifest()
+    if header.get("identity") != identity:
+        raise InputError(
+            f"{path} holds another run ({header.get('model')}, {header.get('data')}, suite "
+            f"{header.get('suite')}, {header.get('samples')} images, seed "
+            f"{header.get('seed')}): name another --output."
+        )
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """A `results.csv`, text columns as text: an epsilon of 0 is no number."""
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    text = "model data suite attack estimator substitute norm epsilon steps restarts flags".split()
+    for name in frame.columns.difference(text):
+        frame[name] = pd.to_numeric(frame[name])
+    return frame
+
+
+def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
+    """Which rows of an attack are right as proposed, [row].
+
+    By their class, as papers count. In a `cascade`, where a row says what is left after an entry,
+    a tie at the top is an error besides: that image has not been attacked again.
+    """
+    right = (rows["prediction"] == rows["label"]).to_numpy(dtype=bool)
+    if not cascade:
+        return right
+    return right & (rows["margin"].to_numpy(dtype=float) < 0)
+
+
+def right_draws(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """The fraction of draws on which each row is right, [row]; runs of old had one draw."""
+    if "draws_right" in rows:
+        return rows["draws_right"].to_numpy(dtype=float)
+    return (rows["prediction"] == rows["label"]).to_numpy(dtype=bool).astype(float)
+
+
+def summarise(
+    records: pd.DataFrame,
+    data: str,
+    settings: Mapping[str, tuple[object, object]],
+    flags: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+    cascade: bool = False,
+) -> pd.DataFrame:
+    """Records of one model as rows of `results.csv`: clean, each attack, then the worst cases.
+
+    Args:
+        records: With one row per image and threat, clean included.
+        data: Name of the data set.
+        settings: (steps, restarts) of each attack, None where it has none.
+        flags: Slugs by (attack, norm, epsilon).
+        cascade: Whether each attack saw only what the ones before it left.
+    """
+    flags = flags or {}
+    clean = records[records["attack"] == CLEAN].set_index("image_id").sort_index()
+    clean_right = (clean["prediction"] == clean["label"]).to_numpy(dtype=bool)
+    first = records.iloc[0]
+    rows: list[dict[str, object]] = []
+
+    def row(attack: str, norm: str, epsilon: str, right: NDArray[np.bool_]) -> dict[str, object]:
+        correct, n = int(right.sum()), len(right)
+        low, high = wilson(correct, n)
+        attacked = attack != CLEAN and bool(clean_right.any())
+        broken = float((clean_right & ~right).sum() / clean_right.sum()) if attacked else np.nan
+        return {
+            "model": first["model"],
+            "data": data,
+            "samples": n,
+            "suite": first["suite"],
+            "attack": attack,
+            "norm": norm,
+            "epsilon": epsilon,
+            "seed": first["seed"],
+            "accuracy": correct / n,
+            "ci_low": low,
+            "ci_high": high,
+            "attack_success_rate": broken,
+            "flags": ";".join(flags.get((attack, norm, epsilon), ())),
+        }
+
+    groups: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for key, some in records.groupby(["attack", "norm", "epsilon"], sort=False):
+        attack, norm, epsilon = map(str, key)
+        some = some.set_index("image_id").sort_index()
+        right = classified_right(some, cascade and attack != CLEAN)
+        steps, restarts = settings.get(attack, (None, None))
+        rows.append(
+            {
+                **row(attack, norm, epsilon, right),
+                "draws_accuracy": right_draws(some).mean(),
+                "estimator": some["estimator"].iloc[0],
+                "substitute": some["substitute"].iloc[0],
+                "steps": "" if steps is None else steps,
+                "restarts": "" if restarts is None else restarts,
+                "mean_linf": some["linf"].mean(),
+                "mean_l2": some["l2"].mean(),
+                "forward_passes": some["forward_passes"].mean(),
+                "backward_passes": some["backward_passes"].mean(),
+                "seconds": some["seconds"].sum(),
+            }
+        )
+        if attack != CLEAN:
+            groups.setdefault((norm, epsilon), []).append(some)
+    for (norm, epsilon), several in groups.items():
+        margins = np.stack([clean["margin"], *(some["margin"] for some in several)])
+        rows.append(
+            {
+                **row(WORST_CASE, norm, epsilon, worst_case(margins)),
+                "draws_accuracy": np.min([right_draws(one) for one in (clean, *several)], 0).mean(),
+                "estimator": "",
+                "substitute": "",
+                "steps": "",
+                "restarts": "",
+                "mean_linf": np.nan,
+                "mean_l2": np.nan,
+                "forward_passes": sum(some["forward_passes"].mean() for some in several),
+                "backward_passes": sum(some["backward_passes"].mean() for some in several),
+                "seconds": sum(some["seconds"].sum() for some in several),
+            }
+        )
+    return pd.DataFrame(rows, columns=RESULTS)

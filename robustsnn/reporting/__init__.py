@@ -1,0 +1,1 @@
+"""What reports are made of: comparisons, tables, sentences, figures."""

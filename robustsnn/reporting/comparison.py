@@ -1,0 +1,368 @@
+"""Models under the same suite on the same images, side by side."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from importlib import resources
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustsnn.common import wording as formats
+from robustsnn.common.statistics import holm, paired, wilson, worst_case
+from robustsnn.common.wording import CLEAN, WORST_CASE
+from robustsnn.errors import InputError
+from robustsnn.records.folder import classified_right
+from robustsnn.reporting.render import Run, Runs
+
+
+class Threat(NamedTuple):
+    """One row of a comparison: an attack (or clean, or the worst case) at its norm and size."""
+
+    attack: str
+    norm: str
+    epsilon: str
+
+    @property
+    def title(self) -> str:
+        """The name of the attack as it is printed."""
+        return formats.attack(self.attack)
+
+    @property
+    def size(self) -> str:
+        """Norm and epsilon as they are printed; empty for clean images."""
+        return "" if self.attack == CLEAN else formats.threat(self.norm, self.epsilon)
+
+    @property
+    def radius(self) -> float:
+        """Epsilon as a number in pixel units of [0, 1]; 0 for clean images, NaN for text."""
+        if self.attack == CLEAN:
+            return 0.0
+        try:
+            return float(Fraction(self.epsilon))
+        except (ValueError, ZeroDivisionError):
+            return float("nan")
+
+
+class SuccessRates(NamedTuple):
+    """The three things the literature calls attack success rate; NaN if nothing is right clean."""
+
+    clean_correct: float
+    net: float
+    all_images: float
+
+
+class Published(NamedTuple):
+    """A published accuracy in [0, 1] and where it is from."""
+
+    accuracy: float
+    source: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that share images, suite and seed; the first one's model is the baseline."""
+
+    runs: tuple[Run, ...]
+    slug: str
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The labels of the models, the baseline first."""
+        return tuple(run.label for run in self.runs)
+
+    @property
+    def baseline(self) -> str:
+        """The label of the model the others are compared with."""
+        return self.runs[0].label
+
+    @property
+    def samples(self) -> int:
+        """How many images every model saw."""
+        return self.runs[0].samples
+
+    @property
+    def title(self) -> str:
+        """What was done, in a few words."""
+        run = self.runs[0]
+        return f"{formats.data(run.data)}, suite {run.suite}"
+
+    @cached_property
+    def verdicts(self) -> dict[str, dict[Threat, NDArray[np.bool_]]]:
+        """Which images each model gets right under each threat, [images] in order of their ids."""
+        return {run.label: verdicts(run) for run in self.runs}
+
+    @cached_property
+    def threats(self) -> tuple[Threat, ...]:
+        """The rows: clean, the attacks as the suite orders them, then the worst cases.
+
+        Sizes of one attack grow; a worst case that only repeats a single attack is left out.
+        """
+        found = {t for right in self.verdicts.values() for t in right}
+        named = [row for run in self.runs for row in run.results[["attack", "norm"]].values]
+        order = {key: place for place, key in enumerate(dict.fromkeys(map(tuple, named)))}
+        rank = {CLEAN: 0, WORST_CASE: 2}
+
+        def place(threat: Threat) -> tuple[int, int, float, str]:
+            listed = order.get((threat.attack, threat.norm), len(order))
+            return (rank.get(threat.attack, 1), listed, threat.radius, threat.epsilon)
+
+        return tuple(sorted((t for t in found if not self._repeats(t, found)), key=place))
+
+    def _repeats(self, worst: Threat, found: set[Threat]) -> bool:
+        if worst.attack != WORST_CASE:
+            return False
+        alone = [t for t in found if t[1:] == worst[1:] and t != worst]
+        return len(alone) == 1 and all(
+            np.array_equal(right[worst], right[alone[0]])
+            for right in self.verdicts.values()
+            if worst in right
+        )
+
+    @property
+    def attacks(self) -> tuple[Threat, ...]:
+        """The threats that are attacks of their own."""
+        return tuple(t for t in self.threats if t.attack not in (CLEAN, WORST_CASE))
+
+    @property
+    def is_curve(self) -> bool:
+        """Whether some attack was run at three sizes or more."""
+        sizes = pd.Series([t.epsilon for t in self.attacks], dtype=str)
+        by = pd.Series([(t.attack, t.norm) for t in self.attacks], dtype=object)
+        return bool(len(sizes)) and int(sizes.groupby(by).nunique().max()) >= 3
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per model and threat; fractions in [0, 1], energies in microjoule per image.
+
+        `difference` is to the baseline; `gained` counts images only this model gets right, `lost`
+        those only the baseline does; `p` is the exact McNemar test of the two and `p_holm` its
+        Holm adjustment over the attacks and worst cases of the model.
+        """
+        rows = []
+        for run in self.runs:
+            tests = self._tests(run.label)
+            for threat in self.threats:
+                right = self.verdicts[run.label].get(threat)
+                if right is None:
+                    continue
+                correct, n = int(right.sum()), len(right)
+                low, high = wilson(correct, n)
+                rates = success_rates(self.verdicts[run.label][CLEAN_THREAT], right)
+                rows.append(
+                    {
+                        "comparison": self.slug,
+                        "data": run.data,
+                        "suite": run.suite,
+                        "samples": n,
+                        "model": run.label,
+                        "baseline": self.baseline,
+                        "attack": threat.attack,
+                        "norm": threat.norm,
+                        "epsilon": threat.epsilon,
+                        "accuracy": correct / n,
+                        "ci_low": low,
+                        "ci_high": high,
+                        **tests.get(threat, _NO_TEST),
+                        "attack_success_rate": rates.clean_correct,
+                        "net_success_rate": rates.net,
+                        "error_rate": rates.all_images,
+                        "kind": run.kind,
+                        "time_steps": run.time_steps,
+                        "spikes_per_neuron_and_step": run.spikes_per_neuron_and_step,
+                        "energy_uj": energy(run),
+                        "energy_same_layer_uj": energy(run, same_layer=True),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, Threat], pd.Series[float]]:
+        """The rows of `table` by model and threat."""
+        keys = [
+            (str(r["model"]), Threat(str(r["attack"]), str(r["norm"]), str(r["epsilon"])))
+            for _, r in self.table.iterrows()
+        ]
+        return {key: self.table.iloc[i] for i, key in enumerate(keys)}
+
+    def _tests(self, model: str) -> dict[Threat, dict[str, float]]:
+        if model == self.baseline:
+            return {}
+        ours, theirs = self.verdicts[model], self.verdicts[self.baseline]
+        tests = {t: paired(ours[t], theirs[t]) for t in self.threats if t in ours and t in theirs}
+        # Clean images, also under the name of an attack of size 0, are no attack.
+        family = [t for t in tests if t.radius != 0]
+        adjusted = dict(zip(family, holm([tests[t].p for t in family]), strict=True))
+        return {
+            t: {
+                "difference": float(ours[t].mean() - theirs[t].mean()),
+                "gained": test.gained,
+                "lost": test.lost,
+                "p": test.p,
+                "p_holm": adjusted.get(t, test.p),
+            }
+            for t, test in tests.items()
+        }
+
+
+CLEAN_THREAT = Threat(CLEAN, "", "")
+_NAN = float("nan")
+_NO_TEST = {"difference": _NAN, "gained": _NAN, "lost": _NAN, "p": _NAN, "p_holm": _NAN}
+
+
+_KNOWN: WeakKeyDictionary[Runs, list[Comparison]] = WeakKeyDictionary()
+
+
+def comparisons(runs: Runs) -> list[Comparison]:
+    """Group runs that can be compared image by image, in the order of their first run."""
+    # Every renderer asks for the same comparisons, and their tests take a while.
+    if runs not in _KNOWN:
+        _KNOWN[runs] = _grouped(runs)
+    return list(_KNOWN[runs])
+
+
+def _grouped(runs: Runs) -> list[Comparison]:
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs.runs:
+        groups.setdefault(run.setting, []).append(run)
+    slugs: dict[str, int] = {}
+    found = []
+    for group in groups.values():
+        slug = "".join(c if c.isalnum() or c in "-_" else "-" for c in group[0].suite) or "suite"
+        slugs[slug] = slugs.get(slug, 0) + 1
+        unique = slug if slugs[slug] == 1 else f"{slug}-{slugs[slug]}"
+        found.append(Comparison(tuple(group), unique))
+    return found
+
+
+def comparison_frame(runs: Runs) -> pd.DataFrame:
+    """The tables of all comparisons below one another, with the columns of `Comparison.table`."""
+    return pd.concat([c.table for c in comparisons(runs)], ignore_index=True)
+
+
+def verdicts(run: Run) -> dict[Threat, NDArray[np.bool_]]:
+    """Which images a run's model gets right under each threat, [images] in order of their ids.
+
+    An image without a record under an attack was not attacked because it is wrong already, and
+    stays as it is on the clean image. The worst case needs every margin to be negative, and so
+    does an entry of a cascade.
+
+    Raises:
+        InputError: If the records hold an image twice under one threat, or lack a clean-correct
+            image.
+    """
+    records = run.records
+    clean_rows = records[records["attack"] == CLEAN]
+    one = (clean_rows if len(clean_rows) else records).drop_duplicates("image_id")
+    one = one.set_index("image_id").sort_index()
+    predicted = one["prediction"] if len(clean_rows) else one["clean_prediction"]
+    clean = (predicted == one["label"]).to_numpy(dtype=bool)
+    # Without clean rows the margin on the clean image is unknown, but its sign is not.
+    clean_margin = one["margin"].to_numpy() if len(clean_rows) else np.where(clean, -1.0, 1.0)
+
+    found = {CLEAN_THREAT: clean}
+    margins: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+    attacked = records[records["attack"] != CLEAN]
+    for key, rows in attacked.groupby(["attack", "norm", "epsilon"], sort=False):
+        threat = Threat(*map(str, key))
+        if rows["image_id"].duplicated().any():
+            raise InputError(
+                f"{run.folder} has two records of an image for {threat.attack!r} at"
+                f" {threat.size}: give the entries of the suite different labels."
+            )
+        rows = rows.set_index("image_id").reindex(one.index)
+        there = rows["prediction"].notna().to_numpy()
+        if (clean & ~there).any():
+            raise InputError(
+                f"{run.folder} is incomplete: {threat.attack!r} lacks images; run it again."
+            )
+        right = classified_right(rows, bool(run.manifest.get("cascade")))
+        found[threat] = np.where(there, right, clean)
+        margin = np.where(there, rows["margin"].to_numpy(dtype=float), clean_margin)
+        margins.setdefault((threat.norm, threat.epsilon), []).append(margin)
+    for (norm, epsilon), several in margins.items():
+        found[Threat(WORST_CASE, norm, epsilon)] = worst_case(np.stack([clean_margin, *several]))
+    return found
+
+
+def success_rates(clean: NDArray[np.bool_], right: NDArray[np.bool_]) -> SuccessRates:
+    """Attack success rate by the three definitions in use, from verdicts [images].
+
+    `clean_correct`: broken among those right when clean (RGA, HART). `net`: relative loss of
+    accuracy, in which images the attack mends cancel others (PDSG). `all_images`: errors among
+    all images, errors on clean images included (ASSG).
+    """
+    if not clean.any():
+        return SuccessRates(_NAN, _NAN, float((~right).mean()))
+    broken = float((clean & ~right).sum() / clean.sum())
+    net = float((clean.sum() - right.sum()) / clean.sum())
+    return SuccessRates(broken, net, float((~right).mean()))
+
+
+def energy(run: Run, same_layer: bool = False) -> float:
+    """Estimated energy per image in microjoule; NaN if the run does not hold it.
+
+    An SNN's operations are counted by the spikes that enter a layer, or by those of the layer
+    itself where `same_layer` (as several papers count).
+    """
+    if run.kind == "ann":
+        return run.energy.get("ann_uj", _NAN)
+    return run.energy.get("snn_same_layer_uj" if same_layer else "snn_input_uj", _NAN)
+
+
+def strongest(comparison: Comparison, model: str) -> Threat | None:
+    """The attack that leaves the least of a model, the last of several; None without attacks."""
+    right = comparison.verdicts[model]
+    attacks = [t for t in comparison.attacks if t in right]
+    return min(reversed(attacks), key=lambda t: right[t].mean()) if attacks else None
+
+
+def method(run: Run) -> str:
+    """How a model was trained: "ann", "traditional" or "hire"; empty if that is not known.
+
+    The header of the run decides; without one only the names of the zoo's models do.
+    """
+    if named := str(run.manifest.get("method") or ""):
+        return {"snn": "traditional", "hybrid": "traditional"}.get(named, named)
+    stem = run.model.rstrip("/").rsplit("/", 1)[-1].removesuffix("-b")
+    known = {"-ann": "ann", "-snn": "traditional", "-snn-hire": "hire"}
+    return next((m for end, m in known.items() if stem == run.architecture + end), "")
+
+
+def published(run: Run, threat: Threat, data: str | None = None) -> Published | None:
+    """The published accuracy of a model of this architecture and training, or None.
+
+    Args:
+        run: Ours.
+        threat: The attack; it must be the published one, at the published size.
+        data: Look at this data set in place of the run's own.
+    """
+    key = (data or run.data, run.architecture, method(run), threat.attack)
+    for row in _published():
+        if key != (row["data"], row["architecture"], row["method"], row["attack"]):
+            continue
+        if threat.attack == CLEAN or (
+            threat.norm == row["norm"] and threat.epsilon in row["epsilon"].split()
+        ):
+            return Published(float(row["accuracy"]), row["source"], row["note"])
+    return None
+
+
+def published_data(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The data sets on which the architectures of these runs have published numbers."""
+    ours = {run.architecture for run in runs}
+    return tuple(dict.fromkeys(r["data"] for r in _published() if r["architecture"] in ours))
+
+
+def _published() -> list[dict[str, str]]:
+    file = resources.files("robustsnn.reports") / "published.csv"
+    with file.open(encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))

@@ -1,0 +1,252 @@
+"""What a comparison says, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from robustsnn.common import wording as formats
+from robustsnn.common.wording import WORST_CASE
+from robustsnn.reporting.comparison import CLEAN_THREAT, Comparison, Threat, strongest
+from robustsnn.reporting.render import Run
+
+SIGNIFICANCE = 0.05
+
+#: From more models than this a sentence names the extremes only.
+MANY = 4
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one model: a number, what the number is, the rest, and a caution.
+
+    `level` is `A`, `B` or `C` with what it stands for, `trust` why and what to do next; both are
+    empty for a run without.
+    """
+
+    model: str
+    number: str
+    meaning: str
+    detail: str
+    caution: str
+    level: str = ""
+    trust: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Number, level and detail as running text, without the caution."""
+        level = f" ({self.level})" if self.level else ""
+        return f"{self.model}: {self.number} {self.meaning}{level}. {self.detail}".strip()
+
+
+def lead(comparison: Comparison) -> str:
+    """What a comparison says, in one sentence."""
+    return _curve_lead(comparison) if comparison.is_curve else _lead(comparison)
+
+
+def verdicts(comparison: Comparison) -> list[Verdict]:
+    """One verdict for each model of a comparison."""
+    say = _curve if comparison.is_curve else _single
+    return [
+        Verdict(run.label, *say(comparison, run), _caution(run), *_trust(run))
+        for run in comparison.runs
+    ]
+
+
+def headline_threat(comparison: Comparison) -> Threat:
+    """The threat a verdict is about: what leaves the models the least accuracy on average.
+
+    A worst case over several attacks comes before the single attacks; clean if there are none.
+    """
+
+    def left(threat: Threat) -> float:
+        accuracies = [
+            right[threat].mean() for right in comparison.verdicts.values() if threat in right
+        ]
+        return float(np.mean(accuracies))
+
+    worst = [t for t in comparison.threats if t.attack == WORST_CASE]
+    several = [t for t in worst if len(_same_size(comparison, t)) > 1]
+    candidates = several or comparison.attacks or (CLEAN_THREAT,)
+    return min(candidates, key=left)
+
+
+def _same_size(comparison: Comparison, threat: Threat) -> list[Threat]:
+    return [t for t in comparison.attacks if (t.norm, t.epsilon) == (threat.norm, threat.epsilon)]
+
+
+def _is_cascade(comparison: Comparison) -> bool:
+    return any(run.manifest.get("cascade") for run in comparison.runs)
+
+
+def _lead(comparison: Comparison) -> str:
+    threat = headline_threat(comparison)
+    said = []
+    for model in comparison.models:
+        if (row := comparison.cells.get((model, threat))) is not None:
+            number = formats.percent(row["accuracy"])
+            interval = formats.bounds(row["ci_low"], row["ci_high"])
+            said.append((model, float(row["accuracy"]), f"{number} {interval}"))
+    images = formats.count(comparison.samples, "image")
+    if len(said) > MANY:
+        said = [min(said, key=_accuracy), max(said, key=_accuracy)]
+        (low, least), (high, most) = ((m, t) for m, _, t in said)
+        kept = f"{len(comparison.models)} models stay right on {least} ({low}) to {most} ({high})"
+    else:
+        (first, _, number), *rest = said
+        others = [f"{model} on {text}" for model, _, text in rest]
+        stays = "is" if threat == CLEAN_THREAT else "stays"
+        kept = formats.listing([f"{first} {stays} right on {number}", *others])
+    if threat == CLEAN_THREAT:
+        return f"No attack was run: {kept} of {images}."
+    if threat.attack == WORST_CASE:
+        names = [t.title for t in _same_size(comparison, threat)]
+        strongest_of = formats.listing(names)
+        if _is_cascade(comparison):
+            strongest_of = f"the {len(names)} attacks of the suite {comparison.runs[0].suite}"
+        under = f"Against the strongest of {strongest_of} for each image ({threat.size}, {images})"
+    else:
+        under = f"Under the strongest attack run here ({threat.title}, {threat.size}, {images})"
+    bound = "an upper bound" if len(said) == 1 else "upper bounds"
+    return f"{under}, {kept}: {bound}, since a stronger attack can only take more."
+
+
+def _accuracy(said: tuple[str, float, str]) -> float:
+    return said[1]
+
+
+def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
+    threat = headline_threat(comparison)
+    row = comparison.cells.get((run.label, threat))
+    if row is None:
+        return "–", "not attacked", f"It was not attacked with {threat.title}."
+    number = formats.percent(row["accuracy"])
+    interval = formats.bounds(row["ci_low"], row["ci_high"])
+    if threat == CLEAN_THREAT:
+        return number, f"clean {interval}", _against(comparison, run.label, threat)
+    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
+    sentence = f"Down from {clean} on clean images."
+    hardest = strongest(comparison, run.label)
+    # An entry of a cascade leaves what those before it left too: none stands alone.
+    if threat.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
+        left = formats.percent(comparison.cells[run.label, hardest]["accuracy"])
+        sentence += f" The strongest attack alone, {hardest.title}, leaves {left}."
+    return number, interval, f"{sentence} {_against(comparison, run.label, threat)}".strip()
+
+
+def _against(comparison: Comparison, model: str, threat: Threat) -> str:
+    row = comparison.cells[model, threat]
+    baseline = comparison.baseline
+    if model == baseline or np.isnan(row["difference"]):
+        return ""
+    counts = f"{formats.count(int(row['gained']), 'image')} gained, {row['lost']:.0f} lost"
+    test = f"{counts}, {formats.p_value(row['p_holm'])}"
+    size = formats.points(abs(row["difference"])).lstrip("+±")
+    if row["p_holm"] >= SIGNIFICANCE:
+        difference = formats.points(row["difference"])
+        return f"It cannot be told apart from {baseline} ({difference} points; {test})."
+    more = "more" if row["difference"] > 0 else "less"
+    return f"That is {size} points {more} than {baseline} on the same images ({test})."
+
+
+def _hardest_by_size(comparison: Comparison, model: str) -> list[Threat]:
+    """The attack that leaves the least at each size, the sizes growing."""
+    found: dict[tuple[str, str], Threat] = {}
+    right = comparison.verdicts[model]
+    for threat in sorted(comparison.attacks, key=lambda t: t.radius):
+        if threat.radius > 0 and threat in right:
+            best = found.setdefault(threat[1:], threat)
+            if right[threat].mean() < right[best].mean():
+                found[threat[1:]] = threat
+    return list(found.values())
+
+
+def _reaches_chance(comparison: Comparison, run: Run) -> Threat | None:
+    """The smallest size at which the interval of the accuracy holds chance or lies below it."""
+    sizes = _hardest_by_size(comparison, run.label)
+    level = 1 / run.classes
+    return next((t for t in sizes if comparison.cells[run.label, t]["ci_low"] <= level), None)
+
+
+def _chance(run: Run) -> str:
+    whole = 100 % run.classes == 0
+    return f"chance ({formats.percent(1 / run.classes, 0 if whole else 1)})"
+
+
+def _curve_lead(comparison: Comparison) -> str:
+    reached: dict[str, list[str]] = {}
+    never = []
+    for run in comparison.runs:
+        if (threat := _reaches_chance(comparison, run)) is None:
+            never.append(run.label)
+        else:
+            reached.setdefault(threat.size, []).append(run.label)
+    chance = _chance(comparison.runs[0])
+    parts = []
+    for index, (size, models) in enumerate(reached.items()):
+        fall = f" {'falls' if len(models) == 1 else 'fall'} to {chance}" if index == 0 else ""
+        parts.append(f"{formats.listing(models)}{fall} at {size}")
+    said = [formats.listing(parts)] if parts else []
+    if never:
+        stay = "stays" if len(never) == 1 else "stay"
+        largest = max(comparison.attacks, key=lambda t: t.radius).size
+        said.append(
+            f"{formats.listing(never)} {stay} above {chance} even at {largest}, which speaks"
+            " against the attack and not for the model"
+        )
+    images = formats.count(comparison.samples, "image")
+    return f"As the perturbation grows ({images}), {'; '.join(said)}."
+
+
+def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
+    sizes = _hardest_by_size(comparison, run.label)
+    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
+    if not sizes:
+        return clean, "clean", "It was not attacked."
+
+    def left(threat: Threat) -> str:
+        accuracy = comparison.cells[run.label, threat]["accuracy"]
+        return f"{formats.percent(accuracy)} at {threat.epsilon}"
+
+    shown = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
+    sentence = f"From {clean} clean to {formats.listing([left(t) for t in shown])}."
+    threat = _reaches_chance(comparison, run)
+    if threat is None:
+        return "never", "at chance", sentence
+    return threat.epsilon, "brings it to chance", sentence
+
+
+def _trust(run: Run) -> tuple[str, str]:
+    """The level of a run and its title; why, and what to do next."""
+    said = run.reliability
+    if not run.level:
+        return "", ""
+    title = str(said.get("title") or "")
+    return f"{run.level}, {title}", f"{said.get('sentence', '')} {said.get('next', '')}".strip()
+
+
+def _caution(run: Run) -> str:
+    flags = len(flag_sentences([run]))
+    if not flags:
+        return ""
+    verb = "speaks" if flags == 1 else "speak"
+    said = formats.count(flags, "flag")
+    return f"{said} {verb} against taking these numbers as they are; see below."
+
+
+def flag_sentences(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:
+    """Every flag and failed check as (model, suite, severity, sentence), each once."""
+    found: dict[tuple[str, str, str, str], None] = {}
+    for run in runs:
+        for check in run.preflight:
+            if not check.get("passed", True):
+                text = str(check.get("sentence") or f"The check {check.get('check')} failed.")
+                found[run.label, run.suite, "failed check", text] = None
+        for flag in run.flags:
+            text = str(flag.get("sentence") or flag.get("flag") or "A flag without a sentence.")
+            severity = str(flag.get("severity") or "flag")
+            if not any(key[0] == run.label and key[3] == text for key in found):
+                found[run.label, run.suite, severity, text] = None
+    return list(found)

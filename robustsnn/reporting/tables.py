@@ -1,0 +1,291 @@
+"""The tables of a report as text, laid out once for every form they are written in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from robustsnn.common import wording as formats
+from robustsnn.common.wording import CLEAN, NBSP, WORST_CASE
+from robustsnn.reporting.comparison import (
+    Comparison,
+    Threat,
+    comparisons,
+    energy,
+    published,
+    published_data,
+)
+from robustsnn.reporting.render import Run, Runs
+
+
+class Cell(NamedTuple):
+    """What stands in one place: number, interval or size, a remark below, a mark behind it."""
+
+    main: str
+    detail: str = ""
+    note: str = ""
+    mark: str = ""
+
+    @property
+    def text(self) -> str:
+        """Number, mark and detail on one line."""
+        number = f"{self.main}{NBSP}({self.mark})" if self.mark else self.main
+        joint = " " if self.detail.startswith(("[", "(")) else ", "
+        return f"{number}{joint}{self.detail}" if self.detail else number
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table ready to be written: a head, rows of as many cells, and notes on how to read it."""
+
+    name: str
+    title: str
+    head: tuple[Cell, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers and belong to the right."""
+        columns = zip(*self.rows, strict=True)
+        found = tuple(all(c.main[:1] in "0123456789+−±–<>" for c in column) for column in columns)
+        return found or (False,) * len(self.head)
+
+
+def sheets(runs: Runs) -> list[Sheet]:
+    """Every table of a report, comparison by comparison."""
+    return [sheet for comparison in comparisons(runs) for sheet in sheets_of(comparison)]
+
+
+def sheets_of(comparison: Comparison) -> Iterator[Sheet]:
+    """The tables of one comparison; those that would be empty are left out."""
+    yield accuracy_sheet(comparison)
+    if len(comparison.runs) > 1:
+        yield paired_sheet(comparison)
+    if comparison.attacks:
+        yield success_sheet(comparison)
+    if (literature := published_sheet(comparison)) is not None:
+        yield literature
+
+
+def accuracy_sheet(comparison: Comparison) -> Sheet:
+    """Accuracy by attack and model, then what each model costs to run."""
+    runs = comparison.runs
+    rows = [
+        (
+            Cell(threat.title, threat.size),
+            *(_accuracy(comparison, run, threat) for run in runs),
+        )
+        for threat in _shown(comparison)
+    ]
+    spikes = [run.spikes_per_neuron_and_step for run in runs]
+    joules = [energy(run) for run in runs]
+    if not all(map(math.isnan, spikes)):
+        cells = (Cell("–" if math.isnan(s) else f"{s:.3f}") for s in spikes)
+        rows.append((Cell("Spikes", "per neuron, step"), *cells))
+    if not all(map(math.isnan, joules)):
+        cells = (Cell(formats.energy(j), _relative(j, joules[0])) for j in joules)
+        rows.append((Cell("Energy", "µJ per image"), *cells))
+    own = [energy(run, same_layer=True) for run in runs]
+    if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
+        cells = (Cell(formats.energy(o), _relative(o, own[0])) for o in own)
+        rows.append((Cell("Energy, own spikes", "µJ per image"), *cells))
+    return Sheet(
+        name=f"accuracy-{comparison.slug}",
+        title=f"Accuracy, {comparison.title}, {formats.count(comparison.samples, 'image')}",
+        head=(Cell("Attack"), *(Cell(run.label, _kind(run)) for run in runs)),
+        rows=tuple(rows),
+        notes=tuple(_accuracy_notes(comparison, joules)),
+    )
+
+
+def _shown(comparison: Comparison) -> list[Threat]:
+    """The threats worth a row: an attack of size 0 only repeats the clean images."""
+    return [t for t in comparison.threats if t.attack == CLEAN or t.radius != 0]
+
+
+def _accuracy(comparison: Comparison, run: Run, threat: Threat) -> Cell:
+    row = comparison.cells.get((run.label, threat))
+    if row is None:
+        return Cell("–")
+    note = ""
+    if not math.isnan(row["difference"]):
+        note = f"{formats.points(row['difference'])}, {formats.p_value(row['p_holm'])}"
+    return Cell(
+        formats.percent(row["accuracy"]),
+        formats.bounds(row["ci_low"], row["ci_high"]),
+        note,
+        run.level if threat.attack == WORST_CASE else "",
+    )
+
+
+def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str]:
+    yield (
+        "Accuracy over all images with its 95 % Wilson interval. Under attack it is an upper bound:"
+        " a stronger attack can only lower it."
+    )
+    if any(run.manifest.get("cascade") for run in comparison.runs):
+        yield (
+            "Each attack had only those images that all attacks above it at that norm and size"
+            " left: its row is what is left after it, not what it leaves by itself."
+        )
+    if any(threat.attack == WORST_CASE for threat in comparison.threats):
+        yield (
+            "Worst case: right on the clean image and on every image proposed at that norm and"
+            " size; a tie at the top counts as wrong."
+        )
+    rated = [run for run in comparison.runs if run.level]
+    if rated:
+        yield (
+            "A, B and C say how far the worst case can be trusted: A, no flag; B, an upper bound"
+            " that may still fall; C, not reliable."
+        )
+    for run in rated:
+        yield f"{run.label}: {run.reliability['sentence']} {run.reliability['next']}"
+    if len(comparison.runs) > 1:
+        yield (
+            f"Below, the difference to {comparison.baseline} in points and the exact McNemar test"
+            " on the same images, Holm-adjusted over the attacks and worst cases (clean is not)."
+        )
+    if not all(map(math.isnan, joules)):
+        yield (
+            "Energy counts arithmetic only, multiply-accumulates and an accumulate for every spike"
+            " that enters a layer (own spikes: that leaves it, as several papers count): an"
+            " estimate, no measurement."
+        )
+
+
+def _relative(joules: float, baseline: float) -> str:
+    if math.isnan(joules) or math.isnan(baseline) or not baseline or joules == baseline:
+        return ""
+    return f"({joules / baseline:.2f}×)"
+
+
+def _kind(run: Run) -> str:
+    if run.kind == "ann":
+        return "ANN"
+    return f"{run.kind.upper()}, T = {run.time_steps}" if run.kind else ""
+
+
+def paired_sheet(comparison: Comparison) -> Sheet:
+    """Every model against the baseline on the same images, with the discordant counts."""
+    rows = []
+    for model in comparison.models[1:]:
+        for threat in _shown(comparison):
+            row = comparison.cells.get((model, threat))
+            if row is None or math.isnan(row["difference"]):
+                continue
+            rows.append(
+                (
+                    Cell(model),
+                    Cell(threat.title, threat.size),
+                    Cell(formats.points(row["difference"])),
+                    Cell(f"{row['gained']:.0f}"),
+                    Cell(f"{row['lost']:.0f}"),
+                    Cell(formats.p_value(row["p"]).removeprefix("p = ").removeprefix("p ")),
+                    Cell(formats.p_value(row["p_holm"]).removeprefix("p = ").removeprefix("p "))
+                    if threat.radius != 0
+                    else Cell("–"),
+                )
+            )
+    heads = ("Model", "Attack", "Difference", "Gained", "Lost", "p", "p, Holm")
+    return Sheet(
+        name=f"paired-{comparison.slug}",
+        title=f"Against {comparison.baseline} on the same images",
+        head=tuple(Cell(head) for head in heads),
+        rows=tuple(rows),
+        notes=(
+            f"Difference in points. Gained: images only the model gets right; lost: images only"
+            f" {comparison.baseline} does. Exact two-sided McNemar test on these two counts"
+            " (p = 1 where there are none); Holm over the attacks and worst cases of a model.",
+        ),
+    )
+
+
+def success_sheet(comparison: Comparison) -> Sheet:
+    """The three definitions of attack success rate side by side."""
+    rows = []
+    for model in comparison.models:
+        for threat in _shown(comparison):
+            row = comparison.cells.get((model, threat))
+            if row is None or threat.attack == CLEAN:
+                continue
+            rates = ("attack_success_rate", "net_success_rate", "error_rate")
+            rows.append(
+                (
+                    Cell(model),
+                    Cell(threat.title, threat.size),
+                    *(Cell(formats.percent(row[rate])) for rate in rates),
+                )
+            )
+    return Sheet(
+        name=f"success-rates-{comparison.slug}",
+        title=f"Attack success rate by its three definitions, {comparison.title}",
+        head=(
+            Cell("Model"),
+            Cell("Attack"),
+            Cell("Of clean-correct", "RGA, HART"),
+            Cell("Net loss", "PDSG"),
+            Cell("Of all images", "ASSG"),
+        ),
+        rows=tuple(rows),
+        notes=(
+            "Papers call three different things attack success rate; never compare one with"
+            " another. Of clean-correct: broken among the images that were right. Net loss:"
+            " (clean accuracy − accuracy) / clean accuracy, so that images an attack mends cancel"
+            " images it breaks. Of all images: 1 − accuracy, so that errors on clean images count"
+            " as success.",
+        ),
+    )
+
+
+def published_sheet(comparison: Comparison) -> Sheet | None:
+    """Our accuracies beside published ones; None where no architecture has any."""
+    runs = comparison.runs
+    sets = published_data(runs)
+    own = runs[0].data
+    same = [data for data in sets if data == own]
+    rows = []
+    sources: dict[str, None] = {}
+    for data in same or sets:
+        for run in runs:
+            for threat in comparison.threats:
+                found = published(run, threat, data)
+                row = comparison.cells.get((run.label, threat))
+                if found is None or row is None:
+                    continue
+                sources[found.source] = None
+                rows.append(
+                    (
+                        Cell(run.label),
+                        Cell(threat.title, threat.size),
+                        Cell(formats.percent(row["accuracy"])),
+                        *(() if same else (Cell("none"),)),
+                        Cell(formats.percent(found.accuracy), note=found.note),
+                        Cell(found.source),
+                    )
+                )
+    if not rows:
+        return None
+    others = formats.listing([formats.data(data) for data in sets])
+    ours = formats.data(own)
+    if same:
+        heads: tuple[str, ...] = (f"Ours, {ours}", f"Published, {ours}")
+        note = f"Same architecture, training method and attack on {ours}; widths and seeds differ."
+    else:
+        heads = (f"Ours, {ours}", f"Published, {ours}", f"Published, {others}")
+        note = (
+            f"There is no published value for {ours}. What was published for the architecture and"
+            f" training method on {others} stands beside ours for orientation only: other data,"
+            " other widths; the difference of the two numbers means nothing."
+        )
+    note += " Derived: from a difference the paper prints, not from the accuracy itself."
+    return Sheet(
+        name=f"published-{comparison.slug}",
+        title="Beside the literature",
+        head=tuple(Cell(head) for head in ("Model", "Attack", *heads, "Source")),
+        rows=tuple(rows),
+        notes=(note,),
+    )

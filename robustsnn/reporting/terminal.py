@@ -1,0 +1,87 @@
+"""The accuracies of a comparison for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from robustsnn.common.wording import NBSP, WORST_CASE
+from robustsnn.reporting.comparison import comparisons
+from robustsnn.reporting.render import Runs
+from robustsnn.reporting.tables import Cell, Sheet, accuracy_sheet
+
+
+def comparison_table(runs: Runs) -> Table:
+    """The accuracies of the first comparison: attacks down, models across."""
+    sheet = accuracy_sheet(comparisons(runs)[0])
+    table = _table(sheet)
+    table.title = _title(sheet)
+    return table
+
+
+def comparison_tables(runs: Runs) -> RenderableType:
+    """The accuracies of every comparison below one another, with how to read them."""
+    parts: list[RenderableType] = []
+    for comparison in comparisons(runs):
+        sheet = accuracy_sheet(comparison)
+        parts += [
+            _title(sheet),
+            _table(sheet),
+            *(Text(note, style="dim") for note in sheet.notes),
+            Text(""),
+        ]
+    return Group(*parts)
+
+
+def _title(sheet: Sheet) -> Text:
+    return Text(sheet.title.replace("Accuracy", "Accuracy in %", 1), style="bold")
+
+
+def _table(sheet: Sheet) -> Table:
+    # Text objects, not strings: a model called [red] is a name and no markup.
+    table = Table(
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
+    for index, head in enumerate(sheet.head):
+        table.add_column(
+            _lines(head.main, head.detail),
+            justify="right" if index else "left",
+            overflow="fold",
+            min_width=None if index else 12,
+        )
+    for row in sheet.rows:
+        first, *cells = row
+        table.add_row(
+            _lines(first.main, first.detail),
+            *map(_number, cells),
+            style="bold" if first.main == _WORST else None,
+        )
+    return table
+
+
+_WORST = WORST_CASE.replace("-", " ").capitalize()
+
+
+def _lines(main: str, detail: str) -> Text:
+    text = Text(main)
+    if detail:
+        text.append(f"\n{detail}", style="dim not bold")
+    return text
+
+
+def _number(cell: Cell) -> Text:
+    # The title names the unit: three models fit 80 columns without it.
+    text = Text(cell.main.removesuffix(f"{NBSP}%"), style="bold")
+    if cell.mark:
+        text.append(f" {cell.mark}", style="bold")
+    if cell.detail:
+        text.append(f" {cell.detail}", style="dim not bold")
+    if cell.note:
+        text.append(f"\n{cell.note}", style="not bold")
+    return text

@@ -1,0 +1,200 @@
+"""Several models under the same suite on the same images, and what ships shown in minutes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from robustsnn.common.files import COMPARISON, MANIFEST, check_output, unwritable, write_atomically
+from robustsnn.errors import InputError
+from robustsnn.evaluation.run import Evaluation, Plan, Progress, prepare, run
+from robustsnn.evaluation.suites import Suite, load_suite, slug
+from robustsnn.models.subject import Images, Subject, images_of, subject_of
+from robustsnn.records.folder import check_folder
+from robustsnn.reporting.render import load_runs, render
+
+FORMAT = "robustsnn-comparison-1"
+
+
+def compare(
+    models: Sequence[nn.Module | str | Path],
+    data: Images | tuple[Tensor, Tensor] | str | None = None,
+    suite: Suite | str | Path = "quick",
+    *,
+    output: Path | str | None = None,
+    data_root: Path | None = None,
+    samples: int | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+    **settings: Any,
+) -> Path:
+    """Evaluate models on the same images and write the page that sets them side by side.
+
+    Args:
+        models: The first is the baseline.
+        data: As for `evaluate`; by default what the first model was trained on.
+        suite: As for `evaluate`.
+        output: Folder of the page and of one run folder a model; by default
+            `runs/compare-<hash>`.
+        data_root: As for `evaluate`.
+        samples: As for `evaluate`.
+        progress: Told of every finished batch.
+        command: How it was asked for.
+        **settings: The other arguments of `evaluate`.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: Something given cannot be used.
+    """
+    plans = plan_all(models, data, suite, data_root=data_root, samples=samples, **settings)
+    runs = [(name, plan) for name, plan in zip(names(plans), plans, strict=True)]
+    folder = Path(output) if output is not None else default_folder(plans)
+    run_all(runs, folder, progress=progress, command=command)
+    return render(
+        load_runs(folder / name for name, _ in runs), folder, baseline=plans[0].subject.name
+    )
+
+
+def plan_all(
+    models: Sequence[nn.Module | str | Path],
+    data: Images | tuple[Tensor, Tensor] | str | None,
+    suite: Suite | str | Path,
+    *,
+    data_root: Path | None = None,
+    samples: int | None = None,
+    device: str = "cpu",
+    **settings: Any,
+) -> list[Plan]:
+    """A checked plan for each model, all on the images of the first.
+
+    Raises:
+        InputError: Something given cannot be used.
+    """
+    if not models:
+        raise InputError("no model given: name at least one, such as fashion-mnist/vgg5-snn.")
+    subjects: list[Subject] = [subject_of(model, device=device) for model in models]
+    suite = suite if isinstance(suite, Suite) else load_suite(suite)
+    images = images_of(data, subjects[0], root=data_root, samples=samples)
+    plans = [prepare(s, images, suite, device=device, **settings) for s in subjects]
+    seen: dict[str, str] = {}
+    for plan in plans:
+        if plan.identity in seen:
+            raise InputError(
+                f"{plan.subject.name} and {seen[plan.identity]} are the same model: name each once."
+            )
+        seen[plan.identity] = plan.subject.name
+    return plans
+
+
+def names(plans: Sequence[Plan]) -> list[str]:
+    """A folder name for each model, no two alike."""
+    found: list[str] = []
+    for plan in plans:
+        name = slug(plan.subject.name) or "model"
+        found.append(name if name not in found else f"{name}-{len(found) + 1}")
+    return found
+
+
+def default_folder(plans: Sequence[Plan]) -> Path:
+    """Where a comparison goes if nothing else is asked for."""
+    digest = hashlib.sha256(" ".join(plan.identity for plan in plans).encode())
+    return Path("runs") / f"compare-{digest.hexdigest()[:12]}"
+
+
+def run_all(
+    runs: Sequence[tuple[str, Plan]],
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> list[Evaluation]:
+    """Carry plans out, each in its own sub-folder; each resumes or reprints on its own.
+
+    Args:
+        runs: Name of the sub-folder and plan.
+        folder: Holds nothing but this comparison.
+        progress: Told of every finished batch.
+        command: How it was asked for.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    identity = {name: plan.identity for name, plan in runs}
+    _claim(folder, identity)
+    for name, plan in runs:
+        check_folder(folder / name, plan.identity)
+    done = []
+    for position, (name, plan) in enumerate(runs):
+        told = None if progress is None else _prefixed(progress, plan, position, len(runs))
+        done.append(run(plan, folder / name, command=command, progress=told))
+    return done
+
+
+def _prefixed(progress: Progress, plan: Plan, position: int, count: int) -> Progress:
+    def told(what: str, done: int, total: int) -> None:
+        head = f"[{position + 1}/{count}] {plan.subject.name}, {plan.suite.name}: "
+        progress(head + what, done, total)
+
+    return told
+
+
+def _claim(folder: Path, identity: Mapping[str, str]) -> None:
+    """Mark a new folder as this comparison's, or see that it is."""
+    marker = folder / COMPARISON
+    try:
+        if marker.is_file():
+            try:
+                held = json.loads(marker.read_text(encoding="utf-8"))
+            except ValueError:
+                held = None
+            if held != {"format": FORMAT, "runs": dict(identity)}:
+                raise InputError(f"{folder} holds another comparison: name another --output.")
+            return
+        check_output(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"format": FORMAT, "runs": dict(identity)}, indent=2)
+        write_atomically(marker, (text + "\n").encode())
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def report(
+    runs: Sequence[Path | str], output: Path | str | None = None, baseline: str | None = None
+) -> Path:
+    """Write tables, figures and the page of finished runs.
+
+    Args:
+        runs: Run folders, or comparisons, which stand for their runs; folders that hold only
+            a report are passed over.
+        output: Where to; by default the folder of the only run or comparison, else `runs/report`.
+        baseline: The model that the others are compared with; the first one by default.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: There is no run, one is not finished, or the folder cannot be written.
+    """
+    given = [Path(run) for run in runs]
+    folders: list[Path] = []
+    for folder in given:
+        if (folder / COMPARISON).is_file():
+            folders += runs_of(folder)
+        elif (folder / MANIFEST).is_file() or not (folder / "index.html").is_file():
+            folders.append(folder)
+    if output is None:
+        output = given[0] if len(given) == 1 else Path("runs/report")
+    return render(load_runs(folders), output, baseline)
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders of a comparison, in the order they were asked for."""
+    named = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))["runs"]
+    return [folder / name for name in named]

@@ -1,0 +1,45 @@
+"""The main job on what ships inside: three models under attack, in minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustsnn.evaluation.run import Progress
+from robustsnn.reporting.render import load_runs, render
+from robustsnn.workflows.compare import names, plan_all, run_all
+
+MODELS = ("fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn", "fashion-mnist/vgg5-snn-hire")
+FOLDER = Path("runs/demo")
+SAMPLES = {"quick": 500, "curve": 100}
+
+
+def demo(
+    output: Path = FOLDER,
+    *,
+    models: Sequence[str] = MODELS,
+    samples: dict[str, int] | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Path:
+    """Attack the models that ship on the images that ship, and write the page about it.
+
+    Args:
+        output: Where to.
+        models: The first is the baseline.
+        samples: Images for each suite.
+        progress: Told of every finished batch.
+        command: How it was asked for.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: The folder holds something else.
+    """
+    runs = []
+    for suite, count in (samples or SAMPLES).items():
+        plans = plan_all(models, None, suite, samples=count)
+        runs += [(f"{suite}-{name}", p) for name, p in zip(names(plans), plans, strict=True)]
+    run_all(runs, output, progress=progress, command=command)
+    return render(load_runs(output / name for name, _ in runs), output)

@@ -1,0 +1,199 @@
+"""Verify a run: score its saved images again, with the model read anew, and compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from robustsnn.adversary.threat import ThreatModel
+from robustsnn.common.wording import CLEAN
+from robustsnn.errors import InputError
+from robustsnn.evaluation.run import check_device
+from robustsnn.models.scoring import verdict
+from robustsnn.models.subject import checkpoint_subject, subject_of
+from robustsnn.records.folder import DONE, RunFolder, summarise
+
+#: Columns of `results.csv` that follow from the records, numbers and words.
+MEASURED = (
+    "samples accuracy ci_low ci_high draws_accuracy attack_success_rate mean_linf mean_l2 "
+    "forward_passes backward_passes seconds"
+).split()
+NAMED = "model suite estimator substitute seed".split()
+#: Fraction of verdicts that may differ: a spike at its threshold flips with the machine.
+TOLERATED = 0.005
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What scoring again found.
+
+    `differing` lists (image id, threat) of verdicts that differ; `outside` counts images that
+    are not in their ball or range; `rows` counts rows of `results.csv`, worst cases too, that do
+    not follow from the records; `contradictory` counts records whose margin says otherwise than
+    their prediction, `incomplete` attacks that have not one record of each image of the run.
+    """
+
+    images: int
+    verdicts: int
+    differing: tuple[tuple[int, str], ...]
+    outside: int
+    rows: int
+    contradictory: int = 0
+    incomplete: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether at most 0.5 % of verdicts differ, and nothing else is wrong."""
+        few = len(self.differing) <= TOLERATED * self.verdicts
+        rest = self.outside + self.rows + self.contradictory + self.incomplete
+        return few and rest == 0
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in one line."""
+        parts = [
+            f"{len(self.differing)} of {self.verdicts} verdicts on {self.images} saved images "
+            "differ"
+        ]
+        if self.outside:
+            parts.append(f"{self.outside} saved images are outside their ball or range")
+        if self.rows:
+            parts.append(f"{self.rows} rows of results.csv do not follow from the records")
+        if self.contradictory:
+            parts.append(f"{self.contradictory} records have a margin of another prediction")
+        if self.incomplete:
+            parts.append(f"{self.incomplete} attacks have not a record of each image")
+        return f"{'verified' if self.passed else 'NOT verified'}: {'; '.join(parts)}."
+
+
+def verify(
+    folder: Path,
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+    device: str = "cpu",
+) -> Verification:
+    """Score the saved images of a run again, at the shape that they were scored at.
+
+    Args:
+        folder: A finished run; those made with `--save-images` hold all images, others a few.
+        model: Where the model lies now, if it was moved.
+        weights: Of a model given as `python.module:factory`.
+        device: Where to compute.
+
+    Raises:
+        InputError: The run is not finished or damaged, or its model is gone or another.
+    """
+    check_device(device)
+    run = RunFolder(folder)
+    if not folder.is_dir():
+        raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")
+    manifest = run.manifest()
+    if manifest.get("status") != DONE:
+        raise InputError(f"{folder} is not finished: run the same evaluation again first.")
+    network = _network(manifest, model, weights, device)
+    try:
+        records, saved = run.records(), load_file(folder / "examples.safetensors")
+        results = run.results()
+        ids = saved["image_id"].tolist()
+        labels, clean = saved["label"].to(device), saved["clean"].to(device)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{folder} is damaged ({error}): run the evaluation again.") from None
+    size, seed = int(manifest["batch_size"]), int(manifest["seed"])
+    differing: list[tuple[int, str]] = []
+    outside = verdicts = 0
+    for group, rows in records.groupby(["attack", "norm", "epsilon"], sort=False):
+        attack, norm, epsilon = map(str, group)
+        name = CLEAN if attack == CLEAN else f"adversarial/{attack}@{epsilon}"
+        if name not in saved:
+            raise InputError(f"{folder} holds no images {name!r}: run the evaluation again.")
+        images = saved[name].to(device)
+        if attack != CLEAN:
+            outside += int((~ThreatModel(norm, epsilon).admits(images, clean)).sum())
+        said = verdict(network, images, labels, ids, size, seed, int(manifest.get("draws") or 1))
+        recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
+        # A tie at the top is right by its class and an error in the worst case.
+        wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
+            (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
+        )
+        verdicts += len(ids)
+        threat = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
+        differing += [(ids[i], threat) for i in wrong.nonzero()[0].tolist()]
+    wrong_rows = _rows(records, results, bool(manifest.get("cascade")))
+    return Verification(
+        images=len(ids),
+        verdicts=verdicts,
+        differing=tuple(differing),
+        outside=outside,
+        rows=wrong_rows,
+        contradictory=_contradictory(records),
+        incomplete=_incomplete(records, int(manifest["samples"])),
+    )
+
+
+def _network(
+    manifest: dict[str, Any], model: str | None, weights: Path | None, device: str
+) -> torch.nn.Module:
+    origin = str(manifest.get("origin"))
+    if model is None and origin == "memory":
+        raise InputError("the run's network was in memory: name its checkpoint with --model.")
+    if model is not None or weights is not None:
+        if model is None:
+            raise InputError("--weights goes with --model python.module:factory: name it too.")
+        asked = model
+        subject = subject_of(model, weights=weights, device=device)
+    else:
+        # The manifest may be anybody's: what it names is looked up, never imported.
+        asked = origin if Path(origin).is_dir() else str(manifest["model"])
+        if ":" in asked:
+            raise InputError(
+                f"the run's network came from code ({asked}), which a manifest cannot make "
+                "RobustSNN import: name it with --model (and --weights)."
+            )
+        subject = checkpoint_subject(asked, device=device)
+    if subject.sha256 != manifest.get("checkpoint_sha256"):
+        raise InputError(
+            f"{asked} is not the model of this run (sha256 {subject.sha256[:12]}, the run has "
+            f"{str(manifest.get('checkpoint_sha256'))[:12]}): name the right one with --model."
+        )
+    return subject.load()
+
+
+def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
+    """Rows of `results.csv` that are not what the records give, and those that are missing."""
+    keys = ["attack", "norm", "epsilon"]
+    again = summarise(records, "", {}, cascade=cascade).set_index(keys)
+    written = results.set_index(keys)
+    if written.index.has_duplicates:
+        return len(written)
+    # A run of old has no column of draws.
+    measured = [c for c in MEASURED if c in written or c != "draws_accuracy"]
+    wrong = len(again.index.symmetric_difference(written.index))
+    for key in again.index.intersection(written.index):
+        want, said = again.loc[key], written.loc[key]
+        one, other = (row.reindex(measured).to_numpy(dtype=float) for row in (want, said))
+        alike = np.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
+        name, also = (row.reindex(NAMED).astype(str).tolist() for row in (want, said))
+        wrong += not (alike and name == also)
+    return wrong
+
+
+def _contradictory(records: pd.DataFrame) -> int:
+    """Records that are right by their prediction and wrong by their margin, or the other way."""
+    right = records["prediction"] == records["label"]
+    margins = records["margin"]
+    return int(((right & (margins.isna() | (margins > 0))) | (~right & (margins < 0))).sum())
+
+
+def _incomplete(records: pd.DataFrame, samples: int) -> int:
+    """Attacks, clean among them, whose records are not of each image of the run once."""
+    clean = sorted(records[records["attack"] == CLEAN]["image_id"])
+    groups = records.groupby(["attack", "norm", "epsilon"], sort=False)["image_id"]
+    return sum(len(ids) != samples or sorted(ids) != clean for _, ids in groups)

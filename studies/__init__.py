@@ -1,0 +1,1 @@
+"""What the published numbers rest on, measured again by one command each."""

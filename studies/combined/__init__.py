@@ -1,0 +1,1 @@
+"""Do combinations of gradients and search beat the best of both."""

@@ -1,0 +1,1 @@
+"""Does a number hold still when budgets, batches and sizes change."""

@@ -1,0 +1,415 @@
+"""Does the number of `standard` hold still where it must: budgets, balls, noise and batches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustsnn.common.statistics import wilson
+from robustsnn.common.wording import CLEAN
+from robustsnn.errors import InputError
+from robustsnn.evaluation.plan import classes_of
+from robustsnn.evaluation.run import Evaluation, prepare, run
+from robustsnn.evaluation.suites import Suite, load_suite
+from robustsnn.models.subject import Images, Subject, TensorSet, images_of, subject_of
+from studies.soundness.study import MORE, NETWORKS, SAMPLES, is_finished, root_of
+
+STANDARD = "standard"
+SEED = 0
+#: Budgets are enough if doubling them moves the number by less than this share of the images,
+#: and verdicts may depend on what is computed together for as many: one in 200, half a percent.
+HALF_A_POINT = 200
+#: At this size every image can be made grey, so that no network can tell them apart.
+EVERYTHING = "0.5"
+#: Draws of noise that are taken together.
+DRAWS = 100
+#: Images whose verdicts are compared between batches, and the sizes of those, the first of which
+#: the others are set beside.
+BATCHED, BATCHES = 100, (100, 7, 1)
+#: What is scaled of an attack.
+BUDGET = re.compile(r"\b(steps|queries)=(\d+)")
+SCALES: Mapping[float, str] = {1: "as it is", 0.5: "halved", 2: "doubled"}
+#: What a run says, and what follows from it and from the first variant of its network.
+FACTS = (
+    "part model samples variant basis epsilon batch classes clean forward_passes backward_passes "
+    "seconds level standing"
+).split()
+COLUMNS = [*FACTS, *"accuracy ci_low ci_high lost gained differ".split()]
+STAGES = (
+    "model samples basis stage estimator reached broken left forward_passes backward_passes seconds"
+).split()
+#: Read as they were written: ids and digests can look like numbers.
+TEXT: Mapping[str, type] = dict.fromkeys("basis epsilon level standing differ".split(), str)
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to evaluate: what the table and its run folder call it, and what differs.
+
+    `batch_size` None is the usual one.
+    """
+
+    name: str
+    folder: str
+    suite: Suite = field(repr=False)
+    batch_size: int | None = None
+    backwards: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its first so many images, and the names of the variants; None for all."""
+
+    model: str
+    samples: int
+    variants: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A question: what is run for it on which networks.
+
+    The first variant is what the others are set beside, image by image.
+    """
+
+    variants: Callable[[Suite], tuple[Variant, ...]]
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Rows of one part and network: of its runs, and of the stages of `standard` as it is."""
+
+    rows: tuple[Row, ...]
+    stages: tuple[Row, ...] = ()
+
+
+# --- what is run ----------------------------------------------------------------------------------
+
+
+def scaled(suite: Suite, factor: float) -> Suite:
+    """The suite with that many times the steps and queries of every entry, at least one each.
+
+    Only what an entry spells out is scaled. The offset of Square is a place on its schedule, not a
+    budget, and stays.
+    """
+    if factor == 1:
+        return suite
+
+    def budget(found: re.Match[str]) -> str:
+        return f"{found[1]}={max(1, round(factor * int(found[2])))}"
+
+    fields = suite.model_dump(mode="json")
+    fields["name"] = f"{suite.name}-{SCALES.get(factor, f'times-{factor:g}')}"
+    for entry in fields["entries"]:
+        entry["attack"] = BUDGET.sub(budget, entry["attack"])
+    return Suite.model_validate(fields)
+
+
+def budgets(suite: Suite) -> tuple[Variant, ...]:
+    """The suite as it is, and with half and twice of every budget."""
+    suites = {name: scaled(suite, factor) for factor, name in SCALES.items()}
+    return tuple(Variant(name, some.name, some) for name, some in suites.items())
+
+
+def everything(suite: Suite) -> tuple[Variant, ...]:
+    """The suite where the ball holds an image that says nothing, every pixel at 1/2."""
+    folder = f"{suite.name}-epsilon-{EVERYTHING}"
+    return (Variant(f"epsilon {EVERYTHING}", folder, suite.at(epsilon=EVERYTHING)),)
+
+
+def noise(suite: Suite) -> tuple[Variant, ...]:
+    """One gradient step, and many draws of noise to be taken together, at the suite's size."""
+
+    def of(name: str, attacks: Mapping[str, str]) -> Suite:
+        entries = [{"label": label, "attack": attack} for label, attack in attacks.items()]
+        size = {"norm": suite.norm, "epsilon": list(suite.epsilon)}
+        return Suite.model_validate({"name": name, "entries": entries, **size})
+
+    # The label names the stream of an entry: every one draws other noise.
+    draws = {f"draw {number}": "uniform-noise" for number in range(1, DRAWS + 1)}
+    return (
+        Variant("FGSM", "fgsm", of("fgsm", {"FGSM": "fgsm"})),
+        Variant(f"{DRAWS} draws of noise", "noise", of("noise", draws)),
+    )
+
+
+def batches(suite: Suite) -> tuple[Variant, ...]:
+    """The suite with several numbers of images a pass, and with the images in reversed order."""
+    of_size = (Variant(f"{n} a pass", f"{suite.name}-batch-{n}", suite, n) for n in BATCHES)
+    size = BATCHES[0]
+    return (
+        *of_size,
+        Variant(f"{size} a pass, reversed", f"{suite.name}-reversed", suite, size, backwards=True),
+    )
+
+
+def _fashion(*names: str, samples: int, variants: tuple[str, ...] | None = None) -> list[Case]:
+    return [Case(f"fashion-mnist/{name}", samples, variants) for name in names]
+
+
+_ALL = tuple(Case(name, SAMPLES) for name in NETWORKS)
+PARTS: Mapping[str, Part] = {
+    "budgets": Part(
+        budgets,
+        (
+            *_fashion(
+                *("vgg5-ann", "vgg5-snn", "vgg5-ann-at", "vgg5-snn-at", "resnet12-snn"),
+                samples=SAMPLES,
+            ),
+            *_fashion(
+                "vgg5-snn", "vgg5-ann-at", samples=MORE, variants=(SCALES[1], SCALES[2])
+            ),
+        ),
+    ),
+    "epsilon": Part(everything, _ALL),
+    "noise": Part(noise, _ALL),
+    "batches": Part(
+        batches, tuple(_fashion("vgg5-snn", "vgg5-ann", "resnet12-snn", samples=BATCHED))
+    ),
+}  # fmt: skip
+
+
+def cases_of(
+    part: str, only: Sequence[str] | None = None, samples: int | None = None
+) -> list[Case]:
+    """What is run for a part, each network once if a number of images is given.
+
+    Args:
+        part: One of `PARTS`.
+        only: Names of networks; None for all of the part's.
+        samples: In place of the part's.
+    """
+    some = [case for case in PARTS[part].cases if only is None or case.model in only]
+    if samples is None:
+        return some
+    first = {case.model: case for case in reversed(some)}
+    return [Case(name, samples, first[name].variants) for name in dict.fromkeys(reversed(first))]
+
+
+def studies(
+    parts: Sequence[str],
+    folder: Path,
+    only: Sequence[str] | None = None,
+    samples: int | None = None,
+    *,
+    data_root: Path | None = None,
+    say: Callable[[str], None] = print,
+    finished_only: bool = False,
+) -> list[Study]:
+    """Run, resume or read some parts.
+
+    Args:
+        parts: Of `PARTS`.
+        folder: Where the run folders of all networks are.
+        only: Names of networks; None for all.
+        samples: Images of each network, in place of the parts'.
+        data_root: Folder of the data sets' folders.
+        say: Told what is done.
+        finished_only: Read what is finished and run nothing.
+
+    Raises:
+        InputError: No such part, or a network that none of the parts is asked of.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise InputError(f"--parts {part}: choose of {', '.join(PARTS)}.")
+    known = list(dict.fromkeys(case.model for part in parts for case in PARTS[part].cases))
+    for name in only or ():
+        if name not in known:
+            raise InputError(f"--only {name}: choose of {', '.join(known)}.")
+    suite = load_suite(STANDARD)
+    found = []
+    for part in parts:
+        for case in cases_of(part, only, samples):
+            subject = subject_of(case.model)
+            root = None if data_root is None else root_of(data_root, subject.meta)
+            images = images_of(None, subject, root=root, samples=case.samples)
+            variants = [
+                one
+                for one in PARTS[part].variants(suite)
+                if case.variants is None or one.name in case.variants
+            ]
+            found.append(
+                study(part, subject, images, variants, folder, say=say, finished_only=finished_only)
+            )
+    return found
+
+
+def study(
+    part: str,
+    subject: Subject,
+    images: Images,
+    variants: Sequence[Variant],
+    folder: Path,
+    *,
+    say: Callable[[str], None] = print,
+    finished_only: bool = False,
+) -> Study:
+    """Run, resume or read the variants of one part on one network.
+
+    Args:
+        part: One of `PARTS`.
+        subject: The network.
+        images: In the fixed order.
+        variants: The part's first one before the others.
+        folder: Where the run folders of all networks are.
+        say: Told what is run.
+        finished_only: Read what is finished and run nothing.
+    """
+    here = folder / f"{subject.name.replace('/', '-')}-{len(images)}"
+    rows: list[Row] = []
+    stages: list[Row] = []
+    basis = ""
+    for variant in variants:
+        some = backwards(images) if variant.backwards else images
+        plan = prepare(subject, some, variant.suite, seed=SEED, batch_size=variant.batch_size)
+        # Runs of other weights, images or attacks than the first variant's have nothing to say to
+        # it, although their rows may be called the same.
+        basis = basis or plan.identity[:12]
+        finished = is_finished(here / variant.folder)
+        if finished_only and not finished:
+            continue
+        if not finished:
+            say(f"{part}: {subject.name}, {len(images)} images, {variant.name}")
+        done = run(plan, here / variant.folder, command=["benchmarks", "stability"])
+        about = {"model": subject.name, "samples": len(images), "basis": basis}
+        classes = classes_of(subject.load(), images, plan.device)
+        rows.append({"part": part, **about, "classes": classes, **_facts(variant, done)})
+        if part == "budgets" and variant.name == SCALES[1]:
+            stages += [{**about, **stage} for stage in _stages(done)]
+    return Study(tuple(rows), tuple(stages))
+
+
+def backwards(images: Images) -> TensorSet:
+    """The same images under the same ids, the last one first."""
+    return TensorSet(
+        images.name,
+        images.tensor().flip(0),
+        np.ascontiguousarray(images.labels[::-1]),
+        np.ascontiguousarray(images.ids[::-1]),
+        images.class_names,
+        f"{images.fingerprint}-reversed",
+    )
+
+
+# --- runs to rows ---------------------------------------------------------------------------------
+
+
+def standing(records: pd.DataFrame) -> list[int]:
+    """Ids of the images that are right when clean and under everything, a tie being an error."""
+    right = (records["prediction"] == records["label"]) & (records["margin"] < 0)
+    every = right.groupby(records["image_id"]).all()
+    return [int(image) for image in every.index[every]]
+
+
+def _facts(variant: Variant, done: Evaluation) -> dict[str, Any]:
+    records = done.records
+    attacked = records[records["attack"] != CLEAN]
+    images = records["image_id"].nunique()
+    return {
+        "variant": variant.name,
+        "epsilon": ", ".join(variant.suite.epsilon),
+        "batch": int(done.manifest["batch_size"]),
+        "clean": len(standing(records[records["attack"] == CLEAN])) / images,
+        "forward_passes": float(attacked["forward_passes"].sum() / images),
+        "backward_passes": float(attacked["backward_passes"].sum() / images),
+        "seconds": float(attacked["seconds"].sum()),
+        "level": str(done.manifest["verdict"]["level"]),
+        "standing": " ".join(map(str, standing(records))),
+    }
+
+
+def _stages(done: Evaluation) -> list[dict[str, Any]]:
+    """What each stage reached, broke and cost, passes being those of the images it reached."""
+    return [
+        {
+            "stage": stage["attack"],
+            "reached": stage["attacked"],
+            **{name: stage[name] for name in STAGES if name in stage},
+        }
+        for stage in done.manifest["ledger"]
+    ]
+
+
+def merged(rows: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
+    """Rows of runs, and the earlier ones of variants that they say nothing of.
+
+    What was run on another machine is kept unless the network, its images or the suite are others
+    now: a number must be set beside one of the same kind.
+    """
+    fresh = {key_of(row): row["basis"] for row in rows}
+    said = {(*key_of(row), row["variant"]) for row in rows}
+    kept = [
+        row
+        for row in earlier
+        if (*key_of(row), row["variant"]) not in said
+        and fresh.get(key_of(row), row["basis"]) == row["basis"]
+    ]
+    suite = load_suite(STANDARD)
+    order = {name: [v.name for v in part.variants(suite)] for name, part in PARTS.items()}
+
+    def place(row: Row) -> tuple[int, int, int, int]:
+        return (
+            _index(list(PARTS), row["part"]),
+            row["samples"],
+            _index(list(NETWORKS), row["model"]),
+            _index(order.get(row["part"], []), row["variant"]),
+        )
+
+    return sorted([*kept, *rows], key=place)
+
+
+def tabled(rows: Sequence[Row]) -> pd.DataFrame:
+    """The table of `stability.csv`: intervals, and what differs from each network's first variant.
+
+    `lost` are images that are robust there and not here, `gained` the other way round; both are
+    empty where the first variant was not run.
+    """
+    suite = load_suite(STANDARD)
+    names = {part: PARTS[part].variants(suite)[0].name for part in PARTS}
+    first = {key_of(row): ids_of(row) for row in rows if row["variant"] == names.get(row["part"])}
+    found = []
+    for row in rows:
+        left, before = ids_of(row), first.get(key_of(row))
+        low, high = wilson(len(left), row["samples"])
+        derived: dict[str, Any] = {
+            "accuracy": len(left) / row["samples"],
+            "ci_low": low,
+            "ci_high": high,
+            "lost": "",
+            "gained": "",
+            "differ": "",
+        }
+        if before is not None:
+            derived["lost"], derived["gained"] = len(before - left), len(left - before)
+            derived["differ"] = " ".join(map(str, sorted(before ^ left)))
+        found.append({**row, **derived})
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def rows_of(table: pd.DataFrame) -> list[Row]:
+    """The rows of a table, as mappings."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def key_of(row: Row) -> tuple[str, str, int]:
+    """Part, network and number of images: what rows are set beside each other within."""
+    return row["part"], row["model"], row["samples"]
+
+
+def ids_of(row: Row) -> set[int]:
+    """The images that a row leaves standing."""
+    return {int(image) for image in row["standing"].split()}
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)

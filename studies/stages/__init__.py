@@ -1,0 +1,1 @@
+"""What each possible stage of a cascade adds, on training images."""

@@ -1,0 +1,200 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from robustsnn import registry
+from robustsnn.errors import InputError, unknown
+from robustsnn.registry import KINDS, attack_class, attack_names, load_attack, parse_value
+
+USERS = Path(__file__).parents[1] / "attacks" / "users_attack.py"
+
+
+def test_every_file_is_an_attack_under_its_name():
+    assert {"none", "fgsm", "pgd", "gaussian-noise", "uniform-noise", "transfer"} <= set(
+        attack_names()
+    )
+    assert "torchattacks" in attack_names()
+    for name in attack_names():
+        assert attack_class(name).kind in KINDS
+
+
+def test_fields_are_typed():
+    attack = load_attack(
+        "pgd:steps=7, step_size=2/255, random_start=no, iterate=last, early_exit=False"
+    )
+    assert (attack.steps, attack.step_size, attack.random_start) == (7, "2/255", False)
+    assert (attack.iterate, attack.early_exit, attack.restarts) == ("last", False, 1)
+    assert load_attack("pgd:step_size=none") == load_attack("pgd")
+
+
+def test_nested_specifications():
+    assert load_attack("transfer:pgd:steps=7,step_size=0.01").attack == "pgd:steps=7,step_size=0.01"
+    assert load_attack("transfer:pgd:steps=7").steps == 7
+    assert load_attack("transfer:fgsm").steps == 1
+    library = load_attack("torchattacks:MIFGSM:steps=5,decay=0.9")
+    assert (library.name, library.steps, library.norms) == ("MIFGSM", 5, ("Linf",))
+    assert load_attack("torchattacks:PGDL2").norms == ("L2",)
+    assert load_attack("torchattacks:APGD").norms == ("Linf", "L2")
+    assert load_attack("torchattacks:MIFGSM").steps == 10
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("pgdd", "no attack named 'pgdd'. Did you mean 'pgd'"),
+        ("pgd:step=3", "no field of pgd named 'step'. Did you mean 'steps'"),
+        ("pgd:steps=ten", "pgd: steps must be a whole number, not 'ten'"),
+        ("pgd:steps=2.5", "whole number"),
+        ("pgd:steps=0", "at least 1"),
+        ("pgd:restarts=2,random_start=no", "the same without random_start"),
+        ("pgd:steps", "write field=value"),
+        ("pgd:steps=1,steps=2", "given twice"),
+        ("pgd:iterate=first", "'best' or 'last'"),
+        ("pgd:random_start=maybe", "true or false"),
+        ("pgd:step_size=1/0", "divides by zero"),
+        ("pgd:step_size=-1", "negative"),
+        ("pgd:loss=ce", "no loss named 'ce'"),
+        ("none:steps=1", "no field of none"),
+        ("transfer:none", "of kind none"),
+        ("transfer:transfer:pgd", "of kind transfer"),
+        ("transfer:pgdd", "Did you mean 'pgd'"),
+        ("torchattacks", "needs the name of an attack"),
+        ("torchattacks:MIFGM", "Did you mean 'MIFGSM'"),
+        ("torchattacks:CW", "declares no norm and epsilon"),
+        ("torchattacks:DeepFool", "declares no norm and epsilon"),
+        ("torchattacks:PIFGSM", "declares no norm and epsilon"),
+        ("torchattacks:MultiAttack", "declares no norm and epsilon"),
+        ("torchattacks:PGD:eps=0.1", "eps comes from the evaluation"),
+        ("torchattacks:PGD:step=3", "Did you mean 'steps'"),
+        ("torchattacks:PGD:alpha=x", "must be a number"),
+        ("no/such/file.py", "no attack file"),
+        ("no/such/file", "is no Python file"),
+        ("", "no attack named ''"),
+    ],
+)
+def test_mistakes_are_one_line_with_the_remedy(spec, says):
+    with pytest.raises(InputError) as caught:
+        load_attack(spec)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "value"),
+    [
+        ("3", int, 3),
+        ("2/255", float, 2 / 255),
+        ("yes", bool, True),
+        ("0", bool, False),
+        ("abc", str, "abc"),
+        ("none", int | None, None),
+        ("4", int | None, 4),
+        ("2/255", str | float | None, "2/255"),
+        ("last", Literal["best", "last"], "last"),
+        ("2", Literal[1, 2], 2),
+    ],
+)
+def test_values(text, hint, value):
+    found = parse_value(text, hint, "x")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("1.5", int), ("nan", float), ("1/0", float), ("2", bool), ("c", Literal["a"])],
+)
+def test_bad_values(text, hint):
+    with pytest.raises(InputError, match="x must be"):
+        parse_value(text, hint, "x")
+
+
+def test_a_user_s_file_is_loaded_once_under_its_own_name():
+    first, second = load_attack(f"{USERS}:spread=0.5"), load_attack(str(USERS))
+    assert type(first) is type(second)
+    assert first.spread == 0.5
+    assert type(first).__module__.startswith("robustsnn_user_attack_")
+    names = [n for n, m in sys.modules.items() if getattr(m, "__file__", None) == str(USERS)]
+    assert names == [type(first).__module__]
+
+
+def test_one_of_ours_by_its_path_is_the_same_class():
+    path = registry.folder("attacks") / "pgd.py"
+    assert type(load_attack(f"{path}:steps=3")) is attack_class("pgd")
+
+
+def test_two_files_of_one_name_do_not_meet(tmp_path):
+    for folder, spread in (("a", "0.25"), ("b", "0.75")):
+        (tmp_path / folder).mkdir()
+        text = USERS.read_text().replace("spread: float = 0.1", f"spread: float = {spread}")
+        (tmp_path / folder / "mine.py").write_text(text)
+    first, second = (load_attack(str(tmp_path / f / "mine.py")) for f in "ab")
+    assert (first.spread, second.spread) == (0.25, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("def broken(:\n", "does not load: SyntaxError"),
+        ("import no_such_module_anywhere\n", "does not load: ModuleNotFoundError"),
+        ("1 / 0\n", "does not load: ZeroDivisionError"),
+        ("raise SystemExit(3)\n", "does not load: SystemExit"),
+        ("x = 1\n", "ATTACK = YourClass"),
+        ("ATTACK = 3\n", "ATTACK = YourClass"),
+        ("class A:\n    kind = 'noise'\nATTACK = A\n", "no __call__"),
+        ("class A:\n    def __call__(self): ...\nATTACK = A\n", "A.kind must be one of none"),
+        (
+            "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n"
+            "    size: float\n    kind = 'noise'\n    def __call__(self): ...\nATTACK = A\n",
+            "needs size",
+        ),
+    ],
+)
+def test_a_user_s_mistakes_are_one_line(tmp_path, text, says):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    before = set(sys.modules)
+    with pytest.raises(InputError) as caught:
+        load_attack(str(path))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if "does not load" in says:
+        assert not {m for m in set(sys.modules) - before if m.startswith("robustsnn_user")}
+
+
+def test_a_plain_class_is_an_attack_too(tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text(
+        "class A:\n    kind = 'noise'\n    def __call__(self, v, x, y, t, r):\n"
+        "        return x.clone()\nATTACK = A\n"
+    )
+    assert load_attack(str(path)).kind == "noise"
+    with pytest.raises(InputError, match=r"no field of plain\.py"):
+        load_attack(f"{path}:a=1")
+
+
+def test_shipped_suites_models_and_renderers_are_found():
+    for name in registry.suite_names():
+        assert registry.suite_path(name).is_file()
+    for name in registry.zoo_names():
+        assert (registry.zoo_folder(name) / "model.json").is_file()
+    assert len(registry.renderers()) == len(registry.renderer_names())
+    with pytest.raises(InputError, match="no suite named"):
+        registry.suite_path("quik")
+    with pytest.raises(InputError, match="no model named"):
+        registry.zoo_folder("fashion-mnist/vgg6")
+
+
+def test_unknown_names_the_nearest():
+    assert "Did you mean 'quick'" in str(unknown("suite", "quik", ["quick", "curve"]))
+
+
+def test_listing_names_does_not_import_torch():
+    code = (
+        "import sys; from robustsnn import registry as r; r.attack_names(); r.suite_names();"
+        "r.zoo_names(); r.renderer_names(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,111 @@
+"""The models that ship: they are what their recipes, logs and cards say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+
+from robustsnn.models.checkpoint import load_network, read_checkpoint
+from robustsnn.registry import zoo_folder, zoo_names
+from robustsnn.training.recipe import load_recipe
+from robustsnn.training.run import accuracy
+from tests.real_data import real_images, whole
+
+WITH_COPY = {f"fashion-mnist/{kind}" for kind in ("vgg5-ann", "vgg5-snn", "vgg5-snn-hire")}
+SHIPPED = {
+    *WITH_COPY,
+    *(f"{name}-b" for name in WITH_COPY),
+    *(f"fashion-mnist/vgg5-{kind}-at" for kind in ("ann", "snn")),
+    *(f"fashion-mnist/resnet12-{kind}" for kind in ("ann", "snn")),
+    *(f"cifar10/vgg5-{kind}" for kind in ("ann", "snn")),
+}
+
+
+def card_accuracy(name: str) -> float:
+    card = (zoo_folder(name) / "card.md").read_text(encoding="utf-8")
+    found = re.search(r"clean accuracy \| ([0-9.]+) % of 10,000 test images", card)
+    assert found is not None
+    return float(found[1]) / 100
+
+
+def test_what_ships():
+    assert set(zoo_names()) >= SHIPPED
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_recipe_log_and_weights_belong_together(name):
+    folder = zoo_folder(name)
+    recipe = load_recipe(folder / "recipe.yaml")
+    checkpoint = read_checkpoint(name)
+    assert recipe.name == name
+    assert recipe.network == checkpoint.config
+    assert recipe.digest() == checkpoint.meta["provenance"]["recipe_sha256"]
+    assert recipe.substitute == checkpoint.meta["substitute"]
+    assert recipe.holdout == 0 and recipe.train_images is None
+    with (folder / "training.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == recipe.epochs
+    assert (folder / "model.safetensors").stat().st_size < 4 * 2**20
+    assert checkpoint.sha256 in (folder / "card.md").read_text(encoding="utf-8")
+
+
+def with_substitute():
+    recipes = {name: load_recipe(zoo_folder(name) / "recipe.yaml") for name in zoo_names()}
+    return sorted(name for name, recipe in recipes.items() if recipe.substitute is not None)
+
+
+def test_every_model_with_a_copy_names_it_as_its_substitute():
+    assert set(with_substitute()) >= WITH_COPY
+
+
+@pytest.mark.parametrize("name", with_substitute())
+def test_a_substitute_is_a_twin_from_a_second_seed(name):
+    recipe = load_recipe(zoo_folder(name) / "recipe.yaml")
+    assert recipe.substitute is not None
+    twin = load_recipe(zoo_folder(recipe.substitute) / "recipe.yaml")
+    assert twin.seed != recipe.seed
+    assert twin.network == recipe.network and twin.method == recipe.method
+    if recipe.init is not None:
+        assert twin.init == f"{recipe.init}-b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo_names())
+def test_it_scores_what_its_card_says(name):
+    checkpoint = read_checkpoint(name)
+    claimed = card_accuracy(name)
+    data = real_images(checkpoint.meta["data"])
+    if whole(checkpoint.meta["data"]):
+        slack = 0.0005
+    else:
+        # The bundled fifth of the test set: four standard errors of its difference to the whole.
+        slack = 4 * (claimed * (1 - claimed) * (1 / len(data) - 1e-4)) ** 0.5
+    found = accuracy(load_network(checkpoint), data.tensor(), data.labels)
+    assert found == pytest.approx(claimed, abs=slack)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_it_beats_chance_by_far_and_spikes(name):
+    checkpoint = read_checkpoint(name)
+    network = load_network(checkpoint)
+    data = real_images(checkpoint.meta["data"], 200)
+    # Four standard errors of 200 images.
+    claimed = card_accuracy(name)
+    lowest = claimed - 4 * (claimed * (1 - claimed) / 200) ** 0.5
+    assert lowest > 0.5
+    assert accuracy(network, data.tensor(), data.labels) > lowest
+    if network.kind == "snn":
+        leaf = data.tensor(slice(0, 4)).requires_grad_()
+        (gradient,) = torch.autograd.grad(network(leaf).sum(), leaf)
+        assert gradient.abs().amax((1, 2, 3)).min() > 0
+        leaks = [layer.leak.item() for layer in network.spiking_layers().values()]
+        assert all(0 <= leak <= 1 for leak in leaks)
+
+
+def test_descriptions_are_plain_json():
+    for name in zoo_names():
+        text = (zoo_folder(name) / "model.json").read_text(encoding="utf-8")
+        assert json.loads(text)["format"] == 1
