@@ -14,8 +14,8 @@ from robustsnn.adversary.peers import check_norm, count_classes, craft, library
 from robustsnn.adversary.threat import NORMS, ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
+from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
-from robustsnn.registry import parse_fields, parse_value
 
 # Set from the victim, the threat model and the form of the call, never by the user.
 _GIVEN = ("estimator", "norm", "eps", "targeted", "verbose", "summary_writer")

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import judged_margin
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
+from robustsnn.models.scoring import judged_margin
 
 #: The steps end at this share of the first one, and the ball changes by that share at the end.
 LAST_STEP, LAST_CHANGE = 0.01, 0.001

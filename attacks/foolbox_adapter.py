@@ -13,8 +13,8 @@ from robustsnn.adversary.peers import check_norm, craft, library
 from robustsnn.adversary.threat import NORMS, ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
+from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
-from robustsnn.registry import parse_fields, parse_value
 
 
 @dataclass(frozen=True)

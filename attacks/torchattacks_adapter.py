@@ -17,8 +17,8 @@ from robustsnn.adversary.peers import check_norm, count_classes, craft, seeded
 from robustsnn.adversary.threat import NORMS, ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
+from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
-from robustsnn.registry import parse_fields, parse_value
 
 # What torchattacks states in prose only; its other attacks take the norm as an argument.
 _LINF = (

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.registry import load_attack
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.contenders.base import ModuleContender
 from benchmarks.contenders.spikingjelly import SpikingJellyNetwork
 from benchmarks.equality import GRADIENT_TOLERANCE
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
@@ -22,7 +23,7 @@ from robustsnn.estimators.make import Bptt
 from robustsnn.evaluation.run import TOGETHER
 from robustsnn.models.checkpoint import load_model, read_checkpoint
 from robustsnn.models.scoring import judge, score
-from robustsnn.registry import load_attack, zoo_names
+from robustsnn.models.zoo import zoo_names
 from robustsnn.snn.network import Network
 
 STEPS = 50

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import WORST_CASE
+from robustsnn.records.runs import Runs
+from robustsnn.records.schema import WORST_CASE
 from robustsnn.reporting import figures
 from robustsnn.reporting.comparison import CLEAN_THREAT, Comparison, Threat, comparisons
-from robustsnn.reporting.render import Runs
 
 #: An attack, or the worst case, under one norm.
 Panel = tuple[str, str]

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import WORST_CASE
+from robustsnn.records.runs import Runs
+from robustsnn.records.schema import WORST_CASE
 from robustsnn.reporting import figures
 from robustsnn.reporting.comparison import Comparison, Threat, comparisons
-from robustsnn.reporting.render import Runs
 
 #: Characters of a label that fit beside the bars.
 WIDEST = 20

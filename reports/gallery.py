@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from robustsnn.records.runs import Run, Runs
 from robustsnn.reporting import figures
 from robustsnn.reporting.comparison import Comparison, Threat, comparisons
-from robustsnn.reporting.render import Run, Runs
 
 IMAGES = 5
 

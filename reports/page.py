@@ -16,11 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from robustsnn.common import wording as formats
+from robustsnn.records.runs import Run, Runs
 from robustsnn.reporting import figures
 from robustsnn.reporting import sentences as verdict
 from robustsnn.reporting import tables as sheets
 from robustsnn.reporting.comparison import Comparison, comparisons
-from robustsnn.reporting.render import GENERATOR, Run, Runs
+from robustsnn.reporting.render import GENERATOR
 
 #: The page shows what the other renderers wrote, so it comes after them.
 ORDER = 1

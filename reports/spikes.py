@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from robustsnn.common import wording as formats
+from robustsnn.records.runs import Run, Runs
 from robustsnn.reporting import figures
-from robustsnn.reporting.render import Run, Runs
 
 
 def render(runs: Runs, output: Path) -> list[Path]:

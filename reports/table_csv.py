@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from robustsnn.records.runs import Runs
 from robustsnn.reporting.comparison import comparison_frame
-from robustsnn.reporting.render import Runs
 
 
 def render(runs: Runs, output: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustsnn.reporting.render import Runs
+from robustsnn.records.runs import Runs
 from robustsnn.reporting.tables import Cell, Sheet, sheets
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robustsnn.reporting.render import Runs
+from robustsnn.records.runs import Runs
 from robustsnn.reporting.terminal import comparison_table, comparison_tables
 
 __all__ = ["comparison_table", "render"]

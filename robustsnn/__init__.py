@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from robustsnn.evaluation.run import evaluate
     from robustsnn.models.checkpoint import load_model
     from robustsnn.training import train_recipe as train
-    from robustsnn.workflows.compare import compare, report
+    from robustsnn.workflows.compare import compare
+    from robustsnn.workflows.report import report
 
 __all__ = ["compare", "evaluate", "load_model", "report", "train"]
 

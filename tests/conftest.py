@@ -72,7 +72,8 @@ def make_checkpoint(
     """A VGG5 with random convolutions whose last layer is fitted by ridge regression."""
     import torch
 
-    from robustsnn.data.datasets import DATASETS, load_dataset
+    from robustsnn.data.catalogue import DATASETS
+    from robustsnn.data.datasets import load_dataset
     from robustsnn.models.checkpoint import save_checkpoint
     from robustsnn.snn.network import Network, NetworkConfig
 

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from robustsnn.reporting.render import load_runs, render
+from robustsnn.records.runs import load_runs
+from robustsnn.reporting.render import render
 
 CLASSES = (
     "T-shirt/top",

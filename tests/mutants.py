@@ -69,7 +69,13 @@ def caught(slug: str) -> str | None:
         silence(slug)
         sys.stdout = sys.stderr = StringIO()
         watch = _Watch()
-        arguments = ["-x", "-q", "-p", "no:cacheprovider", *(str(HERE / "diagnosis" / name) for name in WHERE)]
+        arguments = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(str(HERE / "diagnosis" / name) for name in WHERE),
+        ]
         pytest.main(arguments, plugins=[watch])
         os.write(write, watch.failed.encode())
         os._exit(0)

@@ -19,7 +19,7 @@ import typer
 from PIL import Image
 
 import robustsnn
-from robustsnn import registry
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.losses import cross_entropy
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
@@ -27,7 +27,8 @@ from robustsnn.cli.main import app
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.make import Backprop
 from robustsnn.evaluation.suites import load_suite
-from robustsnn.reporting.render import load_runs, render
+from robustsnn.records.runs import load_runs
+from robustsnn.reporting.render import render, renderers
 from robustsnn.snn import architectures
 from robustsnn.snn.network import Network, NetworkConfig
 
@@ -119,7 +120,7 @@ def test_shown_commands_parse_and_name_what_exists(arguments: list[str]) -> None
         load_suite(given["suite"])
     for spec in given.get("attack") or ():
         if ".py" not in spec:
-            registry.load_attack(spec)
+            load_attack(spec)
     recipe = given.get("recipe")
     if recipe is not None and recipe.parts[0] == "zoo":
         assert (ROOT / recipe).is_file()
@@ -214,7 +215,7 @@ def tiny_snn() -> Network:
 
 def test_the_shown_attack_attacks(tmp_path: Path) -> None:
     path = example("adding.md", "momentum_fgsm.py", tmp_path)
-    attack = registry.load_attack(f"{path}:steps=5")
+    attack = load_attack(f"{path}:steps=5")
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.Tanh())
     network.append(torch.nn.Linear(8, 3))
@@ -280,8 +281,8 @@ def test_the_shown_report_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(0)
     images, labels = torch.rand(6, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
     robustsnn.evaluate(tiny_snn(), (images, labels), "quick", output=tmp_path / "run")
-    shipped = registry.renderers()
-    monkeypatch.setattr(registry, "renderers", lambda: [*shipped, module])
+    shipped = renderers()
+    monkeypatch.setattr("robustsnn.reporting.render.renderers", lambda: [*shipped, module])
     render(load_runs([tmp_path / "run"]), tmp_path / "page")
     lines = (tmp_path / "page/tables/by-class.csv").read_text().splitlines()
     assert lines[0] == "model,suite,attack,norm,epsilon,label,accuracy"

@@ -15,7 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from robustsnn import registry
+from robustsnn.adversary.catalogue import attack_names
+from robustsnn.common.content import folder
+from robustsnn.evaluation.suites import suite_names
+from robustsnn.models.zoo import zoo_names
+from robustsnn.reporting.render import renderer_names, renderers
 
 ROOT = Path(__file__).parents[1]
 CONTENT = ("attacks", "reports", "zoo")
@@ -31,10 +35,11 @@ for package in ("robustsnn", "robustsnn.attacks", "robustsnn.reports", "robustsn
     for found in pkgutil.walk_packages(where, f"{package}."):
         if not found.name.endswith("__main__"):
             importlib.import_module(found.name)
-from robustsnn import registry
-for name in registry.attack_names():
-    registry.attack_class(name)
-registry.renderers()
+from robustsnn.adversary import catalogue
+from robustsnn.reporting import render
+for name in catalogue.attack_names():
+    catalogue.attack_class(name)
+render.renderers()
 print(json.dumps({n: m.__file__ for n, m in sys.modules.items() if getattr(m, "__file__", None)}))
 """
 
@@ -106,12 +111,12 @@ def test_no_module_is_loaded_under_two_names(tmp_path: Path) -> None:
     assert all(within(name, "robustsnn") for (name,) in files.values())
 
 
-def test_the_registry_finds_what_the_folders_hold() -> None:
+def test_names_are_what_the_folders_hold() -> None:
     for name in CONTENT:
-        assert registry.folder(name).resolve() == ROOT / name
-    assert len(registry.attack_names()) == len(modules("attacks")) - 1
-    assert len(registry.renderers()) == len(modules("reports")) - 1
-    assert set(registry.suite_names()) >= {"quick", "hire-iccv21", "curve"}
+        assert folder(name).resolve() == ROOT / name
+    assert len(attack_names()) == len(modules("attacks")) - 1
+    assert len(renderers()) == len(modules("reports")) - 1
+    assert set(suite_names()) >= {"quick", "hire-iccv21", "curve"}
 
 
 # --- who imports whom ----------------------------------------------------------------------------
@@ -141,7 +146,7 @@ def test_spiking_networks_know_nothing_of_attacks(tmp_path: Path) -> None:
 
 
 def test_reports_need_no_torch(tmp_path: Path) -> None:
-    statement = "from robustsnn import registry, reporting; registry.renderers()"
+    statement = "from robustsnn.reporting import render; render.renderers()"
     assert "torch" not in loaded(statement, tmp_path)
     for path in modules("reports"):
         assert not any(within(name, "torch") for name in imports(path)), path
@@ -187,7 +192,7 @@ def test_the_wheel_holds_everything_under_one_name(wheel: Path) -> None:
     ]
     files = {n for n in expected if Path(n).suffix and not re.search(r"__pycache__|\.pyc|/\.", n)}
     assert {"robustsnn/attacks/suites/quick.yaml", "robustsnn/reports/page.html.j2"} <= files
-    assert "robustsnn/sample/test-00000-of-00001.parquet" in files
+    assert "robustsnn/data/bundled/test-00000-of-00001.parquet" in files
     assert files - names == set()
 
 
@@ -198,21 +203,24 @@ def test_the_wheel_works_away_from_its_source(wheel: Path, tmp_path: Path) -> No
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import robustsnn
-from robustsnn import registry
+from robustsnn.adversary import catalogue
+from robustsnn.evaluation import suites
+from robustsnn.models import zoo
+from robustsnn.reporting import render
 from robustsnn.data.datasets import load_dataset
 network = robustsnn.load_model("fashion-mnist/vgg5-ann")
 data = load_dataset("fashion-mnist", None, samples=8)
 found = robustsnn.evaluate(network, data, "quick")
-print(json.dumps([robustsnn.__file__, registry.zoo_names(), registry.attack_names(),
-    registry.suite_names(), registry.renderer_names(), len(found.records)]))
+print(json.dumps([robustsnn.__file__, zoo.zoo_names(), catalogue.attack_names(),
+    suites.suite_names(), render.renderer_names(), len(found.records)]))
 """
     file, *names, records = json.loads(python(code, tmp_path, str(tmp_path / "site")))
     assert Path(file).is_relative_to(tmp_path)
     assert names == [
-        registry.zoo_names(),
-        registry.attack_names(),
-        registry.suite_names(),
-        registry.renderer_names(),
+        zoo_names(),
+        attack_names(),
+        suite_names(),
+        renderer_names(),
     ]
     assert records == 4 * 8
 

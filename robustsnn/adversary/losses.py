@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustsnn.errors import InputError, unknown
+from robustsnn.models.scoring import margin
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -19,25 +19,6 @@ LossName = Literal["cross-entropy", "margin", "dlr"]
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits `[batch, class]` and labels `[batch]`, as `[batch]`."""
     return F.cross_entropy(logits, labels, reduction="none")
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """`max_{j != y} z_j - z_y`: above 0 is misclassified, 0 is a tie at the top.
-
-    Source: Carlini and Wagner, S&P 2017, objective f6, without its confidence.
-    """
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return (others.max(1, keepdim=True).values - own).squeeze(1)
-
-
-def judged_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The margin as a verdict counts it: infinite where logits are not all finite.
-
-    They are no prediction, so they are wrong, and an attack that found them is done.
-    """
-    finite = logits.isfinite().all(1)
-    return torch.where(finite, margin(logits, labels), torch.inf)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import judged_margin
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
+from robustsnn.models.scoring import judged_margin
 
 #: Length of the first period, what each next one is shorter, and the shortest; of all steps.
 FIRST, SHORTER, SHORTEST = 0.22, 0.03, 0.06

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robustsnn.adversary.ledger import _Ledger
 from robustsnn.adversary.losses import Loss, TargetedLoss, loss_function, targeted_loss
 from robustsnn.common.randomness import Rng, derive, positions
 from robustsnn.estimators.make import Eot, Estimator, Spsa, make_estimator
@@ -30,20 +31,6 @@ class Gradient:
     loss: Tensor
     logits: Tensor
     gradient: Tensor
-
-
-@dataclass
-class _Ledger:
-    """Counts per image, int64 `[image]`; shared by a victim and all its selections."""
-
-    forward: Tensor
-    backward: Tensor
-    zero: Tensor
-    nonfinite: Tensor
-
-    @classmethod
-    def empty(cls, images: int) -> _Ledger:
-        return cls(*(torch.zeros(images, dtype=torch.int64) for _ in range(4)))
 
 
 class Victim:

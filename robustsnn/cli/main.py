@@ -85,7 +85,8 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("runs/demo"),
 ) -> None:
     """Attack the models that ship on the images that ship: tables, figures and a page."""
-    from robustsnn.common.files import COMPARISON, check_output
+    from robustsnn.common.files import check_output
+    from robustsnn.records.schema import COMPARISON
 
     check_output(output, COMPARISON)
     from robustsnn.workflows.demo import demo as run_demo
@@ -214,7 +215,7 @@ def compare(
         output=output,
     )
     from robustsnn.workflows.compare import compare as run_comparison
-    from robustsnn.workflows.compare import runs_of
+    from robustsnn.workflows.report import runs_of
 
     _use_threads(threads)
     with _progress() as progress:
@@ -235,7 +236,7 @@ def compare(
             command=_command(),
         )
     if json_output:
-        from robustsnn.reporting.render import load_runs
+        from robustsnn.records.runs import load_runs
 
         runs = load_runs(runs_of(page.parent))
         flags = [flag for run in runs.runs for flag in run.flags]
@@ -290,7 +291,8 @@ def crosscheck(
         output=output,
     )
     from robustsnn.workflows.crosscheck import crosscheck as run_crosscheck
-    from robustsnn.workflows.crosscheck import frame, peers_suite, sentences, table
+    from robustsnn.workflows.crosscheck import peers_suite
+    from robustsnn.workflows.crosscheck_page import frame, sentences, table
 
     theirs = peers_suite(peers, chosen)
     _use_threads(threads)
@@ -338,7 +340,7 @@ def report(
     ] = None,
 ) -> None:
     """Write tables, figures and one page about finished runs."""
-    from robustsnn.workflows.compare import report as write_report
+    from robustsnn.workflows.report import report as write_report
 
     page = write_report(runs, output, baseline)
     print(page)
@@ -411,7 +413,7 @@ def zoo_list() -> None:
     """The models that ship, with their data and clean accuracy."""
     from rich.table import Table
 
-    from robustsnn.registry import zoo_names, zoo_summary
+    from robustsnn.models.zoo import zoo_names, zoo_summary
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("model", "architecture", "kind", "time steps", "clean accuracy"):
@@ -425,7 +427,7 @@ def zoo_list() -> None:
 @zoo_app.command("show")
 def zoo_show(name: Annotated[str, typer.Argument(help="A zoo name.")]) -> None:
     """The card of a model."""
-    from robustsnn.registry import zoo_folder
+    from robustsnn.models.zoo import zoo_folder
 
     folder = zoo_folder(name)
     card = folder / "card.md"
@@ -458,8 +460,8 @@ def attacks_list() -> None:
     """The attacks and suites that ship, with what they are."""
     from rich.table import Table
 
-    from robustsnn.evaluation.suites import load_suite
-    from robustsnn.registry import attack_names, attack_summary, suite_names
+    from robustsnn.adversary.catalogue import attack_names, attack_summary
+    from robustsnn.evaluation.suites import load_suite, suite_names
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("attack")
@@ -477,7 +479,8 @@ def attacks_list() -> None:
 @attacks_app.command("show")
 def attacks_show(name: Annotated[str, typer.Argument(help="An attack or suite.")]) -> None:
     """The settings of an attack, or the file of a suite."""
-    from robustsnn.registry import attack_names, suite_names, suite_path
+    from robustsnn.adversary.catalogue import attack_names
+    from robustsnn.evaluation.suites import suite_names, suite_path
 
     if name in suite_names():
         print(suite_path(name).read_text(encoding="utf-8").strip())
@@ -487,7 +490,7 @@ def attacks_show(name: Annotated[str, typer.Argument(help="An attack or suite.")
     import dataclasses
     import inspect
 
-    from robustsnn.registry import attack_class
+    from robustsnn.adversary.catalogue import attack_class
 
     kind: Any = attack_class(name)
     print(f"{name} ({kind.kind})\n\n{inspect.getdoc(kind)}")
@@ -616,7 +619,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_run(folder: Path) -> None:
-    from robustsnn.reporting.render import load_runs
+    from robustsnn.records.runs import load_runs
     from robustsnn.reporting.sentences import flag_sentences
     from robustsnn.reporting.terminal import comparison_tables
 
@@ -629,11 +632,11 @@ def _print_run(folder: Path) -> None:
 
 
 def _print_page(page: Path) -> None:
+    from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
-    from robustsnn.reporting.render import load_runs
     from robustsnn.reporting.sentences import flag_sentences, verdicts
     from robustsnn.reporting.terminal import comparison_tables
-    from robustsnn.workflows.compare import runs_of
+    from robustsnn.workflows.report import runs_of
 
     runs = load_runs(runs_of(page.parent))
     console = _console()

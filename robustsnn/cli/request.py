@@ -7,11 +7,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustsnn.common.files import COMPARISON, MANIFEST, check_output
-from robustsnn.data.datasets import NAMES, ImageSet, load_dataset
+from robustsnn.common.files import check_output
+from robustsnn.data.catalogue import NAMES
+from robustsnn.data.datasets import ImageSet, load_dataset
 from robustsnn.errors import InputError, unknown
 from robustsnn.evaluation.suites import Suite, load_suite, suite_of
-from robustsnn.registry import zoo_folder
+from robustsnn.models.zoo import zoo_folder
+from robustsnn.records.schema import COMPARISON, MANIFEST
 
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 

@@ -7,9 +7,6 @@ from pathlib import Path
 
 from robustsnn.errors import InputError
 
-MANIFEST = "manifest.json"
-COMPARISON = "comparison.json"
-
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under another name, then rename it."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import math
 
-#: Rows that are no attack of their own.
-CLEAN, WORST_CASE = "clean", "worst-case"
-
 #: Keeps a number and its unit on one line.
 NBSP = "\u00a0"
 

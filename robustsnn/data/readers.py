@@ -26,7 +26,7 @@ from PIL import Image
 from robustsnn.errors import InputError
 
 if TYPE_CHECKING:
-    from robustsnn.data.datasets import DataSet
+    from robustsnn.data.catalogue import DataSet
 
 # Pillow would also open formats that start other programs (EPS) or hold no still image.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")

@@ -10,9 +10,9 @@ import pandas as pd
 
 from robustsnn.common import wording as formats
 from robustsnn.common.epsilon import parse_epsilon
-from robustsnn.common.wording import CLEAN, WORST_CASE
 from robustsnn.diagnosis.finding import Finding, plain
 from robustsnn.diagnosis.stages import Stage
+from robustsnn.records.schema import CLEAN, WORST_CASE
 
 #: Fraction of backward passes that may be all zero.
 MOST_ZERO_GRADIENTS = 0.05

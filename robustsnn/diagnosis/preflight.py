@@ -14,12 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustsnn.adversary.losses import margin
 from robustsnn.adversary.victim import Victim
-from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
-from robustsnn.models.batching import out_of_memory
-from robustsnn.models.scoring import score
+from robustsnn.models.scoring import finite_logits, margin, score
 from robustsnn.snn.neuron import FixedDropout
 
 IMAGES = 64
@@ -89,43 +86,6 @@ def preflight(
         _ties(logits),
         _values(logits, labels),
     ]
-
-
-def finite_logits(
-    network: nn.Module, images: Tensor, image_ids: Sequence[int], micro_batch: int, seed: int
-) -> Tensor:
-    """Logits `[batch, class]` of clean images.
-
-    Raises:
-        InputError: The network does not take the images, returns no logits, or NaN.
-    """
-    try:
-        logits = score(network, images, image_ids, micro_batch, seed)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        if out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
-            f"({reason}): it must map pixels in [0, 1] to logits [batch, class]."
-        ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the network returns {shape} and not logits [batch, class]: wrap it.")
-    if logits.shape[1] < 2:
-        raise InputError(
-            f"the network gives {logits.shape[1]} logit an image, so nothing can be mistaken: "
-            "return one for each of at least 2 classes."
-        )
-    bad = int((~logits.isfinite().all(1)).sum())
-    if bad:
-        raise InputError(
-            f"the network gives NaN or infinite logits on {bad} of {len(images)} clean images: "
-            "the checkpoint or its normalisation is broken; retrain or restore it."
-        )
-    return logits
 
 
 def _repeatable(

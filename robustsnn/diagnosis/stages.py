@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import CLEAN, percent
+from robustsnn.common.kinds import BEST, GRADIENT_FREE
+from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
-from robustsnn.evaluation.plan import GRADIENT_FREE, Task
-from robustsnn.evaluation.suites import BEST
+from robustsnn.records.summary import broken_by, right_when_clean, survivors
 
 #: Steps from which a gradient attack is a long one.
 LONG = 50
@@ -84,36 +83,6 @@ class Stage:
         return self.white and _OWN.fullmatch(self.estimator) is not None
 
 
-def stages_of(tasks: Iterable[Task], named: Callable[[Task], str]) -> list[Stage]:
-    """The stages of a plan, those of size 0 left out.
-
-    Args:
-        tasks: Of the plan.
-        named: How records name the estimator of a task.
-    """
-    found = []
-    for task in tasks:
-        if task.threat.radius == 0:
-            continue
-        attack = task.attack
-        free = bool(getattr(attack, "gradient_free", False))
-        found.append(
-            Stage(
-                attack=task.slug,
-                norm=task.threat.norm,
-                epsilon=task.threat.epsilon,
-                kind=attack.kind,
-                black=free or task.substitute or attack.kind == "transfer",
-                probe=task.probe,
-                estimator=named(task),
-                steps=_whole(getattr(attack, "steps", None)),
-                queries=_whole(getattr(attack, "queries", None)),
-                warm=bool(getattr(attack, "warm", False)),
-            )
-        )
-    return found
-
-
 def as_recorded(stages: Sequence[Stage], records: pd.DataFrame) -> list[Stage]:
     """The stages, those that were seen to take no gradient of the network as black boxes."""
     found = []
@@ -155,34 +124,6 @@ def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) ->
         if not any(s.black and not s.warm and (s.queries or 0) >= FULL_QUERIES for s in some):
             found[f"a search of {FULL_QUERIES:,} queries or more without any gradient"] = None
     return list(found)
-
-
-def broken_by(records: pd.DataFrame) -> dict[tuple[str, str, str], set[int]]:
-    """The images, right when clean, that each attack broke, by attack, norm and size.
-
-    A tie at the top is an error, as in the worst case.
-    """
-    right = records["clean_prediction"] == records["label"]
-    wrong = (records["prediction"] != records["label"]) | ~(records["margin"] < 0)
-    some = records[right & wrong & (records["attack"] != CLEAN)]
-    found: dict[tuple[str, str, str], set[int]] = {}
-    for key, rows in some.groupby(["attack", "norm", "epsilon"], sort=False):
-        attack, norm, epsilon = map(str, key)
-        found[attack, norm, epsilon] = set(rows["image_id"].tolist())
-    return found
-
-
-def right_when_clean(records: pd.DataFrame) -> set[int]:
-    """The images that are right when clean, a tie being an error."""
-    clean = records[records["attack"] == CLEAN]
-    right = (clean["prediction"] == clean["label"]) & (clean["margin"] < 0)
-    return set(clean[right]["image_id"].tolist())
-
-
-def survivors(records: pd.DataFrame, line: Line) -> set[int]:
-    """The images that are right when clean and under everything of a norm and size."""
-    broken = broken_by(records)
-    return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == line))
 
 
 def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> Finding | None:
@@ -293,91 +234,6 @@ def noise_survives(records: pd.DataFrame, line: Line, fooled: Sequence[int], dra
     )
 
 
-def ledger(records: pd.DataFrame, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """D14: what each stage broke and cost; passes and seconds of the images that it attacked.
-
-    Args:
-        records: Of the run; in a cascade, only rows that a stage made itself.
-        stages: Its stages.
-    """
-    images = _images(records)
-    broken = broken_by(records)
-    left: dict[Line, set[int]] = {}
-    clean = right_when_clean(records)
-    rows = []
-    for stage in stages:
-        own = _rows_of(records, stage)
-        attacked = own[(own["forward_passes"] + own["backward_passes"]) > 0]
-        before = left.get(stage.line, clean)
-        left[stage.line] = before - broken.get(stage.key, set())
-        seconds = float(own["seconds"].sum())
-        backward = int(own["backward_passes"].sum())
-        survive = len(left[stage.line])
-        rows.append(
-            {
-                "attack": stage.attack,
-                "norm": stage.norm,
-                "epsilon": stage.epsilon,
-                "estimator": str(own["estimator"].iloc[0]) if len(own) else stage.estimator,
-                "attacked": len(attacked),
-                "broken": len(before) - survive,
-                "left": survive / images,
-                "forward_passes": _per(int(own["forward_passes"].sum()), len(attacked)),
-                "backward_passes": _per(backward, len(attacked)),
-                "zero_gradients": _per(int(own["zero_grad"].sum()), backward),
-                "seconds": round(seconds, 3),
-                "seconds_per_image": _per(seconds, len(attacked)),
-                "seconds_per_survivor": _per(seconds, survive),
-            }
-        )
-    return rows
-
-
-def total(rows: Sequence[Mapping[str, Any]], images: int, probes: Mapping[str, Any]) -> Finding:
-    """D14 in one sentence.
-
-    Args:
-        rows: The ledger.
-        images: Of the run.
-        probes: What the probe cost, by the same names; empty if there was none.
-    """
-    forward = sum(row["forward_passes"] * row["attacked"] for row in rows) / images
-    backward = sum(row["backward_passes"] * row["attacked"] for row in rows) / images
-    seconds = sum(row["seconds"] for row in rows) / images
-    own = float(probes.get("forward_passes", 0)) + float(probes.get("backward_passes", 0))
-    share = _per(own, own + (forward + backward) * images)
-    said = f", and this diagnosis {percent(share)} of all passes" if own else ""
-    return Finding(
-        "D14",
-        "ledger",
-        False,
-        "note",
-        f"The attacks took {forward:,.0f} forward and {backward:,.0f} backward passes and "
-        f"{seconds:.2g} seconds an image{said}.",
-        seconds,
-        {"forward passes": forward, "backward passes": backward, "share of the probe": share},
-    )
-
-
-def few_classes(classes: int, left_out: Sequence[str]) -> Finding:
-    """AutoAttack's flag for losses that need more classes than there are.
-
-    Args:
-        classes: How many the network tells apart.
-        left_out: Labels of the attacks that were left out for it, among others.
-    """
-    which = "dlr, targeted or not," if classes < FEW_CLASSES else "targeted dlr"
-    said = f" Left out: {formats.listing(list(left_out))}." if left_out else ""
-    return Finding(
-        "AA",
-        "few-classes",
-        True,
-        "note",
-        f"With {classes} classes the loss {which} is not defined; margins are.{said}",
-        float(classes),
-    )
-
-
 def _per_stage(records: pd.DataFrame, stages: Sequence[Stage]) -> dict[str, float]:
     broken, images = broken_by(records), _images(records)
     return {s.attack: len(broken.get(s.key, set())) / images for s in stages}
@@ -390,11 +246,3 @@ def _rows_of(records: pd.DataFrame, stage: Stage) -> pd.DataFrame:
 
 def _images(records: pd.DataFrame) -> int:
     return max(1, int(records["image_id"].nunique()))
-
-
-def _per(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

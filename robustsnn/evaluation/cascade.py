@@ -18,21 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustsnn.common.wording import CLEAN
+from robustsnn.common.kinds import BEST
 from robustsnn.errors import InputError
-from robustsnn.evaluation.judging import (
-    COUNTS,
-    Batch,
-    Networks,
-    batches_of,
-    judged,
-    labelled,
-    part_name,
-    together,
-)
+from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, part_name, together
+from robustsnn.evaluation.judging import COUNTS, judged
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
-from robustsnn.evaluation.suites import BEST
 from robustsnn.records.folder import RunFolder
+from robustsnn.records.schema import CLEAN
 
 #: Names the proposals of a part; they are no examples yet.
 PROPOSAL = "proposal"

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 
-from robustsnn.common.wording import CLEAN
+from robustsnn.common.kinds import BEST
 from robustsnn.diagnosis import stages as of
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.flags import Flag, Key, diagnose
+from robustsnn.diagnosis.ledger import few_classes, ledger, total
 from robustsnn.diagnosis.level import reliability
 from robustsnn.diagnosis.probe.measure import IMAGES, draws_of, probe
 from robustsnn.diagnosis.probe.specimen import Sizes
-from robustsnn.evaluation.judging import MEMORY_BYTES, batches_of, inputs_of, membranes
+from robustsnn.diagnosis.stages import Stage
+from robustsnn.evaluation.batch import batches_of, inputs_of
+from robustsnn.evaluation.memory import MEMORY_BYTES, membranes
 from robustsnn.evaluation.plan import Plan, Task, classes_of, estimator_name, kind_of
-from robustsnn.evaluation.suites import BEST
 from robustsnn.records.folder import RunFolder
+from robustsnn.records.schema import CLEAN
+from robustsnn.records.summary import survivors
 
 #: What a layer's watched backward pass holds of each neuron and step, in bytes: its spikes,
 #: membrane, both gradients and what they are compared with, in float32.
@@ -96,19 +100,6 @@ def _clean(folder: RunFolder, plan: Plan, count: int) -> torch.Tensor:
     return torch.tensor(predictions[:count], dtype=torch.int64)
 
 
-def stages_of(plan: Plan) -> list[of.Stage]:
-    """The attacks of a plan as stages, their estimators as records name them."""
-    network = plan.subject.load()
-    second = plan.substitute.load() if plan.substitute else None
-
-    def named(task: Task) -> str:
-        if task.estimator == BEST:
-            return BEST
-        return estimator_name(task, network, second if task.substitute else None)
-
-    return of.stages_of(plan.tasks, named)
-
-
 def judgement(
     plan: Plan,
     manifest: Mapping[str, Any],
@@ -132,11 +123,11 @@ def judgement(
     preflight: Sequence[Mapping[str, Any]] = manifest.get("preflight") or ()
     about = [_of_probe(row) for row in manifest.get("probe") or ()]
     about += _of_stages(records, some, cascade, about)
-    rows = of.ledger(records, some)
-    spent = of.total(rows, len(plan.images), manifest.get("probe_cost") or {})
+    rows = ledger(records, some)
+    spent = total(rows, len(plan.images), manifest.get("probe_cost") or {})
     about.append((None, spent))
     if classes <= of.FEW_CLASSES:
-        about.append((None, of.few_classes(classes, plan.left_out)))
+        about.append((None, few_classes(classes, plan.left_out)))
     flags = diagnose(
         records,
         results,
@@ -150,7 +141,7 @@ def judgement(
         draws_of([stage.estimator for stage in some]),
     )
     lines = of.lines_of(some)
-    left = max((len(of.survivors(records, line)) for line in lines), default=len(plan.images))
+    left = max((len(survivors(records, line)) for line in lines), default=len(plan.images))
     lacking = of.missing(some, kind_of(network) == "snn", stochastic)
     level = reliability(flags, lacking, left, "rand" if stochastic else "standard")
     probes = len(manifest.get("probe") or ())
@@ -208,3 +199,50 @@ def _of_probe(row: Mapping[str, Any]) -> tuple[Key | None, Finding]:
 def _row(key: Key | None, finding: Finding) -> dict[str, Any]:
     about = {} if key is None else {"norm": key[1], "epsilon": key[2]}
     return {**finding.row(), **about}
+
+
+def _stages(tasks: Iterable[Task], named: Callable[[Task], str]) -> list[Stage]:
+    """The stages of a plan, those of size 0 left out.
+
+    Args:
+        tasks: Of the plan.
+        named: How records name the estimator of a task.
+    """
+    found = []
+    for task in tasks:
+        if task.threat.radius == 0:
+            continue
+        attack = task.attack
+        free = bool(getattr(attack, "gradient_free", False))
+        found.append(
+            Stage(
+                attack=task.slug,
+                norm=task.threat.norm,
+                epsilon=task.threat.epsilon,
+                kind=attack.kind,
+                black=free or task.substitute or attack.kind == "transfer",
+                probe=task.probe,
+                estimator=named(task),
+                steps=_whole(getattr(attack, "steps", None)),
+                queries=_whole(getattr(attack, "queries", None)),
+                warm=bool(getattr(attack, "warm", False)),
+            )
+        )
+    return found
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def stages_of(plan: Plan) -> list[of.Stage]:
+    """The attacks of a plan as stages, their estimators as records name them."""
+    network = plan.subject.load()
+    second = plan.substitute.load() if plan.substitute else None
+
+    def named(task: Task) -> str:
+        if task.estimator == BEST:
+            return BEST
+        return estimator_name(task, network, second if task.substitute else None)
+
+    return _stages(plan.tasks, named)

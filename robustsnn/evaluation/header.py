@@ -13,15 +13,9 @@ from typing import Any
 
 import torch
 
-from robustsnn.adversary.victim import Victim
-from robustsnn.diagnosis.preflight import IMAGES, finite_logits, preflight
-from robustsnn.errors import InputError
-from robustsnn.estimators.make import make_estimator
-from robustsnn.evaluation.judging import inputs_of
 from robustsnn.evaluation.plan import Plan
-from robustsnn.models.batching import out_of_memory
-from robustsnn.models.subject import check_classes, recomputing
-from robustsnn.records.folder import RUNNING
+from robustsnn.models.subject import recomputing
+from robustsnn.records.schema import RUNNING
 from robustsnn.snn.network import Network
 from robustsnn.snn.neuron import kernel
 
@@ -38,22 +32,6 @@ PACKAGES = (
 )
 
 
-def fit_to_memory(plan: Plan) -> tuple[Plan, list[dict[str, Any]]]:
-    """The plan at the largest batch size, halved as often as need be, that memory allows."""
-    while True:
-        try:
-            return plan, _preflight(plan)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            if plan.batch_size == 1:
-                raise InputError(
-                    f"memory ran out on a single image of {plan.subject.name}: "
-                    "recompute long sequences in segments with --recompute, such as 16."
-                ) from error
-        plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
-
-
 def as_started(plan: Plan, manifest: Mapping[str, Any]) -> Plan:
     """The plan with the settings that its run was started with; they shaped what is on disk."""
     recompute = manifest.get("recompute")
@@ -63,21 +41,6 @@ def as_started(plan: Plan, manifest: Mapping[str, Any]) -> Plan:
     return dataclasses.replace(
         plan, subject=subject, batch_size=int(manifest["batch_size"]), recompute=recompute
     )
-
-
-def _preflight(plan: Plan) -> list[dict[str, Any]]:
-    images, labels, ids = inputs_of(plan, slice(0, min(IMAGES, len(plan.images))))
-    network = plan.subject.load()
-    logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)
-    check_classes(logits.shape[1], plan.subject.name, plan.images)
-    if plan.substitute is not None:
-        # Attacks craft on it at the same batch size: it must fit too.
-        second = plan.substitute.load()
-        estimator = make_estimator("bptt", second)
-        Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)
-    return [
-        check.row() for check in preflight(network, images, labels, ids, plan.batch_size, plan.seed)
-    ]
 
 
 def header_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,55 +21,17 @@ from torch import Tensor, nn
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.common.wording import CLEAN
-from robustsnn.diagnosis.preflight import finite_logits
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import make_estimator, spiking_layers
+from robustsnn.estimators.make import make_estimator
+from robustsnn.evaluation.batch import Batch, Networks, _kept, inputs_of, labelled
+from robustsnn.evaluation.memory import _calls
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
-from robustsnn.models.batching import padding
-from robustsnn.models.scoring import score, verdict
+from robustsnn.models.scoring import finite_logits, verdict
 from robustsnn.records.folder import RunFolder
+from robustsnn.records.schema import CLEAN
 
-#: Images that are attacked together: the survivors of an early exit fill fewer micro-batches.
-TOGETHER = 256
-#: What estimators that remember every neuron of an image may hold in one call of an attack.
-MEMORY_BYTES = 2**30
-#: The kinds of estimators that do: two float32 a neuron and time step.
-REMEMBERING = ("assg",)
 #: What is counted of each image.
 COUNTS = ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
-#: Images whose pixels are kept for the gallery.
-EXAMPLES = 24
-
-
-def together(plan: Plan) -> int:
-    """How many images an attack is given at once: whole micro-batches."""
-    return max(1, TOGETHER // plan.batch_size) * plan.batch_size
-
-
-def batches_of(plan: Plan) -> list[slice]:
-    """The images of each batch."""
-    size = together(plan)
-    return [slice(i, min(i + size, len(plan.images))) for i in range(0, len(plan.images), size)]
-
-
-def part_name(index: int) -> str:
-    """What the parts of a task are called."""
-    return f"attack-{index:03d}"
-
-
-def _kept(plan: Plan, where: slice) -> int:
-    """How many images of a batch, from its start, are stored with their pixels."""
-    if plan.save_images:
-        return int(where.stop - where.start)
-    return max(0, min(EXAMPLES, int(where.stop)) - int(where.start))
-
-
-def inputs_of(plan: Plan, where: slice) -> tuple[Tensor, Tensor, list[int]]:
-    """Images, labels and ids of a batch."""
-    images = plan.images.tensor(where).to(plan.device)
-    labels = torch.from_numpy(np.ascontiguousarray(plan.images.labels[where])).to(plan.device)
-    return images, labels, plan.images.ids[where].tolist()
 
 
 def clean_batch(
@@ -112,39 +73,6 @@ def clean_batch(
         "prediction/clean": predictions[:kept].cpu().numpy(),
     }
     folder.write_part(CLEAN, batch, rows, saved if kept else None)
-
-
-@dataclass(frozen=True)
-class Networks:
-    """Copies that one task works on: what is attacked, what is crafted on instead, the judge."""
-
-    attacked: nn.Module
-    substitute: nn.Module | None
-    judging: nn.Module
-
-    @classmethod
-    def of(cls, plan: Plan, task: Task, judging: nn.Module) -> Networks:
-        """New copies for a task: whatever one attack does to them, the next does not meet."""
-        second = plan.substitute.load() if task.substitute and plan.substitute else None
-        return cls(plan.subject.load(), second, judging)
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Images `[batch, ...]`, labels and clean predictions `[batch]`, and what they are called."""
-
-    images: Tensor
-    labels: Tensor
-    ids: list[int]
-    clean: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def at(self, chosen: Tensor) -> Batch:
-        """Those at some positions."""
-        ids = [self.ids[i] for i in chosen.tolist()]
-        return Batch(self.images[chosen], self.labels[chosen], ids, self.clean[chosen])
 
 
 def attacked_batch(
@@ -229,49 +157,6 @@ def judged(
     return rows, proposals
 
 
-def _calls(
-    plan: Plan, task: Task, networks: Networks, where: Tensor, micro_batch: int
-) -> Sequence[Tensor]:
-    """The positions to attack, in as many calls of the attack as memory asks for."""
-    crafting = networks.attacked if networks.substitute is None else networks.substitute
-    estimator = estimator_name(task, networks.attacked, networks.substitute)
-    if estimator.partition(":")[0] not in REMEMBERING:
-        return [where]
-    image, _, ids = inputs_of(plan, slice(0, 1))
-    fitting = max(1, MEMORY_BYTES // max(1, 8 * membranes(crafting, image, ids)))
-    # Whole micro-batches, so that no more of them are padded than need be.
-    size = max(fitting // micro_batch * micro_batch, min(fitting, micro_batch))
-    return [where[i : i + size] for i in range(0, len(where), size)]
-
-
-@torch.no_grad()
-def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> int:
-    """Neurons times time steps of a network's spiking layers; 0 if it has none.
-
-    Args:
-        network: In evaluation mode.
-        image: `[1, channel, height, width]`.
-        ids: The id of that image.
-    """
-    found = 0
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal found
-        spikes, *membrane = output if isinstance(output, tuple) else (output,)
-        # Spikes may have been pooled already, the membrane never is.
-        found += len(spikes) * membrane[0].numel() if membrane else spikes.numel()
-
-    layers = spiking_layers(network).values()
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        score(network, image, ids, 1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    # What pads the pass is no image.
-    return found // (1 + padding(1, 1))
-
-
 def _propose(
     plan: Plan,
     task: Task,
@@ -340,18 +225,3 @@ def _admitted(threat: ThreatModel, proposals: Tensor, images: Tensor) -> tuple[T
     shape = (-1, *[1] * (images.dim() - 1))
     mended = torch.where(usable.view(shape), mended, images)
     return torch.where(outside.view(shape), mended, proposals), outside
-
-
-def labelled(plan: Plan, task: Task | None, estimator: str) -> dict[str, Any]:
-    """The columns that say what all rows of a task are about; None is the clean images."""
-    substitute = plan.substitute.name if task and task.substitute and plan.substitute else ""
-    return {
-        "model": plan.subject.name,
-        "suite": plan.suite.name,
-        "attack": task.slug if task else CLEAN,
-        "estimator": estimator,
-        "substitute": substitute,
-        "norm": task.threat.norm if task else "",
-        "epsilon": task.threat.epsilon if task else "",
-        "seed": plan.seed,
-    }

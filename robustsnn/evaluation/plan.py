@@ -12,25 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustsnn.adversary.catalogue import load_attack
+from robustsnn.adversary.contract import Attack
 from robustsnn.adversary.threat import ThreatModel
-from robustsnn.diagnosis.preflight import finite_logits
+from robustsnn.common.kinds import BEST, GRADIENT_FREE
+from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator, spiking_layers
-from robustsnn.evaluation.suites import BEST, Entry, Suite, load_suite
+from robustsnn.evaluation.inputs import check_fit, images_of
+from robustsnn.evaluation.suites import Entry, Suite, load_suite
 from robustsnn.models.batching import micro_batch_for
-from robustsnn.models.subject import (
-    Images,
-    Subject,
-    check_fit,
-    checkpoint_subject,
-    images_of,
-    recomputing,
-    subject_of,
-)
-from robustsnn.registry import Attack, load_attack
-
-#: Kinds of attack that follow no gradient; one of another kind says `gradient_free = True`.
-GRADIENT_FREE = ("none", "noise")
+from robustsnn.models.scoring import finite_logits
+from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
 
 
 @dataclass(frozen=True)

@@ -18,25 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.common.files import unwritable
-from robustsnn.common.wording import CLEAN
+from robustsnn.data.images import Images
 from robustsnn.diagnosis.flags import by_row
 from robustsnn.errors import InputError
+from robustsnn.evaluation.batch import TOGETHER, Networks, batches_of, inputs_of, part_name
 from robustsnn.evaluation.cascade import Cascade, attack_survivors
 from robustsnn.evaluation.diagnose import judgement, probed
-from robustsnn.evaluation.header import as_started, fit_to_memory, header_of, versions
-from robustsnn.evaluation.judging import (
-    TOGETHER,
-    Networks,
-    attacked_batch,
-    batches_of,
-    clean_batch,
-    inputs_of,
-    part_name,
-)
+from robustsnn.evaluation.header import as_started, header_of, versions
+from robustsnn.evaluation.judging import attacked_batch, clean_batch
+from robustsnn.evaluation.memory import fit_to_memory
 from robustsnn.evaluation.plan import Plan, Task, check_device, prepare
 from robustsnn.evaluation.suites import Suite
-from robustsnn.models.subject import Images
-from robustsnn.records.folder import ACTIVITY, DONE, RunFolder, open_folder, summarise
+from robustsnn.records.folder import RunFolder, open_folder
+from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
+from robustsnn.records.summary import summarise
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energy
 from robustsnn.snn.network import Network

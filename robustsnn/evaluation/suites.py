@@ -20,18 +20,18 @@ from pydantic import (
     model_validator,
 )
 
+from robustsnn.adversary.catalogue import attack_names
+from robustsnn.common.content import folder
 from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.kinds import BEST
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.errors import InputError, unknown
-from robustsnn.registry import attack_names, suite_names, suite_path
 
 NORMS = ("Linf", "L2")
 RESERVED = ("clean", "worst-case")
 LONGEST_LABEL = 60
 #: Networks without spikes, and with them.
 KINDS = ("ann", "snn")
-#: The estimator that did best in the probes before.
-BEST = "best"
 #: Fields that suites did not always have, and the values that change nothing.
 _LATER = {
     "draws": 1,
@@ -352,3 +352,19 @@ def _validated(document: dict[str, Any], where: str, path: Path | None = None) -
         line = line_of(path, location) if path is not None else ""
         message = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
         raise InputError(f"{where}{line}: {field}: {message}.") from None
+
+
+def suite_names() -> list[str]:
+    """The suites that ship."""
+    return sorted(p.stem for p in (folder("attacks") / "suites").glob("*.yaml"))
+
+
+def suite_path(name: str) -> Path:
+    """The YAML file of a suite that ships.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in suite_names():
+        raise unknown("suite", name, suite_names())
+    return folder("attacks") / "suites" / f"{name}.yaml"

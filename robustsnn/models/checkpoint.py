@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from robustsnn.errors import InputError
-from robustsnn.registry import zoo_folder
+from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 
 FORMAT = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustsnn.common.files import check_output
-from robustsnn.data.datasets import DATASETS
+from robustsnn.data.catalogue import DATASETS
 from robustsnn.errors import InputError, unknown
 
 FORMATS = ("hire-snn",)

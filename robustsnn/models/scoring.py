@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustsnn.adversary.losses import margin
 from robustsnn.common.randomness import derive
-from robustsnn.models.batching import padding
+from robustsnn.errors import InputError
+from robustsnn.models.batching import out_of_memory, padding
 
 
 @torch.no_grad()
@@ -144,3 +144,59 @@ def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     predictions = torch.where(finite, logits.argmax(1), -1)
     margins = margin(logits.double(), labels)
     return predictions, torch.where(finite, margins, torch.nan)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """`max_{j != y} z_j - z_y`: above 0 is misclassified, 0 is a tie at the top.
+
+    Source: Carlini and Wagner, S&P 2017, objective f6, without its confidence.
+    """
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return (others.max(1, keepdim=True).values - own).squeeze(1)
+
+
+def judged_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin as a verdict counts it: infinite where logits are not all finite.
+
+    They are no prediction, so they are wrong, and an attack that found them is done.
+    """
+    finite = logits.isfinite().all(1)
+    return torch.where(finite, margin(logits, labels), torch.inf)
+
+
+def finite_logits(
+    network: nn.Module, images: Tensor, image_ids: Sequence[int], micro_batch: int, seed: int
+) -> Tensor:
+    """Logits `[batch, class]` of clean images.
+
+    Raises:
+        InputError: The network does not take the images, returns no logits, or NaN.
+    """
+    try:
+        logits = score(network, images, image_ids, micro_batch, seed)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
+            f"({reason}): it must map pixels in [0, 1] to logits [batch, class]."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the network returns {shape} and not logits [batch, class]: wrap it.")
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"the network gives {logits.shape[1]} logit an image, so nothing can be mistaken: "
+            "return one for each of at least 2 classes."
+        )
+    bad = int((~logits.isfinite().all(1)).sum())
+    if bad:
+        raise InputError(
+            f"the network gives NaN or infinite logits on {bad} of {len(images)} clean images: "
+            "the checkpoint or its normalisation is broken; retrain or restore it."
+        )
+    return logits

@@ -2,241 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import types
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
-from robustsnn import registry
-from robustsnn.errors import InputError, unknown
+from robustsnn.common.content import folder
+from robustsnn.errors import InputError
+from robustsnn.records.runs import Runs
 
 #: Marks a page as ours, so that a report never overwrites somebody else's index.html.
 GENERATOR = "RobustSNN"
-
-_FILES = ("manifest.json", "records.parquet", "results.csv")
-_RECORDS = (
-    "image_id",
-    "label",
-    "attack",
-    "norm",
-    "epsilon",
-    "clean_prediction",
-    "prediction",
-    "margin",
-)
-_RESULTS = ("attack", "norm", "epsilon", "accuracy", "ci_low", "ci_high")
-_ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
-_TEXT = frozenset(
-    "model data suite attack estimator substitute norm epsilon flags steps restarts".split()
-)
-_UNFINISHED = frozenset({"running", "started", "interrupted", "failed", "partial", "incomplete"})
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One model under one suite on one data set, as read back from its folder.
-
-    `records`, `results` and `activity` have the columns of the run folder's files; `examples` maps
-    tensor names to arrays. `label` is the name shown to readers, unique among the runs it was
-    loaded with.
-    """
-
-    folder: Path
-    manifest: Mapping[str, Any]
-    records: pd.DataFrame = field(repr=False)
-    results: pd.DataFrame = field(repr=False)
-    activity: pd.DataFrame = field(repr=False)
-    examples: Mapping[str, NDArray[Any]] = field(repr=False)
-    label: str = ""
-
-    def _text(self, *keys: str) -> str:
-        for key in keys:
-            value = self.manifest.get(key)
-            if isinstance(value, Mapping):
-                value = value.get("name")
-            if value is not None:
-                return str(value)
-        return ""
-
-    @property
-    def model(self) -> str:
-        """The model as it was named."""
-        return self._text("model")
-
-    @property
-    def data(self) -> str:
-        """The name of the data set."""
-        return self._text("data")
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the images."""
-        return self._text("data_fingerprint", "fingerprint")
-
-    @property
-    def suite(self) -> str:
-        """The name of the suite."""
-        return self._text("suite")
-
-    @property
-    def kind(self) -> str:
-        """What the network is: "ann" or "snn"."""
-        return self._text("kind")
-
-    @property
-    def architecture(self) -> str:
-        """The name of the architecture."""
-        return self._text("architecture")
-
-    @property
-    def seed(self) -> str:
-        """The seed of the evaluation."""
-        return self._text("seed", "seeds")
-
-    @property
-    def time_steps(self) -> int:
-        """How many time steps an image is shown; 1 for an ANN."""
-        return int(self.manifest.get("time_steps") or 1)
-
-    @property
-    def samples(self) -> int:
-        """How many images were evaluated."""
-        return int(self.records["image_id"].nunique())
-
-    @property
-    def setting(self) -> tuple[str, ...]:
-        """What two runs must share to be compared image by image."""
-        manifest = self.manifest
-        asked = (str(manifest.get(key, "")) for key in ("norm", "epsilon", "suite_version"))
-        return (self.data, self.fingerprint, self.suite, *asked, str(self.samples), self.seed)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes in the order of the labels; empty if the run has none."""
-        return tuple(str(name) for name in self.manifest.get("class_names") or ())
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.class_names) or int(self.records["label"].max()) + 1
-
-    @property
-    def energy(self) -> Mapping[str, float]:
-        """Estimated energy per image in microjoule, by accounting convention."""
-        value = self.manifest.get("energy")
-        return {k: float(v) for k, v in value.items()} if isinstance(value, Mapping) else {}
-
-    @property
-    def flags(self) -> tuple[Mapping[str, Any], ...]:
-        """What speaks against believing the numbers."""
-        return tuple(f for f in self.manifest.get("flags") or () if isinstance(f, Mapping))
-
-    @property
-    def preflight(self) -> tuple[Mapping[str, Any], ...]:
-        """The checks made before the attacks."""
-        return tuple(c for c in self.manifest.get("preflight") or () if isinstance(c, Mapping))
-
-    @property
-    def diagnostics(self) -> tuple[Mapping[str, Any], ...]:
-        """What the probe and the records were measured to say, flagged or not."""
-        found = (*(self.manifest.get("probe") or ()), *(self.manifest.get("diagnostics") or ()))
-        return tuple(d for d in found if isinstance(d, Mapping))
-
-    @property
-    def reliability(self) -> Mapping[str, Any]:
-        """Level, sentence and advice, see `robustsnn.diagnosis.level`; empty for an older run."""
-        value = self.manifest.get("verdict")
-        return value if isinstance(value, Mapping) else {}
-
-    @property
-    def level(self) -> str:
-        """`A`, `B` or `C`; empty for an older run."""
-        return str(self.reliability.get("level") or "")
-
-    @cached_property
-    def spikes_per_neuron_and_step(self) -> float:
-        """Mean spikes per neuron and time step over all spiking layers; NaN without any."""
-        steps = self.activity["step"].nunique()
-        layers = self.activity.drop_duplicates("layer")
-        if not steps:
-            return float("nan")
-        spikes = float((self.activity["neurons"] * self.activity["spikes_per_neuron"]).sum())
-        return spikes / (float(layers["neurons"].sum()) * steps)
-
-
-@dataclass(frozen=True, eq=False)
-class Runs:
-    """The runs of one report; those of the baseline first."""
-
-    runs: tuple[Run, ...]
-
-    def __len__(self) -> int:
-        return len(self.runs)
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The labels of the models in order, each once; the first is the baseline."""
-        return tuple(dict.fromkeys(run.label for run in self.runs))
-
-    @property
-    def manifests(self) -> tuple[Mapping[str, Any], ...]:
-        """The headers of the runs."""
-        return tuple(run.manifest for run in self.runs)
-
-    @cached_property
-    def records(self) -> pd.DataFrame:
-        """The records of all runs; `model` holds the label."""
-        return self._stack("records")
-
-    @cached_property
-    def results(self) -> pd.DataFrame:
-        """The results of all runs; `model` holds the label."""
-        return self._stack("results")
-
-    @cached_property
-    def activity(self) -> pd.DataFrame:
-        """The activity of all runs, with a column `model` that holds the label."""
-        return self._stack("activity")
-
-    def _stack(self, name: str) -> pd.DataFrame:
-        tables: list[pd.DataFrame] = [getattr(run, name) for run in self.runs]
-        frames = [t.assign(model=r.label) for t, r in zip(tables, self.runs, strict=True)]
-        frames = [frame for frame in frames if len(frame)] or frames[:1]
-        return pd.concat(frames, ignore_index=True)
-
-    def with_baseline(self, name: str) -> Runs:
-        """The same runs with those of one model first.
-
-        Raises:
-            InputError: If no run is of that model.
-        """
-        first = [run for run in self.runs if name in (run.label, run.model)]
-        if not first:
-            raise unknown("model to compare with", name, self.models)
-        labels = {run.label for run in first}
-        return Runs((*first, *(run for run in self.runs if run.label not in labels)))
-
-
-def load_runs(folders: Iterable[Path | str]) -> Runs:
-    """Read run folders; the first one's model is the baseline.
-
-    Raises:
-        InputError: If there are none, or one is no run folder, is incomplete or unreadable.
-    """
-    paths = list(dict.fromkeys(Path(folder) for folder in folders))
-    if not paths:
-        raise InputError("no run folder given: name at least one, such as runs/*.")
-    return Runs(_labelled([_read(path) for path in paths]))
 
 
 def render(runs: Runs, output: Path | str, baseline: str | None = None) -> Path:
@@ -285,7 +63,7 @@ def render(runs: Runs, output: Path | str, baseline: str | None = None) -> Path:
 
 def _renderers() -> list[ModuleType]:
     # The page shows what the other renderers drew, so it comes last.
-    modules: list[ModuleType] = registry.renderers()
+    modules: list[ModuleType] = renderers()
     return sorted(modules, key=lambda module: (getattr(module, "ORDER", 0), module.__name__))
 
 
@@ -297,112 +75,19 @@ def _refuse_foreign(page: Path) -> None:
         raise InputError(f"{page} was not written by RobustSNN; name another output folder.")
 
 
-def _read(folder: Path) -> Run:
-    if not folder.is_dir():
-        what = "is a file, not a run folder" if folder.exists() else "does not exist"
-        raise InputError(f"{folder} {what}: name the folder of a finished evaluation.")
-    missing = [name for name in _FILES if not (folder / name).is_file()]
-    if "manifest.json" in missing:
-        inside = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
-        hint = f" It holds run folders: try {folder / inside[0]}." if inside else ""
-        raise InputError(f"{folder} is not a run folder: it has no manifest.json.{hint}")
-    manifest = _manifest(folder / "manifest.json")
-    if missing or manifest.get("status") in _UNFINISHED:
-        why = f"it has no {' and no '.join(missing)}" if missing else "it did not end"
-        raise InputError(f"{folder} is incomplete: {why}; run the same evaluation again.")
-    records = _frame(folder / "records.parquet", _RECORDS)
-    results = _frame(folder / "results.csv", _RESULTS)
-    if not len(records) or not len(results):
-        raise InputError(f"{folder} is incomplete: it has no rows; run the same evaluation again.")
-    activity = folder / "activity.parquet"
-    return Run(
-        folder=folder,
-        manifest=manifest,
-        records=records.assign(
-            norm=records["norm"].fillna("").astype(str),
-            epsilon=records["epsilon"].fillna("").astype(str),
-        ),
-        results=results,
-        activity=_frame(activity, _ACTIVITY)
-        if activity.is_file()
-        else pd.DataFrame({name: [] for name in _ACTIVITY}),
-        examples=_examples(folder / "examples.safetensors"),
-    )
+def renderer_names() -> list[str]:
+    """The renderers of reports that ship: file names with dashes."""
+    return sorted(_renderer_modules())
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run the evaluation again.") from error
-    absent = [key for key in ("model", "data", "suite") if key not in manifest]
-    if not isinstance(manifest, dict) or absent:
-        raise InputError(f"{path} is no header of a run: it lacks {', '.join(absent)}.")
-    return manifest
+def renderers() -> list[types.ModuleType]:
+    """The module of each renderer, imported, in the order of their names."""
+    return [
+        importlib.import_module(f"robustsnn.reports.{stem}")
+        for _, stem in sorted(_renderer_modules().items())
+    ]
 
 
-def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            # As text first: pandas would read an epsilon of 0 as a number and "none" as missing.
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-            for name in frame.columns.difference(sorted(_TEXT)):
-                frame[name] = pd.to_numeric(frame[name])
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read ({reason}); run the evaluation again.") from error
-    absent = [name for name in columns if name not in frame.columns]
-    if absent:
-        raise InputError(f"{path} lacks the column {absent[0]!r}; run the evaluation again.")
-    return frame
-
-
-def _examples(path: Path) -> dict[str, NDArray[Any]]:
-    if not path.is_file():
-        return {}
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return {name: np.asarray(array) for name, array in load_file(path).items()}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run the evaluation again.") from error
-
-
-def _labelled(runs: list[Run]) -> tuple[Run, ...]:
-    """Give every model the shortest name that tells it apart from the others."""
-    names = list(dict.fromkeys(run.model.rstrip("/") for run in runs))
-    parts = [name.split("/") for name in names]
-    shared = 0
-    while all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
-        shared += 1
-    short = {name: "/".join(p[shared:]) or name for name, p in zip(names, parts, strict=True)}
-
-    # One name may stand for several checkpoints; a label must not.
-    checkpoints: dict[str, list[str]] = {}
-    for run in runs:
-        known = checkpoints.setdefault(run.model.rstrip("/"), [])
-        if (sha := checkpoint(run)) not in known:
-            known.append(sha)
-
-    def label(run: Run) -> str:
-        name = run.model.rstrip("/")
-        known = checkpoints[name]
-        return short[name] if len(known) == 1 else f"{short[name]} @{checkpoint(run)[:7]}"
-
-    seen: dict[tuple[str, ...], int] = {}
-    labelled = []
-    for run in runs:
-        key = (label(run), *run.setting)
-        seen[key] = seen.get(key, 0) + 1
-        again = f" ({seen[key]})" if seen[key] > 1 else ""
-        labelled.append(dataclasses.replace(run, label=label(run) + again))
-    return tuple(labelled)
-
-
-def checkpoint(run: Run) -> str:
-    """The sha256 of the weights of a run's model; empty if the run has none."""
-    value = run.manifest.get("checkpoint_sha256") or run.manifest.get("checkpoint") or ""
-    return str(value.get("sha256", "") if isinstance(value, Mapping) else value)
+def _renderer_modules() -> dict[str, str]:
+    stems = [p.stem for p in folder("reports").glob("*.py") if not p.stem.startswith("_")]
+    return {stem.replace("_", "-"): stem for stem in stems}

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import WORST_CASE
+from robustsnn.records.runs import Run
+from robustsnn.records.schema import WORST_CASE
 from robustsnn.reporting.comparison import CLEAN_THREAT, Comparison, Threat, strongest
-from robustsnn.reporting.render import Run
 
 SIGNIFICANCE = 0.05
 

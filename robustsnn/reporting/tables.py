@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import CLEAN, NBSP, WORST_CASE
-from robustsnn.reporting.comparison import (
-    Comparison,
-    Threat,
-    comparisons,
-    energy,
-    published,
-    published_data,
-)
-from robustsnn.reporting.render import Run, Runs
+from robustsnn.common.wording import NBSP
+from robustsnn.records.runs import Run, Runs
+from robustsnn.records.schema import CLEAN, WORST_CASE
+from robustsnn.reporting.comparison import Comparison, Threat, comparisons, energy
+from robustsnn.reporting.published import published, published_data
 
 
 class Cell(NamedTuple):

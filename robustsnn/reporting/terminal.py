@@ -7,9 +7,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from robustsnn.common.wording import NBSP, WORST_CASE
+from robustsnn.common.wording import NBSP
+from robustsnn.records.runs import Runs
+from robustsnn.records.schema import WORST_CASE
 from robustsnn.reporting.comparison import comparisons
-from robustsnn.reporting.render import Runs
 from robustsnn.reporting.tables import Cell, Sheet, accuracy_sheet
 
 

@@ -10,13 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustsnn.common.files import COMPARISON, MANIFEST, check_output, unwritable, write_atomically
+from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.data.images import Images
 from robustsnn.errors import InputError
+from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.run import Evaluation, Plan, Progress, prepare, run
 from robustsnn.evaluation.suites import Suite, load_suite, slug
-from robustsnn.models.subject import Images, Subject, images_of, subject_of
+from robustsnn.models.subject import Subject, subject_of
 from robustsnn.records.folder import check_folder
-from robustsnn.reporting.render import load_runs, render
+from robustsnn.records.runs import load_runs
+from robustsnn.records.schema import COMPARISON
+from robustsnn.reporting.render import render
 
 FORMAT = "robustsnn-comparison-1"
 
@@ -163,38 +167,3 @@ def _claim(folder: Path, identity: Mapping[str, str]) -> None:
         write_atomically(marker, (text + "\n").encode())
     except OSError as error:
         raise unwritable(folder, error) from None
-
-
-def report(
-    runs: Sequence[Path | str], output: Path | str | None = None, baseline: str | None = None
-) -> Path:
-    """Write tables, figures and the page of finished runs.
-
-    Args:
-        runs: Run folders, or comparisons, which stand for their runs; folders that hold only
-            a report are passed over.
-        output: Where to; by default the folder of the only run or comparison, else `runs/report`.
-        baseline: The model that the others are compared with; the first one by default.
-
-    Returns:
-        The path of index.html.
-
-    Raises:
-        InputError: There is no run, one is not finished, or the folder cannot be written.
-    """
-    given = [Path(run) for run in runs]
-    folders: list[Path] = []
-    for folder in given:
-        if (folder / COMPARISON).is_file():
-            folders += runs_of(folder)
-        elif (folder / MANIFEST).is_file() or not (folder / "index.html").is_file():
-            folders.append(folder)
-    if output is None:
-        output = given[0] if len(given) == 1 else Path("runs/report")
-    return render(load_runs(folders), output, baseline)
-
-
-def runs_of(folder: Path) -> list[Path]:
-    """The run folders of a comparison, in the order they were asked for."""
-    named = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))["runs"]
-    return [folder / name for name in named]

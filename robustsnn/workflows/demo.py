@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustsnn.evaluation.run import Progress
-from robustsnn.reporting.render import load_runs, render
+from robustsnn.records.runs import load_runs
+from robustsnn.reporting.render import render
 from robustsnn.workflows.compare import names, plan_all, run_all
 
 MODELS = ("fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn", "fashion-mnist/vgg5-snn-hire")

@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robustsnn.adversary.threat import ThreatModel
-from robustsnn.common.wording import CLEAN
 from robustsnn.errors import InputError
 from robustsnn.evaluation.run import check_device
 from robustsnn.models.scoring import verdict
 from robustsnn.models.subject import checkpoint_subject, subject_of
-from robustsnn.records.folder import DONE, RunFolder, summarise
+from robustsnn.records.folder import RunFolder
+from robustsnn.records.schema import CLEAN, DONE
+from robustsnn.records.summary import summarise
 
 #: Columns of `results.csv` that follow from the records, numbers and words.
 MEASURED = (

@@ -10,10 +10,11 @@ import pandas as pd
 
 from benchmarks.tables import write_results
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import CLEAN
+from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.run import Evaluation, prepare, run
 from robustsnn.evaluation.suites import Entry, Suite
-from robustsnn.models.subject import images_of, subject_of
+from robustsnn.models.subject import subject_of
+from robustsnn.records.schema import CLEAN
 from studies.soundness.study import is_finished, root_of
 
 #: Forward and backward passes of each image.

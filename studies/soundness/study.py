@@ -18,13 +18,15 @@ from benchmarks.tables import write_results
 from robustsnn.common import wording as formats
 from robustsnn.common.files import write_atomically
 from robustsnn.common.statistics import wilson
-from robustsnn.common.wording import CLEAN
 from robustsnn.errors import InputError
+from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.run import Evaluation, prepare, run
 from robustsnn.evaluation.suites import Suite, load_suite
-from robustsnn.models.subject import images_of, subject_of
+from robustsnn.models.subject import subject_of
 from robustsnn.records.folder import RunFolder
-from robustsnn.workflows.crosscheck import PEERS, join, library_versions, runnable
+from robustsnn.records.schema import CLEAN
+from robustsnn.workflows.crosscheck import library_versions, runnable
+from robustsnn.workflows.crosscheck_rows import PEERS, join
 
 #: Ours first; the others are set beside it, entry by entry.
 OURS = "standard"

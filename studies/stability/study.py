@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from robustsnn.common.statistics import wilson
-from robustsnn.common.wording import CLEAN
+from robustsnn.data.images import Images, TensorSet
 from robustsnn.errors import InputError
+from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.plan import classes_of
 from robustsnn.evaluation.run import Evaluation, prepare, run
 from robustsnn.evaluation.suites import Suite, load_suite
-from robustsnn.models.subject import Images, Subject, TensorSet, images_of, subject_of
+from robustsnn.models.subject import Subject, subject_of
+from robustsnn.records.schema import CLEAN
 from studies.soundness.study import MORE, NETWORKS, SAMPLES, is_finished, root_of
 
 STANDARD = "standard"

@@ -10,12 +10,13 @@ import pandas as pd
 
 from benchmarks.tables import write_results
 from robustsnn.common import wording as formats
-from robustsnn.common.wording import CLEAN
 from robustsnn.data.datasets import load_training
+from robustsnn.data.images import Images, TensorSet
 from robustsnn.evaluation.plan import kind_of
 from robustsnn.evaluation.run import prepare, run
 from robustsnn.evaluation.suites import Suite, load_suite
-from robustsnn.models.subject import Images, TensorSet, subject_of
+from robustsnn.models.subject import subject_of
+from robustsnn.records.schema import CLEAN
 from studies.soundness.study import is_finished, root_of
 
 SAMPLES = 200

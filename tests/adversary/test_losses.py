@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from robustsnn.adversary.losses import LOSSES, cross_entropy, dlr, loss_function, margin
+from robustsnn.adversary.losses import LOSSES, cross_entropy, dlr, loss_function
 from robustsnn.errors import InputError
+from robustsnn.models.scoring import margin
 
 LOGITS = torch.tensor([[1.0, 3.0, -2.0, 0.5], [4.0, 3.0, -2.0, 0.0], [2.0, 2.0, 0.0, 1.0]])
 LABELS = torch.tensor([1, 1, 0])

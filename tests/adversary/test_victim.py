@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from robustsnn.adversary.losses import LOSSES, TARGETED, margin
+from robustsnn.adversary.catalogue import load_attack
+from robustsnn.adversary.losses import LOSSES, TARGETED
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng, derive
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import Backprop, Bptt, make_estimator
-from robustsnn.models.scoring import score
-from robustsnn.registry import load_attack
+from robustsnn.models.scoring import margin, score
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.surrogate import make_surrogate
 

@@ -7,13 +7,14 @@ import torch
 import torchattacks
 from torch import nn
 
+from robustsnn.adversary.catalogue import attack_class, load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.data.datasets import load_dataset
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.checkpoint import load_model
-from robustsnn.registry import attack_class, load_attack, zoo_names
+from robustsnn.models.zoo import zoo_names
 from robustsnn.snn.network import Network, NetworkConfig
 
 STEPS = 6

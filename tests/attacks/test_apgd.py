@@ -9,13 +9,14 @@ from torch import nn
 from torchattacks import APGD as Peer
 from torchattacks import APGDT as TargetedPeer
 
-from robustsnn.adversary.losses import dlr, margin, targeted_dlr
+from robustsnn.adversary.catalogue import load_attack
+from robustsnn.adversary.losses import dlr, targeted_dlr
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import Backprop
-from robustsnn.registry import load_attack
+from robustsnn.models.scoring import margin
 
 SHAPE = (2, 6, 6)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from robustsnn.adversary.catalogue import attack_names, load_attack
 from robustsnn.adversary.losses import cross_entropy
 from robustsnn.adversary.threat import NORMS, ThreatModel
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.kinds import KINDS
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.make import Backprop, Bptt
 from robustsnn.models.scoring import judge
-from robustsnn.registry import KINDS, attack_names, load_attack
 from robustsnn.snn.network import Network, NetworkConfig
 
 LIBRARY = ["FGSM", "BIM", "MIFGSM", "PGD", "PGDL2", "UPGD", "APGD"]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from robustsnn.adversary.losses import margin
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import Backprop
-from robustsnn.registry import load_attack
+from robustsnn.models.scoring import margin
 
 NORMS = ["Linf", "L2"]
 needs_foolbox = pytest.mark.skipif(

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from robustsnn.adversary.catalogue import attack_class, load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.make import Bptt
 from robustsnn.models.checkpoint import read_state_dict
 from robustsnn.models.hire_snn import from_official
-from robustsnn.registry import attack_class, load_attack
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(

@@ -17,13 +17,13 @@ import torch
 import torchattacks
 from torch import nn
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.peers import MissingLibrary, seeded
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
-from robustsnn.registry import load_attack
 from robustsnn.snn.network import Network, NetworkConfig
 
 SHAPE = (1, 8, 8)

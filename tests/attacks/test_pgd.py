@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.make import Backprop, make_estimator
-from robustsnn.registry import load_attack
 
 THREAT = ThreatModel("Linf", "0.1")
 LABELS = torch.zeros(3, dtype=torch.int64)

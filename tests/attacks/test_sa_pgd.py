@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.losses import cross_entropy
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import Backprop
-from robustsnn.registry import load_attack
 
 SHAPE = (2, 4, 4)
 EPSILON = {"Linf": "0.03", "L2": "0.2"}

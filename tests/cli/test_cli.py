@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import torch
 
-from robustsnn.records.folder import RESULTS, read_results
+from robustsnn.records.folder import read_results
+from robustsnn.records.schema import RESULTS
 from tests.conftest import CLI, cli_environment
 
 

@@ -5,9 +5,14 @@ from typing import Literal
 
 import pytest
 
-from robustsnn import registry
+from robustsnn.adversary.catalogue import attack_class, attack_names, load_attack
+from robustsnn.common.content import folder
+from robustsnn.common.kinds import KINDS
+from robustsnn.common.spec import parse_value
 from robustsnn.errors import InputError, unknown
-from robustsnn.registry import KINDS, attack_class, attack_names, load_attack, parse_value
+from robustsnn.evaluation.suites import suite_names, suite_path
+from robustsnn.models.zoo import zoo_folder, zoo_names
+from robustsnn.reporting.render import renderer_names, renderers
 
 USERS = Path(__file__).parents[1] / "attacks" / "users_attack.py"
 
@@ -122,15 +127,15 @@ def test_a_user_s_file_is_loaded_once_under_its_own_name():
 
 
 def test_one_of_ours_by_its_path_is_the_same_class():
-    path = registry.folder("attacks") / "pgd.py"
+    path = folder("attacks") / "pgd.py"
     assert type(load_attack(f"{path}:steps=3")) is attack_class("pgd")
 
 
 def test_two_files_of_one_name_do_not_meet(tmp_path):
-    for folder, spread in (("a", "0.25"), ("b", "0.75")):
-        (tmp_path / folder).mkdir()
+    for name, spread in (("a", "0.25"), ("b", "0.75")):
+        (tmp_path / name).mkdir()
         text = USERS.read_text().replace("spread: float = 0.1", f"spread: float = {spread}")
-        (tmp_path / folder / "mine.py").write_text(text)
+        (tmp_path / name / "mine.py").write_text(text)
     first, second = (load_attack(str(tmp_path / f / "mine.py")) for f in "ab")
     assert (first.spread, second.spread) == (0.25, 0.75)
 
@@ -177,15 +182,15 @@ def test_a_plain_class_is_an_attack_too(tmp_path):
 
 
 def test_shipped_suites_models_and_renderers_are_found():
-    for name in registry.suite_names():
-        assert registry.suite_path(name).is_file()
-    for name in registry.zoo_names():
-        assert (registry.zoo_folder(name) / "model.json").is_file()
-    assert len(registry.renderers()) == len(registry.renderer_names())
+    for name in suite_names():
+        assert suite_path(name).is_file()
+    for name in zoo_names():
+        assert (zoo_folder(name) / "model.json").is_file()
+    assert len(renderers()) == len(renderer_names())
     with pytest.raises(InputError, match="no suite named"):
-        registry.suite_path("quik")
+        suite_path("quik")
     with pytest.raises(InputError, match="no model named"):
-        registry.zoo_folder("fashion-mnist/vgg6")
+        zoo_folder("fashion-mnist/vgg6")
 
 
 def test_unknown_names_the_nearest():

@@ -24,8 +24,8 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from robustsnn.data.bundled.__main__ import main, write_sample
+from robustsnn.data.catalogue import DATASETS
 from robustsnn.data.datasets import (
-    DATASETS,
     SAMPLE,
     ImageSet,
     channel_statistics,

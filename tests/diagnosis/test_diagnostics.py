@@ -14,26 +14,21 @@ from torch import Tensor, nn
 
 from robustsnn.diagnosis.finding import Finding, plain
 from robustsnn.diagnosis.flags import Flag, diagnose
+from robustsnn.diagnosis.ledger import few_classes, ledger, total
 from robustsnn.diagnosis.level import RULES, SUITE, TITLES, Reliability, reliability, rule_of
 from robustsnn.diagnosis.stages import (
     Stage,
     as_recorded,
     black_box,
-    broken_by,
     convergence,
-    few_classes,
-    ledger,
     lines_of,
     missing,
     noise_survives,
-    right_when_clean,
     surrogate_gap,
-    survivors,
-    total,
 )
 from robustsnn.evaluation.run import Evaluation, evaluate
 from robustsnn.evaluation.suites import Suite
-from robustsnn.records.folder import summarise
+from robustsnn.records.summary import broken_by, right_when_clean, summarise, survivors
 from tests.records.test_records import record
 
 E8 = "8/255"
@@ -568,8 +563,9 @@ def test_where_no_gradient_exists_no_a_is_given(network):
 
 
 def test_the_level_stands_beside_the_number(tmp_path):
+    from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
-    from robustsnn.reporting.render import load_runs, render
+    from robustsnn.reporting.render import render
     from robustsnn.reporting.sentences import verdicts
 
     run(Constant(), output=tmp_path / "run", name="stuck")

@@ -14,7 +14,7 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation.run import evaluate
 from robustsnn.evaluation.suites import suite_of
 from robustsnn.models.checkpoint import read_checkpoint
-from robustsnn.records.folder import summarise
+from robustsnn.records.summary import summarise
 from robustsnn.snn.network import Network
 from tests.records.test_records import record
 

@@ -15,14 +15,16 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.evaluation.batch import Batch, Networks
 from robustsnn.evaluation.cascade import Probe, best_probe
-from robustsnn.evaluation.judging import Batch, Networks, _calls, judged, membranes
+from robustsnn.evaluation.judging import judged
+from robustsnn.evaluation.memory import _calls, membranes
 from robustsnn.evaluation.run import Evaluation, evaluate, prepare
 from robustsnn.evaluation.suites import Suite
 from robustsnn.models.checkpoint import load_network, read_checkpoint
 from robustsnn.records.folder import RunFolder
+from robustsnn.records.runs import load_runs
 from robustsnn.reporting.comparison import comparisons
-from robustsnn.reporting.render import load_runs
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.workflows.verify import verify
 from tests.evaluation.test_resume import Stop, same
@@ -270,7 +272,7 @@ def test_a_tie_is_broken_and_is_not_attacked_again(shift, tmp_path):
 
 def test_an_attack_is_told_the_proposal_of_largest_margin(shift, tmp_path, monkeypatch):
     # Batches of few images, so that proposals come from several parts.
-    monkeypatch.setattr("robustsnn.evaluation.judging.TOGETHER", 4)
+    monkeypatch.setattr("robustsnn.evaluation.batch.TOGETHER", 4)
     shares = [0.25, -0.75, 0.5, -0.5]
     levels = torch.linspace(0.25, 0.75, 16)[:, None, None, None].expand(16, 1, 4, 4)
     labels = (levels[:, 0, 0, 0] > 0.5).long().numpy()
@@ -401,7 +403,7 @@ def test_batches_and_order_change_no_verdict(spiking, monkeypatch):
     left = whole.groupby("attack", sort=False)["success"].mean()
     assert left.nunique() > 2
     for size, together, some in ((1, 5, images), (7, 14, images), (7, 7, images.reversed())):
-        monkeypatch.setattr("robustsnn.evaluation.judging.TOGETHER", together)
+        monkeypatch.setattr("robustsnn.evaluation.batch.TOGETHER", together)
         other = evaluate(spiking, some, suite, batch_size=size).records
         keys = ["attack", "image_id"]
         a, b = (
@@ -412,7 +414,7 @@ def test_batches_and_order_change_no_verdict(spiking, monkeypatch):
 
 
 def test_stopped_after_every_batch_of_a_cascade(checkpoints, tmp_path, shift, monkeypatch):
-    monkeypatch.setattr("robustsnn.evaluation.judging.TOGETHER", 16)
+    monkeypatch.setattr("robustsnn.evaluation.batch.TOGETHER", 16)
     entries = [
         *DRAWING[1:3],
         entry("Told", f"{shift}:witness=yes"),
@@ -469,7 +471,7 @@ def test_killed_between_the_images_and_the_rows_of_a_batch(checkpoints, tmp_path
 
 
 def test_a_lost_part_is_told(checkpoints, tmp_path, monkeypatch):
-    monkeypatch.setattr("robustsnn.evaluation.judging.TOGETHER", 16)
+    monkeypatch.setattr("robustsnn.evaluation.batch.TOGETHER", 16)
     suite = suite_of(*DRAWING, epsilon="4/255")
 
     def stop(what: str, done: int, total: int) -> None:
@@ -515,10 +517,10 @@ def test_an_estimator_that_remembers_is_given_few_images(spiking, monkeypatch):
     where = torch.arange(20)
     sizes = {}
     for fitting in (1, 3, 4, 11, 100):
-        monkeypatch.setattr("robustsnn.evaluation.judging.MEMORY_BYTES", fitting * held + 1)
+        monkeypatch.setattr("robustsnn.evaluation.memory.MEMORY_BYTES", fitting * held + 1)
         sizes[fitting] = len(_calls(plan, plan.tasks[0], networks, where, 4)[0])
     assert sizes == {1: 1, 3: 3, 4: 4, 11: 8, 100: 20}
-    monkeypatch.setattr("robustsnn.evaluation.judging.MEMORY_BYTES", 3 * held + 1)
+    monkeypatch.setattr("robustsnn.evaluation.memory.MEMORY_BYTES", 3 * held + 1)
     few = evaluate(spiking, images, suite, batch_size=4)
     a, b = (found.records.drop(columns="seconds") for found in (whole, few))
     pd.testing.assert_frame_equal(a, b, rtol=1e-6, atol=1e-6)

@@ -18,7 +18,7 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation.run import evaluate, prepare
 from robustsnn.evaluation.suites import suite_of
 from robustsnn.models.subject import subject_of
-from robustsnn.records.folder import RESULTS
+from robustsnn.records.schema import RESULTS
 
 LIAR = """
 from dataclasses import dataclass
@@ -283,7 +283,7 @@ def test_public_names_are_there_and_no_others():
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 @pytest.mark.slow
 def test_memory_does_not_grow_over_200_attack_batches(checkpoints, monkeypatch):
-    monkeypatch.setattr("robustsnn.evaluation.judging.TOGETHER", 1)
+    monkeypatch.setattr("robustsnn.evaluation.batch.TOGETHER", 1)
     page = os.sysconf("SC_PAGE_SIZE")
     resident: list[float] = []
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustsnn.models.checkpoint import load_network, read_checkpoint
-from robustsnn.registry import zoo_folder, zoo_names
+from robustsnn.models.zoo import zoo_folder, zoo_names
 from robustsnn.training.recipe import load_recipe
 from robustsnn.training.run import accuracy
 from tests.real_data import real_images, whole

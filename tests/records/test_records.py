@@ -8,7 +8,9 @@ import pytest
 
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
-from robustsnn.records.folder import RECORDS, RESULTS, RunFolder, open_folder, parquet, summarise
+from robustsnn.records.folder import RunFolder, open_folder, parquet
+from robustsnn.records.schema import RECORDS, RESULTS
+from robustsnn.records.summary import summarise
 
 
 def record(image, attack, label, prediction, clean, margin, **changes):

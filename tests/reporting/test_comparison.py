@@ -7,15 +7,15 @@ import pytest
 from scipy import stats
 
 from robustsnn.errors import InputError
+from robustsnn.records.runs import load_runs
 from robustsnn.reporting.comparison import (
     CLEAN_THREAT,
     Threat,
     comparison_frame,
     comparisons,
-    published,
     strongest,
 )
-from robustsnn.reporting.render import load_runs
+from robustsnn.reporting.published import published
 from robustsnn.reporting.sentences import flag_sentences, lead, verdicts
 
 CLEAN = ("clean", "", "")

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from robustsnn.errors import InputError
-from robustsnn.reporting.render import load_runs, render
+from robustsnn.records.runs import load_runs
+from robustsnn.reporting.render import render
 
 RIGHT = {("clean", "", ""): np.ones(20, dtype=bool), ("fgsm", "Linf", "0"): np.ones(20, dtype=bool)}
 

@@ -15,16 +15,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from robustsnn import registry
-from robustsnn.reporting.render import load_runs, render
+from robustsnn.records.runs import load_runs
+from robustsnn.reporting.render import render, renderer_names, renderers
 from robustsnn.reporting.terminal import comparison_table
+from tests.made_runs import HARD_NAME, QUICK, draw
 
-from .conftest import HARD_NAME, QUICK, draw
 
-
-@pytest.fixture(params=registry.renderer_names())
+@pytest.fixture(params=renderer_names())
 def renderer(request):
-    modules = {module.__name__.rsplit(".", 1)[-1]: module for module in registry.renderers()}
+    modules = {module.__name__.rsplit(".", 1)[-1]: module for module in renderers()}
     return modules[request.param.replace("-", "_")]
 
 
@@ -72,8 +71,8 @@ def test_figures_come_as_png_and_svg_that_can_be_read(three_report):
 
 def test_reports_do_without_torch():
     code = (
-        "import sys; from robustsnn import registry; import robustsnn.reporting.render;"
-        " registry.renderers(); sys.exit('torch' in sys.modules)"
+        "import sys; from robustsnn.reporting import render;"
+        " render.renderers(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -191,8 +190,8 @@ def test_a_report_of_the_users_own_is_shown_on_the_page(three_models, tmp_path, 
         "    return figures.save(Figure(), output, 'extra', 'My own figure', 'Of my own.')\n"
     )
     exec(source, own.__dict__)
-    page = next(m for m in registry.renderers() if m.__name__.endswith("page"))
-    monkeypatch.setattr(registry, "renderers", lambda: [page, own])
+    page = next(m for m in renderers() if m.__name__.endswith("page"))
+    monkeypatch.setattr("robustsnn.reporting.render.renderers", lambda: [page, own])
     text = render(load_runs(three_models), tmp_path / "out").read_text(encoding="utf-8")
     assert "My own figure" in text
     assert "Of my own." in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustsnn.models.checkpoint import load_model, read_checkpoint
-from robustsnn.registry import zoo_names
+from robustsnn.models.zoo import zoo_names
 from robustsnn.snn.neuron import KERNEL_VARIABLE
 from tests.real_data import real_images
 

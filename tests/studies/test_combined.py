@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from robustsnn.adversary.losses import margin
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.make import make_estimator
-from robustsnn.registry import load_attack
+from robustsnn.models.scoring import margin
 from robustsnn.snn.network import Network, NetworkConfig
 from studies.combined import study as combined
 from studies.stages import study as stages

@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import Rng
+from robustsnn.data.images import Images
 from robustsnn.errors import InputError
+from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.suites import Suite, load_suite
-from robustsnn.models.subject import Images, Subject, images_of, subject_of
-from robustsnn.registry import load_attack
+from robustsnn.models.subject import Subject, subject_of
 from studies.stability import page as stability_page
 from studies.stability import study as stability
 from studies.stability.study import Study, Variant

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.make import make_estimator
-from robustsnn.registry import load_attack
 from robustsnn.snn.network import Network
 from tests.traps.networks import (
     EPSILON,

@@ -13,18 +13,9 @@ from robustsnn.adversary.peers import MissingLibrary
 from robustsnn.common.statistics import wilson
 from robustsnn.errors import InputError
 from robustsnn.evaluation.suites import load_suite
-from robustsnn.workflows import crosscheck as module
-from robustsnn.workflows.crosscheck import (
-    TOGETHER,
-    Crosscheck,
-    frame,
-    join,
-    markdown,
-    peers_suite,
-    runnable,
-    sentences,
-    table,
-)
+from robustsnn.workflows.crosscheck import peers_suite, runnable
+from robustsnn.workflows.crosscheck_page import COLUMNS, SHOWN, frame, markdown, sentences, table
+from robustsnn.workflows.crosscheck_rows import TOGETHER, Crosscheck, join
 
 SIZE = ("Linf", "8/255")
 #: Ids that are no positions. The first is wrong when clean.
@@ -143,7 +134,7 @@ def test_files_name_every_image():
         Path("x"), "m|odel", join(OURS, PEERS, {"other": "The Other"}), ("that: not here.",)
     )
     csv = frame(found.rows)
-    assert list(csv.columns) == module.COLUMNS
+    assert list(csv.columns) == COLUMNS
     other = csv[csv["attack"] == "The Other"].iloc[0]
     assert (other["images"], other["broken_beyond_ours"]) == ("7", 1)
     text = markdown(found, {"foolbox": "3"})
@@ -160,7 +151,7 @@ def test_a_terminal_names_some_images():
     peers = records("p", {("b", *SIZE): dict.fromkeys(many, 1)}, many, (-1,) * 30)
     (one,) = table(join(ours, peers))
     cells = [str(cell) for column in one.columns for cell in column.cells]
-    assert f"30: {', '.join(map(str, many[: module.SHOWN]))}, and 22 more" in cells
+    assert f"30: {', '.join(map(str, many[:SHOWN]))}, and 22 more" in cells
 
 
 # --- the suite of peers ---------------------------------------------------------------------------

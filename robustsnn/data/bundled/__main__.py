@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robustsnn.data.datasets import DATASETS, SAMPLE, load_dataset
+from robustsnn.data.catalogue import DATASETS
+from robustsnn.data.datasets import SAMPLE, load_dataset
 from robustsnn.data.readers import encode_png
 from robustsnn.errors import InputError
 

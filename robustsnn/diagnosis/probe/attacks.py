@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import judged_margin
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import derive
 from robustsnn.common.wording import count, percent
@@ -18,7 +17,7 @@ from robustsnn.diagnosis.indicators import LAST_STEPS, silent, unfinished, unsta
 from robustsnn.diagnosis.probe.gradients import Taken
 from robustsnn.diagnosis.probe.specimen import OWN, Sample
 from robustsnn.estimators.make import make_estimator
-from robustsnn.models.scoring import mean_of_draws, score, verdict
+from robustsnn.models.scoring import judged_margin, mean_of_draws, score, verdict
 
 #: Accuracy by which a weaker attack may win before it is said.
 MARGIN = 0.005

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import judged_margin
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Gradient
 from robustsnn.common.wording import count as counted
@@ -21,6 +20,7 @@ from robustsnn.diagnosis.probe.specimen import OWN, Sample, joined
 from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.batching import out_of_memory
+from robustsnn.models.scoring import judged_margin
 
 #: Share of the images whose gradient may be all zero, or too small for float32.
 MOST_ZERO = 0.05

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustsnn.adversary.losses import judged_margin
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
 from robustsnn.diagnosis.probe import gradients
 from robustsnn.diagnosis.probe.specimen import Sample, Sizes, Spent
+from robustsnn.models.scoring import judged_margin
 
 #: No more images than these are looked at for ones that are right.
 IMAGES = 256

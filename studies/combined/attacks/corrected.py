@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import margin
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
+from robustsnn.models.scoring import margin
 from studies.combined.attacks.start import after_gradients, left, take
 
 #: Asked in turn, one a step.

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import margin
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.registry import load_attack
+from robustsnn.models.scoring import margin
 from studies.combined.attacks.start import after_gradients, left, take
 
 #: Estimators of several widths, asked in turn.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import margin
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.registry import load_attack
+from robustsnn.models.scoring import margin
 
 #: Share of the passes that goes to the gradients.
 SHARE = 1 / 3

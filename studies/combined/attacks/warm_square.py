@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.registry import load_attack
 from studies.combined.attacks.start import after_gradients, left
 
 

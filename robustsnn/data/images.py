@@ -1,0 +1,68 @@
+"""Images with labels, as every evaluation takes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Images(Protocol):
+    """Images with labels in a fixed order; `robustsnn.data.datasets.ImageSet` is one."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """True classes `[n]`."""
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """A number `[n]` that names each image."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One a class; empty if they are not known."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any pixel or label."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channel, height, width)."""
+
+    def __len__(self) -> int: ...
+
+    def tensor(self, index: slice = ...) -> Tensor:
+        """float32 `[n, channel, height, width]` in [0, 1]."""
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSet:
+    """Images that a caller holds in memory."""
+
+    name: str
+    pixels: Tensor
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channel, height, width)."""
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def tensor(self, index: slice = slice(None)) -> Tensor:
+        """float32 `[n, channel, height, width]` in [0, 1]."""
+        return self.pixels[index]

@@ -1,0 +1,101 @@
+"""How many images fit into memory: of a forward pass, and of an estimator that remembers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.adversary.victim import Victim
+from robustsnn.diagnosis.preflight import IMAGES, preflight
+from robustsnn.errors import InputError
+from robustsnn.estimators.make import make_estimator, spiking_layers
+from robustsnn.evaluation.batch import Networks, inputs_of
+from robustsnn.evaluation.inputs import check_classes
+from robustsnn.evaluation.plan import Plan, Task, estimator_name
+from robustsnn.models.batching import out_of_memory, padding
+from robustsnn.models.scoring import finite_logits, score
+
+#: What estimators that remember every neuron of an image may hold in one call of an attack.
+MEMORY_BYTES = 2**30
+
+
+#: The kinds of estimators that do: two float32 a neuron and time step.
+REMEMBERING = ("assg",)
+
+
+def _calls(
+    plan: Plan, task: Task, networks: Networks, where: Tensor, micro_batch: int
+) -> Sequence[Tensor]:
+    """The positions to attack, in as many calls of the attack as memory asks for."""
+    crafting = networks.attacked if networks.substitute is None else networks.substitute
+    estimator = estimator_name(task, networks.attacked, networks.substitute)
+    if estimator.partition(":")[0] not in REMEMBERING:
+        return [where]
+    image, _, ids = inputs_of(plan, slice(0, 1))
+    fitting = max(1, MEMORY_BYTES // max(1, 8 * membranes(crafting, image, ids)))
+    # Whole micro-batches, so that no more of them are padded than need be.
+    size = max(fitting // micro_batch * micro_batch, min(fitting, micro_batch))
+    return [where[i : i + size] for i in range(0, len(where), size)]
+
+
+@torch.no_grad()
+def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> int:
+    """Neurons times time steps of a network's spiking layers; 0 if it has none.
+
+    Args:
+        network: In evaluation mode.
+        image: `[1, channel, height, width]`.
+        ids: The id of that image.
+    """
+    found = 0
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal found
+        spikes, *membrane = output if isinstance(output, tuple) else (output,)
+        # Spikes may have been pooled already, the membrane never is.
+        found += len(spikes) * membrane[0].numel() if membrane else spikes.numel()
+
+    layers = spiking_layers(network).values()
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    try:
+        score(network, image, ids, 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # What pads the pass is no image.
+    return found // (1 + padding(1, 1))
+
+
+def fit_to_memory(plan: Plan) -> tuple[Plan, list[dict[str, Any]]]:
+    """The plan at the largest batch size, halved as often as need be, that memory allows."""
+    while True:
+        try:
+            return plan, _preflight(plan)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if plan.batch_size == 1:
+                raise InputError(
+                    f"memory ran out on a single image of {plan.subject.name}: "
+                    "recompute long sequences in segments with --recompute, such as 16."
+                ) from error
+        plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
+
+
+def _preflight(plan: Plan) -> list[dict[str, Any]]:
+    images, labels, ids = inputs_of(plan, slice(0, min(IMAGES, len(plan.images))))
+    network = plan.subject.load()
+    logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)
+    check_classes(logits.shape[1], plan.subject.name, plan.images)
+    if plan.substitute is not None:
+        # Attacks craft on it at the same batch size: it must fit too.
+        second = plan.substitute.load()
+        estimator = make_estimator("bptt", second)
+        Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)
+    return [
+        check.row() for check in preflight(network, images, labels, ids, plan.batch_size, plan.seed)
+    ]

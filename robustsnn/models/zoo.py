@@ -1,0 +1,45 @@
+"""The models that ship, by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from robustsnn.common.content import folder
+from robustsnn.errors import unknown
+
+
+def zoo_names() -> list[str]:
+    """The models that ship, as `data/model`."""
+    zoo = folder("zoo")
+    return sorted(p.parent.relative_to(zoo).as_posix() for p in zoo.glob("*/*/model.json"))
+
+
+def zoo_folder(name: str) -> Path:
+    """The checkpoint folder of a model that ships.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in zoo_names():
+        raise unknown("model", name, zoo_names())
+    return folder("zoo") / name
+
+
+def zoo_summary(name: str) -> dict[str, str]:
+    """Architecture, kind, time steps and clean accuracy of a model that ships, as printed.
+
+    The accuracy is the one on its card, empty where there is none.
+    """
+    place = zoo_folder(name)
+    network = json.loads((place / "model.json").read_text(encoding="utf-8"))["network"]
+    card = place / "card.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    stated = re.search(r"clean accuracy \| ([\d.]+ %)", text)
+    return {
+        "architecture": str(network["architecture"]),
+        "kind": str(network["kind"]),
+        "time_steps": str(network["time_steps"]),
+        "accuracy": stated[1] if stated else "",
+    }

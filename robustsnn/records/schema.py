@@ -1,0 +1,61 @@
+"""The columns of every file of a run folder, and the names that stand in them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+MANIFEST = "manifest.json"
+
+
+COMPARISON = "comparison.json"
+
+
+#: Rows that are no attack of their own.
+CLEAN, WORST_CASE = "clean", "worst-case"
+
+
+FORMAT = "robustsnn-run-1"
+
+
+RUNNING, DONE = "running", "done"
+
+
+RECORDS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("model",)),
+        ("image_id", pa.int64()),
+        ("label", pa.int64()),
+        *((name, pa.string()) for name in "suite attack estimator substitute norm epsilon".split()),
+        ("seed", pa.int64()),
+        ("clean_prediction", pa.int64()),
+        ("prediction", pa.int64()),
+        ("margin", pa.float64()),
+        ("success", pa.bool_()),
+        ("linf", pa.float64()),
+        ("l2", pa.float64()),
+        *(
+            (name, pa.int64())
+            for name in "forward_passes backward_passes zero_grad nonfinite_grad projected".split()
+        ),
+        ("seconds", pa.float64()),
+        ("draws_right", pa.float64()),
+    ]
+)
+"""One row per image and attack; `margin` is the best other logit minus the label's.
+
+A stochastic network may be judged on several draws: `prediction` is then what most of them say,
+`margin` the lead of the best other class in votes, and `draws_right` the fraction that is right.
+
+`prediction` is -1 where the logits were not finite; `success` says that an image right when
+clean is wrong as proposed; `projected` that the proposal had left the ball or the range.
+"""
+
+
+RESULTS = (
+    "model data samples suite attack estimator substitute norm epsilon steps restarts seed "
+    "accuracy ci_low ci_high attack_success_rate mean_linf mean_l2 forward_passes "
+    "backward_passes flags seconds draws_accuracy"
+).split()
+
+
+ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")

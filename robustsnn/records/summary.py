@@ -1,0 +1,146 @@
+"""Records to numbers: who is right, who survives, and the rows of `results.csv`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robustsnn.common.statistics import wilson, worst_case
+from robustsnn.diagnosis.stages import Line
+from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE
+
+
+def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
+    """Which rows of an attack are right as proposed, [row].
+
+    By their class, as papers count. In a `cascade`, where a row says what is left after an entry,
+    a tie at the top is an error besides: that image has not been attacked again.
+    """
+    right = (rows["prediction"] == rows["label"]).to_numpy(dtype=bool)
+    if not cascade:
+        return right
+    return right & (rows["margin"].to_numpy(dtype=float) < 0)
+
+
+def right_draws(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """The fraction of draws on which each row is right, [row]; runs of old had one draw."""
+    if "draws_right" in rows:
+        return rows["draws_right"].to_numpy(dtype=float)
+    return (rows["prediction"] == rows["label"]).to_numpy(dtype=bool).astype(float)
+
+
+def summarise(
+    records: pd.DataFrame,
+    data: str,
+    settings: Mapping[str, tuple[object, object]],
+    flags: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+    cascade: bool = False,
+) -> pd.DataFrame:
+    """Records of one model as rows of `results.csv`: clean, each attack, then the worst cases.
+
+    Args:
+        records: With one row per image and threat, clean included.
+        data: Name of the data set.
+        settings: (steps, restarts) of each attack, None where it has none.
+        flags: Slugs by (attack, norm, epsilon).
+        cascade: Whether each attack saw only what the ones before it left.
+    """
+    flags = flags or {}
+    clean = records[records["attack"] == CLEAN].set_index("image_id").sort_index()
+    clean_right = (clean["prediction"] == clean["label"]).to_numpy(dtype=bool)
+    first = records.iloc[0]
+    rows: list[dict[str, object]] = []
+
+    def row(attack: str, norm: str, epsilon: str, right: NDArray[np.bool_]) -> dict[str, object]:
+        correct, n = int(right.sum()), len(right)
+        low, high = wilson(correct, n)
+        attacked = attack != CLEAN and bool(clean_right.any())
+        broken = float((clean_right & ~right).sum() / clean_right.sum()) if attacked else np.nan
+        return {
+            "model": first["model"],
+            "data": data,
+            "samples": n,
+            "suite": first["suite"],
+            "attack": attack,
+            "norm": norm,
+            "epsilon": epsilon,
+            "seed": first["seed"],
+            "accuracy": correct / n,
+            "ci_low": low,
+            "ci_high": high,
+            "attack_success_rate": broken,
+            "flags": ";".join(flags.get((attack, norm, epsilon), ())),
+        }
+
+    groups: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    for key, some in records.groupby(["attack", "norm", "epsilon"], sort=False):
+        attack, norm, epsilon = map(str, key)
+        some = some.set_index("image_id").sort_index()
+        right = classified_right(some, cascade and attack != CLEAN)
+        steps, restarts = settings.get(attack, (None, None))
+        rows.append(
+            {
+                **row(attack, norm, epsilon, right),
+                "draws_accuracy": right_draws(some).mean(),
+                "estimator": some["estimator"].iloc[0],
+                "substitute": some["substitute"].iloc[0],
+                "steps": "" if steps is None else steps,
+                "restarts": "" if restarts is None else restarts,
+                "mean_linf": some["linf"].mean(),
+                "mean_l2": some["l2"].mean(),
+                "forward_passes": some["forward_passes"].mean(),
+                "backward_passes": some["backward_passes"].mean(),
+                "seconds": some["seconds"].sum(),
+            }
+        )
+        if attack != CLEAN:
+            groups.setdefault((norm, epsilon), []).append(some)
+    for (norm, epsilon), several in groups.items():
+        margins = np.stack([clean["margin"], *(some["margin"] for some in several)])
+        rows.append(
+            {
+                **row(WORST_CASE, norm, epsilon, worst_case(margins)),
+                "draws_accuracy": np.min([right_draws(one) for one in (clean, *several)], 0).mean(),
+                "estimator": "",
+                "substitute": "",
+                "steps": "",
+                "restarts": "",
+                "mean_linf": np.nan,
+                "mean_l2": np.nan,
+                "forward_passes": sum(some["forward_passes"].mean() for some in several),
+                "backward_passes": sum(some["backward_passes"].mean() for some in several),
+                "seconds": sum(some["seconds"].sum() for some in several),
+            }
+        )
+    return pd.DataFrame(rows, columns=RESULTS)
+
+
+def broken_by(records: pd.DataFrame) -> dict[tuple[str, str, str], set[int]]:
+    """The images, right when clean, that each attack broke, by attack, norm and size.
+
+    A tie at the top is an error, as in the worst case.
+    """
+    right = records["clean_prediction"] == records["label"]
+    wrong = (records["prediction"] != records["label"]) | ~(records["margin"] < 0)
+    some = records[right & wrong & (records["attack"] != CLEAN)]
+    found: dict[tuple[str, str, str], set[int]] = {}
+    for key, rows in some.groupby(["attack", "norm", "epsilon"], sort=False):
+        attack, norm, epsilon = map(str, key)
+        found[attack, norm, epsilon] = set(rows["image_id"].tolist())
+    return found
+
+
+def right_when_clean(records: pd.DataFrame) -> set[int]:
+    """The images that are right when clean, a tie being an error."""
+    clean = records[records["attack"] == CLEAN]
+    right = (clean["prediction"] == clean["label"]) & (clean["margin"] < 0)
+    return set(clean[right]["image_id"].tolist())
+
+
+def survivors(records: pd.DataFrame, line: Line) -> set[int]:
+    """The images that are right when clean and under everything of a norm and size."""
+    broken = broken_by(records)
+    return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == line))

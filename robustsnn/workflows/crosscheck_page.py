@@ -1,0 +1,133 @@
+"""What a crosscheck says: sentences, a table for a terminal, CSV and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from robustsnn.common import wording as formats
+from robustsnn.workflows.crosscheck_rows import Crosscheck, Row, _sizes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+COLUMNS = (
+    "attack suite norm epsilon samples accuracy ci_low ci_high broken_beyond_ours "
+    "broken_only_by_ours passes seconds images"
+).split()
+
+
+#: So many images are named in a terminal; the files name all.
+SHOWN = 8
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """For each size: whether ours is lowest, and which images speak against it."""
+    return [_sentence(ours, peers) for ours, peers in _sizes(rows)]
+
+
+def _sentence(ours: Row, peers: Sequence[Row]) -> str:
+    at = formats.threat(ours.norm, ours.epsilon)
+    best = min(peers, key=lambda row: row.accuracy)
+    mine, theirs = formats.percent(ours.accuracy), formats.percent(best.accuracy)
+    named = f"the strongest peer, {best.attack}, leaves {theirs}"
+    if best.accuracy < ours.accuracy:
+        said = f"At {at} ours is NOT lowest: it leaves {mine} and {named}"
+    elif best.accuracy == ours.accuracy:
+        said = f"At {at} ours is lowest, with {mine}, and not alone: {named}"
+    else:
+        said = f"At {at} ours is lowest: it leaves {mine} and {named}"
+    by_image: dict[int, list[str]] = {}
+    for row in peers:
+        for image in row.beyond:
+            by_image.setdefault(image, []).append(row.attack)
+    if not by_image:
+        return f"{said}. No peer breaks an image that ours does not."
+    images = [f"{image} ({formats.listing(by_image[image])})" for image in sorted(by_image)]
+    speak = "speaks" if len(images) == 1 else "speak"
+    return (
+        f"{said}. {formats.count(len(images), 'image')} {speak} against it, broken by a peer and "
+        f"not by ours: {', '.join(images)}."
+    )
+
+
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as `crosscheck.csv` has them; `images` are ids separated by spaces."""
+    return pd.DataFrame(
+        [
+            (
+                row.attack, row.suite, row.norm, row.epsilon, row.samples, row.accuracy, row.low,
+                row.high, len(row.beyond), row.missed, row.passes, row.seconds,
+                " ".join(map(str, row.beyond)),
+            )
+            for row in rows
+        ],
+        columns=COLUMNS,
+    )  # fmt: skip
+
+
+def markdown(found: Crosscheck, versions: Mapping[str, str]) -> str:
+    """`crosscheck.md`: the table, what it says, what was left out, and the versions."""
+    lines = [f"# Crosscheck of {found.model}", ""]
+    for ours, _ in _sizes(found.rows):
+        lines += [
+            f"{formats.threat(ours.norm, ours.epsilon)}, {formats.count(ours.samples, 'image')}; "
+            "accuracy with its 95 % Wilson interval.",
+            "",
+            "| attack | robust accuracy | broken, not by ours | broken by ours only | passes per "
+            "image | seconds |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for row in found.rows:
+            if (row.norm, row.epsilon) == (ours.norm, ours.epsilon):
+                lines.append(f"| {' | '.join(c.replace('|', '/') for c in _cells(row))} |")
+        lines.append("")
+    lines += [f"{sentence}\n" for sentence in sentences(found.rows)]
+    lines += [f"Left out: {text}\n" for text in found.left_out]
+    lines.append(", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Row]) -> list[Table]:
+    """A table for a terminal at each size."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = []
+    for ours, _ in _sizes(rows):
+        one = Table(
+            title=f"{formats.threat(ours.norm, ours.epsilon)}, "
+            f"{formats.count(ours.samples, 'image')}",
+            title_style="bold",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1),
+            collapse_padding=True,
+        )
+        heads = ("attack", "robust accuracy", "not by ours", "ours only", "passes", "seconds")
+        for index, head in enumerate(heads):
+            # A number and its interval stay on one line; names and ids may break.
+            one.add_column(head, justify="right" if index else "left", no_wrap=index not in (0, 2))
+        for row in rows:
+            if (row.norm, row.epsilon) == (ours.norm, ours.epsilon):
+                # Text objects, not strings: an attack called [red] is a name and no markup.
+                cells = [Text(cell) for cell in _cells(row, SHOWN)]
+                one.add_row(*cells, style="bold" if row.ours else None)
+        found.append(one)
+    return found
+
+
+def _cells(row: Row, shown: int | None = None) -> list[str]:
+    accuracy = f"{formats.percent(row.accuracy)} {formats.bounds(row.low, row.high)}"
+    name = f"{row.attack} ({row.suite})" if row.ours else row.attack
+    spent = (f"{row.passes:,.0f}", f"{row.seconds:,.{0 if row.seconds >= 10 else 1}f}")
+    if row.ours:
+        return [name, accuracy, "", "", *spent]
+    ids = ", ".join(map(str, row.beyond[:shown]))
+    more = f", and {len(row.beyond) - shown} more" if shown and len(row.beyond) > shown else ""
+    beyond = f"{len(row.beyond)}: {ids}{more}" if row.beyond else "0"
+    return [name, accuracy, beyond, str(row.missed), *spent]

@@ -1,0 +1,46 @@
+"""Tables, figures and one page of finished runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustsnn.records.runs import load_runs
+from robustsnn.records.schema import COMPARISON, MANIFEST
+from robustsnn.reporting.render import render
+
+
+def report(
+    runs: Sequence[Path | str], output: Path | str | None = None, baseline: str | None = None
+) -> Path:
+    """Write tables, figures and the page of finished runs.
+
+    Args:
+        runs: Run folders, or comparisons, which stand for their runs; folders that hold only
+            a report are passed over.
+        output: Where to; by default the folder of the only run or comparison, else `runs/report`.
+        baseline: The model that the others are compared with; the first one by default.
+
+    Returns:
+        The path of index.html.
+
+    Raises:
+        InputError: There is no run, one is not finished, or the folder cannot be written.
+    """
+    given = [Path(run) for run in runs]
+    folders: list[Path] = []
+    for folder in given:
+        if (folder / COMPARISON).is_file():
+            folders += runs_of(folder)
+        elif (folder / MANIFEST).is_file() or not (folder / "index.html").is_file():
+            folders.append(folder)
+    if output is None:
+        output = given[0] if len(given) == 1 else Path("runs/report")
+    return render(load_runs(folders), output, baseline)
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders of a comparison, in the order they were asked for."""
+    named = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))["runs"]
+    return [folder / name for name in named]
