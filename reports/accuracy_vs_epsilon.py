@@ -11,9 +11,9 @@ from matplotlib.ticker import NullLocator
 
 from robustsnn.common import wording as formats
 from robustsnn.records.runs import Runs
-from robustsnn.records.schema import WORST_CASE
+from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.reporting import figures
-from robustsnn.reporting.comparison import CLEAN_THREAT, Comparison, Threat, comparisons
+from robustsnn.reporting.comparison import Comparison, comparisons
 
 #: An attack, or the worst case, under one norm.
 Panel = tuple[str, str]
@@ -84,7 +84,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], pan
     for model in comparison.models:
         rows = [(t, comparison.cells[model, t]) for t in threats if (model, t) in comparison.cells]
         if not any(t.radius == 0 for t, _ in rows):
-            rows.insert(0, (CLEAN_THREAT, comparison.cells[model, CLEAN_THREAT]))
+            rows.insert(0, (CLEAN_IMAGES, comparison.cells[model, CLEAN_IMAGES]))
         x = [t.radius * unit for t, _ in rows]
         shade = figures.colour(models, model)
         axes.fill_between(
@@ -109,7 +109,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], pan
         )
     axes.axhline(1 / comparison.runs[0].classes, color=figures.MUTED, linestyle=":", linewidth=1.4)
     figures.percent_axis(axes)
-    axes.set_title(Threat(attack, norm, "").title)
+    axes.set_title(Condition(attack, norm, "").title)
     size = f"{formats.norm(norm)} size ε of the perturbation"
     axes.set_xlabel(f"{size}, in 1/255" if in_255 else size)
     ticks = sorted({t.radius * unit for t in threats} | {0.0})

@@ -10,9 +10,9 @@ from matplotlib.patches import Patch
 
 from robustsnn.common import wording as formats
 from robustsnn.records.runs import Runs
-from robustsnn.records.schema import WORST_CASE
+from robustsnn.records.schema import WORST_CASE, Condition
 from robustsnn.reporting import figures
-from robustsnn.reporting.comparison import Comparison, Threat, comparisons
+from robustsnn.reporting.comparison import Comparison, comparisons
 
 #: Characters of a label that fit beside the bars.
 WIDEST = 20
@@ -109,12 +109,12 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
     )
 
 
-def _name(threat: Threat) -> str:
+def _name(threat: Condition) -> str:
     """In lines that fit beside the bars."""
     title = textwrap.fill(threat.title, WIDEST, break_long_words=False)
     return f"{title}\n{threat.size}" if threat.size else title
 
 
-def _several(comparison: Comparison, worst: Threat) -> bool:
+def _several(comparison: Comparison, worst: Condition) -> bool:
     same = [t for t in comparison.attacks if (t.norm, t.epsilon) == (worst.norm, worst.epsilon)]
     return len(same) > 1

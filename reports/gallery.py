@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from robustsnn.records.runs import Run, Runs
+from robustsnn.records.schema import Condition
 from robustsnn.reporting import figures
-from robustsnn.reporting.comparison import Comparison, Threat, comparisons
+from robustsnn.reporting.comparison import Comparison, comparisons
 
 IMAGES = 5
 
@@ -32,11 +33,11 @@ def render(runs: Runs, output: Path) -> list[Path]:
     return written
 
 
-def _key(threat: Threat) -> str:
+def _key(threat: Condition) -> str:
     return f"{threat.attack}@{threat.epsilon}"
 
 
-def _threat(comparison: Comparison, shown: list[Run]) -> Threat | None:
+def _threat(comparison: Comparison, shown: list[Run]) -> Condition | None:
     """The attack all runs hold examples of that leaves the least accuracy; visible sizes first."""
     common = [
         threat
@@ -51,13 +52,13 @@ def _threat(comparison: Comparison, shown: list[Run]) -> Threat | None:
     if comparison.is_curve:
         common = [t for t in common if t.radius <= 8 / 255 + 1e-9] or common
 
-    def left(threat: Threat) -> float:
+    def left(threat: Condition) -> float:
         return float(np.mean([comparison.verdicts[run.label][threat].mean() for run in shown]))
 
     return min(common, key=left)
 
 
-def _draw(comparison: Comparison, shown: list[Run], threat: Threat, output: Path) -> list[Path]:
+def _draw(comparison: Comparison, shown: list[Run], threat: Condition, output: Path) -> list[Path]:
     key = _key(threat)
     places = [_places(run) for run in shown]
     ids = _choose(shown, places, key)

@@ -12,7 +12,7 @@ from robustsnn.common import wording as formats
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.diagnosis.finding import Finding, plain
 from robustsnn.diagnosis.stages import Stage
-from robustsnn.records.schema import CLEAN, WORST_CASE
+from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
 
 #: Fraction of backward passes that may be all zero.
 MOST_ZERO_GRADIENTS = 0.05
@@ -24,8 +24,6 @@ LARGE = 32 / 255
 CAUTIONS = ("ties", "neuron-modes")
 #: What concerns attacks by one gradient only, and a number that stands on several less.
 OF_ONE = ("zero-gradient", "nonfinite-gradient", "gradient-fidelity")
-
-Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Flag:
     severity: str
     sentence: str
     evidence: float
-    rows: tuple[Key, ...] = field(default=())
+    rows: tuple[Condition, ...] = field(default=())
     id: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -68,7 +66,7 @@ def diagnose(
     stochastic: bool = False,
     cascade: bool = False,
     stages: Sequence[Stage] = (),
-    findings: Sequence[tuple[Key | None, Finding]] = (),
+    findings: Sequence[tuple[Condition | None, Finding]] = (),
     draws: int = 1,
 ) -> list[Flag]:
     """Every flag of one run.
@@ -126,7 +124,7 @@ def _not_averaged() -> Flag:
     )
 
 
-def _flag(finding: Finding, rows: tuple[Key, ...], several: bool) -> Flag:
+def _flag(finding: Finding, rows: tuple[Condition, ...], several: bool) -> Flag:
     severity = finding.severity
     if finding.slug in OF_ONE and not several:
         # Where nothing but this gradient was followed, its fault is that of the number.
@@ -142,31 +140,31 @@ def _flag(finding: Finding, rows: tuple[Key, ...], several: bool) -> Flag:
     )
 
 
-def _rows_about(about: Key | None, results: pd.DataFrame) -> tuple[Key, ...]:
+def _rows_about(about: Condition | None, results: pd.DataFrame) -> tuple[Condition, ...]:
     if about is None or about[0]:
         return () if about is None else (about,)
     return tuple(key for key in _keys(results) if key[1:] == about[1:])
 
 
-def by_row(flags: Sequence[Flag], results: pd.DataFrame) -> dict[Key, list[str]]:
+def by_row(flags: Sequence[Flag], results: pd.DataFrame) -> dict[Condition, list[str]]:
     """The slugs that stand in each row of `results.csv`."""
-    found: dict[Key, list[str]] = {}
+    found: dict[Condition, list[str]] = {}
     for key in _keys(results):
         about = [f.flag for f in flags if not f.rows or key in f.rows]
         found[key] = list(dict.fromkeys(about))
     return found
 
 
-def _keys(frame: pd.DataFrame) -> list[Key]:
+def _keys(frame: pd.DataFrame) -> list[Condition]:
     columns = (frame["attack"], frame["norm"], frame["epsilon"])
-    return [(str(a), str(n), str(e)) for a, n, e in zip(*columns, strict=True)]
+    return [Condition(str(a), str(n), str(e)) for a, n, e in zip(*columns, strict=True)]
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _title(key: Key) -> str:
+def _title(key: Condition) -> str:
     return f"{formats.attack(key[0])} at {formats.threat(key[1], key[2])}"
 
 
@@ -233,9 +231,9 @@ def _per_attack(
     return flags
 
 
-def _key(group: Any) -> Key:
+def _key(group: Any) -> Condition:
     attack, norm, epsilon = map(str, group)
-    return attack, norm, epsilon
+    return Condition(attack, norm, epsilon)
 
 
 def _zero_rate(rows: pd.DataFrame) -> float | None:
@@ -245,7 +243,7 @@ def _zero_rate(rows: pd.DataFrame) -> float | None:
 
 
 def _of_several(
-    key: Key, still: Mapping[Key, float | None], stages: Sequence[Stage], cascade: bool
+    key: Condition, still: Mapping[Condition, float | None], stages: Sequence[Stage], cascade: bool
 ) -> str | None:
     """How much it matters that an attack's gradient fails, where others of its size move.
 
@@ -318,8 +316,8 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Flag]
                 for strong in rivals:
                     gap = float(strong["accuracy"] - weak["accuracy"])
                     if gap > MARGIN:
-                        ours = (str(strong["attack"]), str(norm), str(epsilon))
-                        theirs = (str(weak["attack"]), str(norm), str(epsilon))
+                        ours = Condition(str(strong["attack"]), str(norm), str(epsilon))
+                        theirs = Condition(str(weak["attack"]), str(norm), str(epsilon))
                         flags.append(
                             Flag(
                                 slug,
@@ -342,7 +340,7 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
             continue
         some = some.assign(radius=[parse_epsilon(str(e)) for e in some["epsilon"]])
         rows = _rows(some.sort_values("radius"))
-        keys = [(str(attack), str(norm), str(r["epsilon"])) for r in rows]
+        keys = [Condition(str(attack), str(norm), str(r["epsilon"])) for r in rows]
         rises = [
             (float(after["accuracy"] - before["accuracy"]), key)
             for before, after, key in zip(rows, rows[1:], keys[1:], strict=False)

@@ -10,7 +10,8 @@ import pandas as pd
 from robustsnn.common import wording as formats
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
-from robustsnn.diagnosis.stages import FEW_CLASSES, Line, Stage, _images, _rows_of
+from robustsnn.diagnosis.stages import FEW_CLASSES, Stage, _images, _rows_of
+from robustsnn.records.schema import Size
 from robustsnn.records.summary import broken_by, right_when_clean
 
 
@@ -23,7 +24,7 @@ def ledger(records: pd.DataFrame, stages: Sequence[Stage]) -> list[dict[str, Any
     """
     images = _images(records)
     broken = broken_by(records)
-    left: dict[Line, set[int]] = {}
+    left: dict[Size, set[int]] = {}
     clean = right_when_clean(records)
     rows = []
     for stage in stages:

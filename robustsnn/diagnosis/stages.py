@@ -17,6 +17,7 @@ from robustsnn.common import wording as formats
 from robustsnn.common.kinds import BEST, GRADIENT_FREE
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
+from robustsnn.records.schema import Size
 from robustsnn.records.summary import broken_by, right_when_clean, survivors
 
 #: Steps from which a gradient attack is a long one.
@@ -30,8 +31,6 @@ SURROGATE_GAP, STILL_BREAKS, BLACK_FINDS = 0.10, 0.005, 0.002
 FEW_CLASSES = 3
 #: The network's own derivative, whatever its options.
 _OWN = re.compile(r"(backprop|bptt)(:[a-z]+=[^()]*)?")
-
-Line = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,9 @@ class Stage:
         return self.attack, self.norm, self.epsilon
 
     @property
-    def line(self) -> Line:
+    def line(self) -> Size:
         """Norm and epsilon."""
-        return self.norm, self.epsilon
+        return Size(self.norm, self.epsilon)
 
     @property
     def white(self) -> bool:
@@ -93,9 +92,9 @@ def as_recorded(stages: Sequence[Stage], records: pd.DataFrame) -> list[Stage]:
     return found
 
 
-def lines_of(stages: Sequence[Stage]) -> dict[Line, list[Stage]]:
+def lines_of(stages: Sequence[Stage]) -> dict[Size, list[Stage]]:
     """The stages of each norm and size, in their order."""
-    found: dict[Line, list[Stage]] = {}
+    found: dict[Size, list[Stage]] = {}
     for stage in stages:
         found.setdefault(stage.line, []).append(stage)
     return found
@@ -211,7 +210,7 @@ def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
     )
 
 
-def noise_survives(records: pd.DataFrame, line: Line, fooled: Sequence[int], draws: int) -> Finding:
+def noise_survives(records: pd.DataFrame, line: Size, fooled: Sequence[int], draws: int) -> Finding:
     """D6: images that noise fooled in the probe and every attack of the run left.
 
     Args:

@@ -12,7 +12,7 @@ import torch
 from robustsnn.common.kinds import BEST
 from robustsnn.diagnosis import stages as of
 from robustsnn.diagnosis.finding import Finding
-from robustsnn.diagnosis.flags import Flag, Key, diagnose
+from robustsnn.diagnosis.flags import Flag, diagnose
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
 from robustsnn.diagnosis.level import reliability
 from robustsnn.diagnosis.probe.measure import IMAGES, draws_of, probe
@@ -22,7 +22,7 @@ from robustsnn.evaluation.batch import batches_of, inputs_of
 from robustsnn.evaluation.memory import MEMORY_BYTES, membranes
 from robustsnn.evaluation.plan import Plan, Task, classes_of, estimator_name, kind_of
 from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, Condition
 from robustsnn.records.summary import survivors
 
 #: What a layer's watched backward pass holds of each neuron and step, in bytes: its spikes,
@@ -160,9 +160,9 @@ def _of_stages(
     records: pd.DataFrame,
     some: Sequence[of.Stage],
     cascade: bool,
-    probed: Sequence[tuple[Key | None, Finding]],
-) -> list[tuple[Key | None, Finding]]:
-    found: list[tuple[Key | None, Finding]] = []
+    probed: Sequence[tuple[Condition | None, Finding]],
+) -> list[tuple[Condition | None, Finding]]:
+    found: list[tuple[Condition | None, Finding]] = []
     for (norm, epsilon), stages in of.lines_of(some).items():
         own = next((s.key for s in stages if s.own), ("", norm, epsilon))
         for key, finding in (
@@ -181,7 +181,7 @@ def _of_stages(
     return found
 
 
-def _of_probe(row: Mapping[str, Any]) -> tuple[Key | None, Finding]:
+def _of_probe(row: Mapping[str, Any]) -> tuple[Condition | None, Finding]:
     """A finding as it was stored, and the threat it is about."""
     evidence = row["evidence"]
     finding = Finding(
@@ -196,7 +196,7 @@ def _of_probe(row: Mapping[str, Any]) -> tuple[Key | None, Finding]:
     return ("", str(row["norm"]), str(row["epsilon"])), finding
 
 
-def _row(key: Key | None, finding: Finding) -> dict[str, Any]:
+def _row(key: Condition | None, finding: Finding) -> dict[str, Any]:
     about = {} if key is None else {"norm": key[1], "epsilon": key[2]}
     return {**finding.row(), **about}
 

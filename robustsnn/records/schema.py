@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import NamedTuple
+
 import pyarrow as pa
+
+from robustsnn.common import wording as formats
 
 MANIFEST = "manifest.json"
 
@@ -59,3 +64,41 @@ RESULTS = (
 
 
 ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
+
+
+class Condition(NamedTuple):
+    """One row of a comparison: an attack (or clean, or the worst case) at its norm and size."""
+
+    attack: str
+    norm: str
+    epsilon: str
+
+    @property
+    def title(self) -> str:
+        """The name of the attack as it is printed."""
+        return formats.attack(self.attack)
+
+    @property
+    def size(self) -> str:
+        """Norm and epsilon as they are printed; empty for clean images."""
+        return "" if self.attack == CLEAN else formats.threat(self.norm, self.epsilon)
+
+    @property
+    def radius(self) -> float:
+        """Epsilon as a number in pixel units of [0, 1]; 0 for clean images, NaN for text."""
+        if self.attack == CLEAN:
+            return 0.0
+        try:
+            return float(Fraction(self.epsilon))
+        except (ValueError, ZeroDivisionError):
+            return float("nan")
+
+
+CLEAN_IMAGES = Condition(CLEAN, "", "")
+
+
+class Size(NamedTuple):
+    """A norm and how large a perturbation may be in it, epsilon as it is written."""
+
+    norm: str
+    epsilon: str

@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustsnn.common.statistics import wilson, worst_case
-from robustsnn.diagnosis.stages import Line
-from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE
+from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE, Size
 
 
 def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
@@ -140,7 +139,7 @@ def right_when_clean(records: pd.DataFrame) -> set[int]:
     return set(clean[right]["image_id"].tolist())
 
 
-def survivors(records: pd.DataFrame, line: Line) -> set[int]:
+def survivors(records: pd.DataFrame, line: Size) -> set[int]:
     """The images that are right when clean and under everything of a norm and size."""
     broken = broken_by(records)
     return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == line))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -16,36 +15,8 @@ from robustsnn.common import wording as formats
 from robustsnn.common.statistics import holm, paired, wilson, worst_case
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Run, Runs
-from robustsnn.records.schema import CLEAN, WORST_CASE
+from robustsnn.records.schema import CLEAN, CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.records.summary import classified_right
-
-
-class Threat(NamedTuple):
-    """One row of a comparison: an attack (or clean, or the worst case) at its norm and size."""
-
-    attack: str
-    norm: str
-    epsilon: str
-
-    @property
-    def title(self) -> str:
-        """The name of the attack as it is printed."""
-        return formats.attack(self.attack)
-
-    @property
-    def size(self) -> str:
-        """Norm and epsilon as they are printed; empty for clean images."""
-        return "" if self.attack == CLEAN else formats.threat(self.norm, self.epsilon)
-
-    @property
-    def radius(self) -> float:
-        """Epsilon as a number in pixel units of [0, 1]; 0 for clean images, NaN for text."""
-        if self.attack == CLEAN:
-            return 0.0
-        try:
-            return float(Fraction(self.epsilon))
-        except (ValueError, ZeroDivisionError):
-            return float("nan")
 
 
 class SuccessRates(NamedTuple):
@@ -85,12 +56,12 @@ class Comparison:
         return f"{formats.data(run.data)}, suite {run.suite}"
 
     @cached_property
-    def verdicts(self) -> dict[str, dict[Threat, NDArray[np.bool_]]]:
+    def verdicts(self) -> dict[str, dict[Condition, NDArray[np.bool_]]]:
         """Which images each model gets right under each threat, [images] in order of their ids."""
         return {run.label: verdicts(run) for run in self.runs}
 
     @cached_property
-    def threats(self) -> tuple[Threat, ...]:
+    def threats(self) -> tuple[Condition, ...]:
         """The rows: clean, the attacks as the suite orders them, then the worst cases.
 
         Sizes of one attack grow; a worst case that only repeats a single attack is left out.
@@ -100,13 +71,13 @@ class Comparison:
         order = {key: place for place, key in enumerate(dict.fromkeys(map(tuple, named)))}
         rank = {CLEAN: 0, WORST_CASE: 2}
 
-        def place(threat: Threat) -> tuple[int, int, float, str]:
+        def place(threat: Condition) -> tuple[int, int, float, str]:
             listed = order.get((threat.attack, threat.norm), len(order))
             return (rank.get(threat.attack, 1), listed, threat.radius, threat.epsilon)
 
         return tuple(sorted((t for t in found if not self._repeats(t, found)), key=place))
 
-    def _repeats(self, worst: Threat, found: set[Threat]) -> bool:
+    def _repeats(self, worst: Condition, found: set[Condition]) -> bool:
         if worst.attack != WORST_CASE:
             return False
         alone = [t for t in found if t[1:] == worst[1:] and t != worst]
@@ -117,7 +88,7 @@ class Comparison:
         )
 
     @property
-    def attacks(self) -> tuple[Threat, ...]:
+    def attacks(self) -> tuple[Condition, ...]:
         """The threats that are attacks of their own."""
         return tuple(t for t in self.threats if t.attack not in (CLEAN, WORST_CASE))
 
@@ -145,7 +116,7 @@ class Comparison:
                     continue
                 correct, n = int(right.sum()), len(right)
                 low, high = wilson(correct, n)
-                rates = success_rates(self.verdicts[run.label][CLEAN_THREAT], right)
+                rates = success_rates(self.verdicts[run.label][CLEAN_IMAGES], right)
                 rows.append(
                     {
                         "comparison": self.slug,
@@ -174,15 +145,15 @@ class Comparison:
         return pd.DataFrame(rows)
 
     @cached_property
-    def cells(self) -> dict[tuple[str, Threat], pd.Series[float]]:
+    def cells(self) -> dict[tuple[str, Condition], pd.Series[float]]:
         """The rows of `table` by model and threat."""
         keys = [
-            (str(r["model"]), Threat(str(r["attack"]), str(r["norm"]), str(r["epsilon"])))
+            (str(r["model"]), Condition(str(r["attack"]), str(r["norm"]), str(r["epsilon"])))
             for _, r in self.table.iterrows()
         ]
         return {key: self.table.iloc[i] for i, key in enumerate(keys)}
 
-    def _tests(self, model: str) -> dict[Threat, dict[str, float]]:
+    def _tests(self, model: str) -> dict[Condition, dict[str, float]]:
         if model == self.baseline:
             return {}
         ours, theirs = self.verdicts[model], self.verdicts[self.baseline]
@@ -202,7 +173,6 @@ class Comparison:
         }
 
 
-CLEAN_THREAT = Threat(CLEAN, "", "")
 _NAN = float("nan")
 _NO_TEST = {"difference": _NAN, "gained": _NAN, "lost": _NAN, "p": _NAN, "p_holm": _NAN}
 
@@ -237,7 +207,7 @@ def comparison_frame(runs: Runs) -> pd.DataFrame:
     return pd.concat([c.table for c in comparisons(runs)], ignore_index=True)
 
 
-def verdicts(run: Run) -> dict[Threat, NDArray[np.bool_]]:
+def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
     """Which images a run's model gets right under each threat, [images] in order of their ids.
 
     An image without a record under an attack was not attacked because it is wrong already, and
@@ -257,11 +227,11 @@ def verdicts(run: Run) -> dict[Threat, NDArray[np.bool_]]:
     # Without clean rows the margin on the clean image is unknown, but its sign is not.
     clean_margin = one["margin"].to_numpy() if len(clean_rows) else np.where(clean, -1.0, 1.0)
 
-    found = {CLEAN_THREAT: clean}
+    found = {CLEAN_IMAGES: clean}
     margins: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     attacked = records[records["attack"] != CLEAN]
     for key, rows in attacked.groupby(["attack", "norm", "epsilon"], sort=False):
-        threat = Threat(*map(str, key))
+        threat = Condition(*map(str, key))
         if rows["image_id"].duplicated().any():
             raise InputError(
                 f"{run.folder} has two records of an image for {threat.attack!r} at"
@@ -278,7 +248,7 @@ def verdicts(run: Run) -> dict[Threat, NDArray[np.bool_]]:
         margin = np.where(there, rows["margin"].to_numpy(dtype=float), clean_margin)
         margins.setdefault((threat.norm, threat.epsilon), []).append(margin)
     for (norm, epsilon), several in margins.items():
-        found[Threat(WORST_CASE, norm, epsilon)] = worst_case(np.stack([clean_margin, *several]))
+        found[Condition(WORST_CASE, norm, epsilon)] = worst_case(np.stack([clean_margin, *several]))
     return found
 
 
@@ -307,7 +277,7 @@ def energy(run: Run, same_layer: bool = False) -> float:
     return run.energy.get("snn_same_layer_uj" if same_layer else "snn_input_uj", _NAN)
 
 
-def strongest(comparison: Comparison, model: str) -> Threat | None:
+def strongest(comparison: Comparison, model: str) -> Condition | None:
     """The attack that leaves the least of a model, the last of several; None without attacks."""
     right = comparison.verdicts[model]
     attacks = [t for t in comparison.attacks if t in right]

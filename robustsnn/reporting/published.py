@@ -8,8 +8,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from robustsnn.records.runs import Run
-from robustsnn.records.schema import CLEAN
-from robustsnn.reporting.comparison import Threat
+from robustsnn.records.schema import CLEAN, Condition
 
 
 class Published(NamedTuple):
@@ -32,7 +31,7 @@ def method(run: Run) -> str:
     return next((m for end, m in known.items() if stem == run.architecture + end), "")
 
 
-def published(run: Run, threat: Threat, data: str | None = None) -> Published | None:
+def published(run: Run, threat: Condition, data: str | None = None) -> Published | None:
     """The published accuracy of a model of this architecture and training, or None.
 
     Args:

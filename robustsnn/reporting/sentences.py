@@ -9,8 +9,8 @@ import numpy as np
 
 from robustsnn.common import wording as formats
 from robustsnn.records.runs import Run
-from robustsnn.records.schema import WORST_CASE
-from robustsnn.reporting.comparison import CLEAN_THREAT, Comparison, Threat, strongest
+from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
+from robustsnn.reporting.comparison import Comparison, strongest
 
 SIGNIFICANCE = 0.05
 
@@ -55,13 +55,13 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
     ]
 
 
-def headline_threat(comparison: Comparison) -> Threat:
+def headline_threat(comparison: Comparison) -> Condition:
     """The threat a verdict is about: what leaves the models the least accuracy on average.
 
     A worst case over several attacks comes before the single attacks; clean if there are none.
     """
 
-    def left(threat: Threat) -> float:
+    def left(threat: Condition) -> float:
         accuracies = [
             right[threat].mean() for right in comparison.verdicts.values() if threat in right
         ]
@@ -69,11 +69,11 @@ def headline_threat(comparison: Comparison) -> Threat:
 
     worst = [t for t in comparison.threats if t.attack == WORST_CASE]
     several = [t for t in worst if len(_same_size(comparison, t)) > 1]
-    candidates = several or comparison.attacks or (CLEAN_THREAT,)
+    candidates = several or comparison.attacks or (CLEAN_IMAGES,)
     return min(candidates, key=left)
 
 
-def _same_size(comparison: Comparison, threat: Threat) -> list[Threat]:
+def _same_size(comparison: Comparison, threat: Condition) -> list[Condition]:
     return [t for t in comparison.attacks if (t.norm, t.epsilon) == (threat.norm, threat.epsilon)]
 
 
@@ -97,9 +97,9 @@ def _lead(comparison: Comparison) -> str:
     else:
         (first, _, number), *rest = said
         others = [f"{model} on {text}" for model, _, text in rest]
-        stays = "is" if threat == CLEAN_THREAT else "stays"
+        stays = "is" if threat == CLEAN_IMAGES else "stays"
         kept = formats.listing([f"{first} {stays} right on {number}", *others])
-    if threat == CLEAN_THREAT:
+    if threat == CLEAN_IMAGES:
         return f"No attack was run: {kept} of {images}."
     if threat.attack == WORST_CASE:
         names = [t.title for t in _same_size(comparison, threat)]
@@ -124,9 +124,9 @@ def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
         return "–", "not attacked", f"It was not attacked with {threat.title}."
     number = formats.percent(row["accuracy"])
     interval = formats.bounds(row["ci_low"], row["ci_high"])
-    if threat == CLEAN_THREAT:
+    if threat == CLEAN_IMAGES:
         return number, f"clean {interval}", _against(comparison, run.label, threat)
-    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
+    clean = formats.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
     sentence = f"Down from {clean} on clean images."
     hardest = strongest(comparison, run.label)
     # An entry of a cascade leaves what those before it left too: none stands alone.
@@ -136,7 +136,7 @@ def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     return number, interval, f"{sentence} {_against(comparison, run.label, threat)}".strip()
 
 
-def _against(comparison: Comparison, model: str, threat: Threat) -> str:
+def _against(comparison: Comparison, model: str, threat: Condition) -> str:
     row = comparison.cells[model, threat]
     baseline = comparison.baseline
     if model == baseline or np.isnan(row["difference"]):
@@ -151,9 +151,9 @@ def _against(comparison: Comparison, model: str, threat: Threat) -> str:
     return f"That is {size} points {more} than {baseline} on the same images ({test})."
 
 
-def _hardest_by_size(comparison: Comparison, model: str) -> list[Threat]:
+def _hardest_by_size(comparison: Comparison, model: str) -> list[Condition]:
     """The attack that leaves the least at each size, the sizes growing."""
-    found: dict[tuple[str, str], Threat] = {}
+    found: dict[tuple[str, str], Condition] = {}
     right = comparison.verdicts[model]
     for threat in sorted(comparison.attacks, key=lambda t: t.radius):
         if threat.radius > 0 and threat in right:
@@ -163,7 +163,7 @@ def _hardest_by_size(comparison: Comparison, model: str) -> list[Threat]:
     return list(found.values())
 
 
-def _reaches_chance(comparison: Comparison, run: Run) -> Threat | None:
+def _reaches_chance(comparison: Comparison, run: Run) -> Condition | None:
     """The smallest size at which the interval of the accuracy holds chance or lies below it."""
     sizes = _hardest_by_size(comparison, run.label)
     level = 1 / run.classes
@@ -202,11 +202,11 @@ def _curve_lead(comparison: Comparison) -> str:
 
 def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     sizes = _hardest_by_size(comparison, run.label)
-    clean = formats.percent(comparison.cells[run.label, CLEAN_THREAT]["accuracy"])
+    clean = formats.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
     if not sizes:
         return clean, "clean", "It was not attacked."
 
-    def left(threat: Threat) -> str:
+    def left(threat: Condition) -> str:
         accuracy = comparison.cells[run.label, threat]["accuracy"]
         return f"{formats.percent(accuracy)} at {threat.epsilon}"
 

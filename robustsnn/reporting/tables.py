@@ -10,8 +10,8 @@ from typing import NamedTuple
 from robustsnn.common import wording as formats
 from robustsnn.common.wording import NBSP
 from robustsnn.records.runs import Run, Runs
-from robustsnn.records.schema import CLEAN, WORST_CASE
-from robustsnn.reporting.comparison import Comparison, Threat, comparisons, energy
+from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
+from robustsnn.reporting.comparison import Comparison, comparisons, energy
 from robustsnn.reporting.published import published, published_data
 
 
@@ -96,12 +96,12 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
     )
 
 
-def _shown(comparison: Comparison) -> list[Threat]:
+def _shown(comparison: Comparison) -> list[Condition]:
     """The threats worth a row: an attack of size 0 only repeats the clean images."""
     return [t for t in comparison.threats if t.attack == CLEAN or t.radius != 0]
 
 
-def _accuracy(comparison: Comparison, run: Run, threat: Threat) -> Cell:
+def _accuracy(comparison: Comparison, run: Run, threat: Condition) -> Cell:
     row = comparison.cells.get((run.label, threat))
     if row is None:
         return Cell("–")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustsnn.common.statistics import wilson, worst_case
 from robustsnn.errors import InputError
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, Size
 
 #: The run folders below the output.
 OURS, PEERS = "ours", "peers"
@@ -20,9 +20,6 @@ OURS, PEERS = "ours", "peers"
 
 #: The row of all peers together, each image under the one that breaks it.
 TOGETHER = "all peers"
-
-
-Threat = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def join(
     labels = labels or {}
     suite = _suite(peers)
     rows: list[Row] = []
-    for threat in shared:
+    for threat in (Size(*key) for key in shared):
         first = [group for key, group in mine.items() if key[1:] == threat]
         some = {key[0]: group for key, group in theirs.items() if key[1:] == threat}
         standing = _right(clean, first)
@@ -133,7 +130,7 @@ def _right(clean: pd.Series[float], groups: Sequence[_Group]) -> NDArray[np.bool
 def _row(
     attack: str,
     suite: str,
-    threat: Threat,
+    threat: Size,
     clean: pd.Series[float],
     groups: Sequence[_Group],
     standing: NDArray[np.bool_],

@@ -8,13 +8,8 @@ from scipy import stats
 
 from robustsnn.errors import InputError
 from robustsnn.records.runs import load_runs
-from robustsnn.reporting.comparison import (
-    CLEAN_THREAT,
-    Threat,
-    comparison_frame,
-    comparisons,
-    strongest,
-)
+from robustsnn.records.schema import CLEAN_IMAGES, Condition
+from robustsnn.reporting.comparison import comparison_frame, comparisons, strongest
 from robustsnn.reporting.published import published
 from robustsnn.reporting.sentences import flag_sentences, lead, verdicts
 
@@ -170,7 +165,7 @@ def test_only_runs_on_the_same_images_are_compared(make_run):
 def test_the_strongest_attack_and_the_verdict(two):
     ours, theirs, runs = two
     comparison = comparisons(runs)[0]
-    assert strongest(comparison, "snn") == Threat(*PGD)
+    assert strongest(comparison, "snn") == Condition(*PGD)
     robust = (theirs[CLEAN] & theirs[FGSM] & theirs[PGD]).mean()
     text = lead(comparison).replace("\u00a0", " ")
     assert f"base stays right on {100 * robust:.1f} %" in text
@@ -218,7 +213,7 @@ def test_no_attack_at_all(make_run):
     (comparison,) = comparisons(runs)
     assert comparison.attacks == ()
     assert lead(comparison).startswith("No attack was run")
-    assert comparison.cells[comparison.baseline, CLEAN_THREAT]["accuracy"] == 1
+    assert comparison.cells[comparison.baseline, CLEAN_IMAGES]["accuracy"] == 1
 
 
 def accuracy(*key):
@@ -229,18 +224,18 @@ def accuracy(*key):
 def test_published_numbers_need_architecture_data_method_and_attack(make_run):
     right = {CLEAN: np.ones(30, dtype=bool), FGSM: np.ones(30, dtype=bool)}
     (ours,) = load_runs([make_run("a", right, model="cifar10/vgg5-snn-hire", data="cifar10")]).runs
-    assert accuracy(ours, Threat(*FGSM)) == 0.38
-    assert accuracy(ours, Threat("fgsm", "Linf", "0.031")) == 0.38
-    assert published(ours, Threat("fgsm", "Linf", "4/255")) is None
-    assert published(ours, Threat("pgd-10", "Linf", "8/255")) is None
-    assert accuracy(ours, CLEAN_THREAT) == 0.875
+    assert accuracy(ours, Condition(*FGSM)) == 0.38
+    assert accuracy(ours, Condition("fgsm", "Linf", "0.031")) == 0.38
+    assert published(ours, Condition("fgsm", "Linf", "4/255")) is None
+    assert published(ours, Condition("pgd-10", "Linf", "8/255")) is None
+    assert accuracy(ours, CLEAN_IMAGES) == 0.875
     (other,) = load_runs([make_run("b", right, model="x/vgg5-snn-hire")]).runs
-    assert published(other, Threat(*FGSM)) is None
-    assert accuracy(other, Threat(*FGSM), "cifar10") == 0.38
+    assert published(other, Condition(*FGSM)) is None
+    assert accuracy(other, Condition(*FGSM), "cifar10") == 0.38
     (unknown,) = load_runs([make_run("c", right, model="x/mine", data="cifar10")]).runs
-    assert published(unknown, Threat(*FGSM)) is None
+    assert published(unknown, Condition(*FGSM)) is None
     (said,) = load_runs([make_run("d", right, model="x/m", data="cifar10", method="hire")]).runs
-    assert accuracy(said, Threat(*FGSM)) == 0.38
+    assert accuracy(said, Condition(*FGSM)) == 0.38
 
 
 def test_a_failed_check_that_is_also_a_flag_is_said_once(make_run):
