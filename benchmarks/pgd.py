@@ -19,7 +19,7 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Bptt
+from robustsnn.estimators.bptt import Bptt
 from robustsnn.evaluation.run import TOGETHER
 from robustsnn.models.checkpoint import load_model, read_checkpoint
 from robustsnn.models.scoring import judge, score

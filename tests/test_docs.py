@@ -25,7 +25,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.cli.main import app
 from robustsnn.common.randomness import Rng
-from robustsnn.estimators.make import Backprop
+from robustsnn.estimators.backprop import Backprop
 from robustsnn.evaluation.suites import load_suite
 from robustsnn.records.runs import load_runs
 from robustsnn.reporting.render import render, renderers

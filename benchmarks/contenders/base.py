@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsnn.adversary.victim import Victim
-from robustsnn.estimators.make import Bptt
+from robustsnn.estimators.bptt import Bptt
 from robustsnn.snn.network import Network
 from robustsnn.training.step import plain_update
 

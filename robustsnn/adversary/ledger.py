@@ -9,8 +9,15 @@ from torch import Tensor
 
 
 @dataclass
-class _Ledger:
-    """Counts per image, int64 `[image]`; shared by a victim and all its selections."""
+class Ledger:
+    """Counts for each image, int64 `[image]`; a victim and all its selections share one.
+
+    Args:
+        forward: Forward passes.
+        backward: Backward passes.
+        zero: Backward passes whose gradient was all zero.
+        nonfinite: Backward passes whose gradient held NaN or infinity.
+    """
 
     forward: Tensor
     backward: Tensor
@@ -18,5 +25,6 @@ class _Ledger:
     nonfinite: Tensor
 
     @classmethod
-    def empty(cls, images: int) -> _Ledger:
+    def empty(cls, images: int) -> Ledger:
+        """A ledger of so many images that nothing has been asked about."""
         return cls(*(torch.zeros(images, dtype=torch.int64) for _ in range(4)))

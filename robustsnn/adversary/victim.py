@@ -10,12 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustsnn.adversary.ledger import _Ledger
-from robustsnn.adversary.losses import Loss, TargetedLoss, loss_function, targeted_loss
-from robustsnn.common.randomness import Rng, derive, positions
-from robustsnn.estimators.make import Eot, Estimator, Spsa, make_estimator
+from robustsnn.adversary.ledger import Ledger
+from robustsnn.adversary.losses import TargetedLoss, loss_function, targeted_loss
+from robustsnn.adversary.passes import VictimPasses
+from robustsnn.common.randomness import derive, positions
+from robustsnn.estimators.base import Estimator, Found
+from robustsnn.estimators.make import make_estimator
 from robustsnn.models.batching import micro_batch_for, padding
-from robustsnn.models.scoring import mean_of_draws
+from robustsnn.snn.draws import mean_of_draws
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Victim:
         self.micro_batch = micro_batch_for(network) if micro_batch is None else micro_batch
         self.seed = seed
         self.substitute = substitute
-        self._ledger = _Ledger.empty(len(self.image_ids))
+        self._ledger = Ledger.empty(len(self.image_ids))
         self._rows = torch.arange(len(self.image_ids))
 
     def __len__(self) -> int:
@@ -95,7 +97,7 @@ class Victim:
     @property
     def draws(self) -> int:
         """Draws of a stochastic network that a gradient and its logits are averaged over."""
-        return self.estimator.draws if isinstance(self.estimator, Eot) and self.stochastic else 1
+        return self.estimator.draws if self.stochastic else 1
 
     @property
     def classes(self) -> int | None:
@@ -208,106 +210,22 @@ class Victim:
             function = loss_function(loss)
         else:
             goal = targeted_loss(loss)
-        if isinstance(self.estimator, Spsa):
-            one = self._differences
-        elif isinstance(self.estimator, Eot) and self.stochastic:
-            one = self._expected
-        else:
-            one = self._backward
-        size = self.micro_batch
-        if one == self._expected:
-            size = max(1, size // self.estimator.draws)  # type: ignore[attr-defined]
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        # All draws of an image go through the network together.
+        size = max(1, self.micro_batch // self.draws)
+        parts: list[Found] = []
         with torch.inference_mode(False), torch.enable_grad(), self._attacked():
             for begin in range(0, len(images), size):
                 here = slice(begin, begin + size)
                 some = labels[here].clone()
                 if targets is not None:
                     function = partial(_towards, goal, targets[here].clone())
-                parts.append(one(images[here].detach().clone(), some, function, here))
+                x = images[here].detach().clone()
+                parts.append(self.estimator.gradient(VictimPasses(self, here), x, some, function))
         if not parts:
             logits = self.logits(images)
             return Gradient(logits.new_empty(0), logits, torch.zeros_like(images))
         values, logits, gradient = (torch.cat(p) for p in zip(*parts, strict=True))
         return Gradient(values, logits, self._finite(gradient))
-
-    def _backward(
-        self, x: Tensor, labels: Tensor, function: Loss, here: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, logits and gradient of a micro-batch by one backward pass."""
-        rows = self._rows[here]
-        keys = self._spend(rows, forward=1, backward=1)
-        own: Tensor | None = None
-        if not self.estimator.faithful:
-            with torch.no_grad():
-                own = self._forward(x, keys)
-            self._spend(rows, forward=1)
-        x.requires_grad_()
-        with self.estimator.applied(self._network, self._padded(rows)):
-            logits = self._forward(x, keys)
-            # The sum keeps each image's gradient its own: a mean would scale with the batch.
-            values = function(logits, labels)
-            gradient = _reached(values, x)
-        if own is not None:
-            logits, values = own, function(own, labels)
-        return values.detach(), logits.detach(), gradient
-
-    def _expected(
-        self, x: Tensor, labels: Tensor, function: Loss, here: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, averaged over draws, all of them in one forward."""
-        assert isinstance(self.estimator, Eot)
-        rows, draws = self._rows[here], self.estimator.draws
-        keys = torch.cat([k for _ in range(draws) if (k := self._spend(rows, 1, 1)) is not None])
-        several = x.repeat(draws, *[1] * (x.dim() - 1))
-        own: Tensor | None = None
-        if not self.estimator.faithful:
-            with torch.no_grad():
-                own = self._forward(several, keys, whole=True)
-            self._spend(rows, forward=draws)
-        several.requires_grad_()
-        with self.estimator.applied(self._network, rows.repeat(draws)):
-            logits = self._forward(several, keys, whole=True)
-            mean = mean_of_draws(logits.unflatten(0, (draws, len(x))))
-            if self.estimator.average == "logits":
-                values = function(mean, labels)
-            else:
-                values = function(logits, labels.repeat(draws)).unflatten(0, (draws, -1)).mean(0)
-            each = _reached(values, several).unflatten(0, (draws, len(x)))
-        broken = ~each.isfinite().flatten(2).all(2)
-        if len(x) and len(self) and bool(broken.any()):
-            # One draw without a gradient takes nothing from the others.
-            some = broken.any(0) & ~broken.all(0)
-            self._ledger.nonfinite.index_add_(0, rows, (broken.sum(0) * some).cpu())
-            each = torch.where(_wide(broken & some, each), 0.0, each)
-        gradient = each.sum(0)
-        if own is not None:
-            mean = mean_of_draws(own.unflatten(0, (draws, len(x))))
-        return function(mean, labels).detach(), mean.detach(), gradient
-
-    def _differences(
-        self, x: Tensor, labels: Tensor, function: Loss, here: slice
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by differences along random signs."""
-        assert isinstance(self.estimator, Spsa)
-        rows, sigma = self._rows[here], self.estimator.length
-        ids = [self.image_ids[i] for i in range(len(self))[here]]
-        # The pass count tells one call from the next.
-        spent = self._ledger.forward[rows].tolist()
-        rng = Rng(self.seed, [derive(i, n) for i, n in zip(ids, spent, strict=True)], "spsa")
-        gradient = torch.zeros_like(x)
-        with torch.no_grad():
-            logits = self._forward(x, self._spend(rows, forward=1))
-            values = function(logits, labels)
-            for _ in range(self.estimator.pairs):
-                signs = rng.uniform(x.shape[1:], -1.0, 1.0, like=x).sign()
-                # Both sides see the same draw, or its noise would drown the difference.
-                keys = self._spend(rows, forward=2)
-                above = function(self._forward(x + sigma * signs, keys), labels)
-                below = function(self._forward(x - sigma * signs, keys), labels)
-                slope = (above - below) / (2 * sigma * self.estimator.pairs)
-                gradient += slope.reshape(-1, *[1] * (x.dim() - 1)) * signs
-        return values, logits, gradient
 
     @property
     def network(self) -> nn.Module:
@@ -436,8 +354,7 @@ class Victim:
 
     def _finite(self, gradient: Tensor) -> Tensor:
         """Count the defects of a gradient; it comes back with only finite entries."""
-        averaged = isinstance(self.estimator, Eot) and self.stochastic
-        weight = self.estimator.draws if averaged else 1  # type: ignore[attr-defined]
+        weight = self.draws
         flat = gradient.flatten(1)
         finite = flat.isfinite().all(1)
         zero = (flat == 0).all(1)
@@ -484,17 +401,5 @@ class _Exposed(nn.Module):
             return victim._exposed(x, keys)
 
 
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(*values.shape, *[1] * (like.dim() - values.dim()))
-
-
 def _towards(goal: TargetedLoss, targets: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return goal(logits, labels, targets)
-
-
-def _reached(values: Tensor, x: Tensor) -> Tensor:
-    """The gradient of the sum of values, all zero where it does not reach x."""
-    found = (
-        torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
-    )
-    return torch.zeros_like(x) if found is None else found.detach()

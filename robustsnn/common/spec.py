@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from robustsnn.errors import InputError
+from robustsnn.errors import InputError, unknown
 
 
 def parse_fields(text: str, owner: str) -> dict[str, str]:
@@ -21,7 +23,7 @@ def parse_fields(text: str, owner: str) -> dict[str, str]:
             continue
         field, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not field or not value:
-            raise InputError(f"{owner}: {part.strip()!r} is no setting: write field=value.")
+            raise InputError(f"{owner}: {part.strip()!r} is not a setting: write field=value.")
         if field in found:
             raise InputError(f"{owner}: field {field!r} is given twice: drop one.")
         found[field] = value
@@ -84,3 +86,40 @@ def _wanted(hint: Any) -> str:
         return " or ".join(repr(c) for c in typing.get_args(hint))
     names = {bool: "true or false", int: "a whole number", float: "a number such as 0.01 or 2/255"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def build(kind: type[Any], name: str, texts: Mapping[str, str]) -> Any:
+    """An object of a dataclass, its fields read from texts.
+
+    Args:
+        kind: The class; one that is not a dataclass has no fields to set.
+        name: What messages call it.
+        texts: The texts by field, from `parse_fields`.
+
+    Raises:
+        InputError: A field is unknown or missing, or a text is not a value of its type.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Window:
+        ...     width: float = 0.5
+        >>> build(Window, "window", {"width": "2/4"})
+        Window(width=0.5)
+    """
+    declared: tuple[dataclasses.Field[Any], ...] = (
+        dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    )
+    fields = {f.name: f for f in declared if f.init}
+    hints = typing.get_type_hints(kind) if texts else {}
+    values = {}
+    for field, text in texts.items():
+        if not fields:
+            raise InputError(f"{name} has no settings: drop {field!r}.")
+        if field not in fields:
+            raise unknown(f"field of {name}", field, fields)
+        values[field] = parse_value(text, hints[field], f"{name}: {field}")
+    for field, f in fields.items():
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and field not in values:
+            raise InputError(f"{name} needs {field}: write {name}:{field}=VALUE.")
+    return kind(**values)

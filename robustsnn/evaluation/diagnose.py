@@ -15,9 +15,10 @@ from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.flags import Flag, diagnose
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
 from robustsnn.diagnosis.level import reliability
-from robustsnn.diagnosis.probe.measure import IMAGES, draws_of, probe
+from robustsnn.diagnosis.probe.measure import IMAGES, probe
 from robustsnn.diagnosis.probe.specimen import Sizes
 from robustsnn.diagnosis.stages import Stage
+from robustsnn.estimators.make import draws_of
 from robustsnn.evaluation.batch import batches_of, inputs_of
 from robustsnn.evaluation.memory import MEMORY_BYTES, membranes
 from robustsnn.evaluation.plan import Plan, Task, classes_of, estimator_name, kind_of

@@ -12,19 +12,16 @@ from torch import Tensor, nn
 from robustsnn.adversary.victim import Victim
 from robustsnn.diagnosis.preflight import IMAGES, preflight
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import make_estimator, spiking_layers
+from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Networks, inputs_of
 from robustsnn.evaluation.inputs import check_classes
-from robustsnn.evaluation.plan import Plan, Task, estimator_name
+from robustsnn.evaluation.plan import Plan, Task, follows_gradient
 from robustsnn.models.batching import out_of_memory, padding
 from robustsnn.models.scoring import finite_logits, score
+from robustsnn.snn.backward_rule import spiking_layers
 
 #: What estimators that remember every neuron of an image may hold in one call of an attack.
 MEMORY_BYTES = 2**30
-
-
-#: The kinds of estimators that do: two float32 a neuron and time step.
-REMEMBERING = ("assg",)
 
 
 def _calls(
@@ -32,8 +29,7 @@ def _calls(
 ) -> Sequence[Tensor]:
     """The positions to attack, in as many calls of the attack as memory asks for."""
     crafting = networks.attacked if networks.substitute is None else networks.substitute
-    estimator = estimator_name(task, networks.attacked, networks.substitute)
-    if estimator.partition(":")[0] not in REMEMBERING:
+    if not (follows_gradient(task.attack) and make_estimator(task.estimator, crafting).remembers):
         return [where]
     image, _, ids = inputs_of(plan, slice(0, 1))
     fitting = max(1, MEMORY_BYTES // max(1, 8 * membranes(crafting, image, ids)))

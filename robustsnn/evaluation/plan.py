@@ -18,12 +18,13 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.kinds import BEST, GRADIENT_FREE
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import make_estimator, spiking_layers
+from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.inputs import check_fit, images_of
 from robustsnn.evaluation.suites import Entry, Suite, load_suite
 from robustsnn.models.batching import micro_batch_for
 from robustsnn.models.scoring import finite_logits
 from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
+from robustsnn.snn.backward_rule import spiking_layers
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
         attack = load_attack(entry.attack)
         if entry not in meant:
             continue
-        if entry.probe and not _follows_gradient(attack):
+        if entry.probe and not follows_gradient(attack):
             raise InputError(
                 f"{entry.label}: {entry.attack} follows no gradient and ranks no estimator: drop "
                 "probe, or choose an attack such as apgd."
@@ -301,13 +302,14 @@ def estimator_name(task: Task, network: nn.Module, second: nn.Module | None) -> 
     Raises:
         InputError: That network cannot use it.
     """
-    if not _follows_gradient(task.attack):
+    if not follows_gradient(task.attack):
         return "none"
     crafted_on = network if second is None else second
     return make_estimator(task.estimator, crafted_on).name
 
 
-def _follows_gradient(attack: Attack) -> bool:
+def follows_gradient(attack: Attack) -> bool:
+    """Whether an attack asks for gradients, so that its estimator matters."""
     return attack.kind not in GRADIENT_FREE and not getattr(attack, "gradient_free", False)
 
 

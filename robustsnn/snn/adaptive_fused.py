@@ -1,4 +1,4 @@
-"""The ASSG rule in one compiled pass; `robustsnn.rules.Adaptive` says what it computes.
+"""The ASSG rule in one compiled pass; `robustsnn.estimators.assg.Adaptive` says what it computes.
 
 Membranes are walked through again from the input current, as in `lif_fused`, so none is stored.
 """

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustsnn.snn.surrogate import Surrogate
@@ -64,14 +64,14 @@ class Trace:
             return self.replay()
 
 
-Rule = Callable[[Tensor, Trace], Tensor]
+BackwardRule = Callable[[Tensor, Trace], Tensor]
 """Gradient of the spikes `[time, batch, ...]` and the trace, to that of the current, as large."""
 
 
 class _Ruled(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, run: Callable[[Tensor], Trace], rule: Rule
+        ctx: Any, current: Tensor, run: Callable[[Tensor], Trace], rule: BackwardRule
     ) -> tuple[Tensor, Tensor]:
         trace = run(current)
         # Everything but the output itself, which would hold the graph in a cycle.
@@ -101,7 +101,9 @@ def _without_spikes(trace: Trace) -> dict[str, Any]:
     return {f.name: getattr(trace, f.name) for f in fields(trace) if f.name not in outputs}
 
 
-def ruled(run: Callable[[Tensor], Trace], current: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+def ruled(
+    run: Callable[[Tensor], Trace], current: Tensor, rule: BackwardRule
+) -> tuple[Tensor, Tensor]:
     """Spikes and final membrane of `run`, differentiated by `rule`.
 
     Nothing flows back from the final membrane, nor into threshold, leak or the initial membrane:
@@ -110,7 +112,13 @@ def ruled(run: Callable[[Tensor], Trace], current: Tensor, rule: Rule) -> tuple[
     Args:
         run: Current to trace, without gradient.
         current: `[time, batch, ...]` or `[1, batch, ...]`.
-        rule: See `Rule`.
+        rule: See `BackwardRule`.
     """
     spikes, final = _Ruled.apply(current, run, rule)
     return spikes, final
+
+
+def spiking_layers(network: nn.Module) -> dict[str, Any]:
+    """The layers that an estimator can reach; none in a module that does not name them."""
+    layers = getattr(network, "spiking_layers", None)
+    return dict(layers()) if callable(layers) else {}

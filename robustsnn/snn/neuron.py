@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
-from robustsnn.snn.backward_rule import Rule, Trace, ruled
+from robustsnn.snn.backward_rule import BackwardRule, Trace, ruled
 from robustsnn.snn.lif_reference import ReferenceLIF
 from robustsnn.snn.lif_reference import run as run_reference
 from robustsnn.snn.surrogate import Surrogate, Triangle, describe
@@ -177,7 +177,7 @@ class LIF(nn.Module):
         self.surrogate: Surrogate = surrogate if surrogate is not None else Triangle()
         self.reset: Reset = reset
         self.detach_reset = detach_reset
-        self.rule: Rule | None = None
+        self.rule: BackwardRule | None = None
 
     def forward(
         self, current: Tensor, steps: int, initial: Tensor | None = None, pool: bool = False

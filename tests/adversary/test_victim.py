@@ -13,7 +13,9 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng, derive
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Backprop, Bptt, make_estimator
+from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.bptt import Bptt
+from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import margin, score
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.surrogate import make_surrogate

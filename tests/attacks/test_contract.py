@@ -16,7 +16,8 @@ from robustsnn.adversary.threat import NORMS, ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.kinds import KINDS
 from robustsnn.common.randomness import Rng
-from robustsnn.estimators.make import Backprop, Bptt
+from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.bptt import Bptt
 from robustsnn.models.scoring import judge
 from robustsnn.snn.network import Network, NetworkConfig
 

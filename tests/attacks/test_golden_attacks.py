@@ -11,7 +11,7 @@ from robustsnn.adversary.catalogue import attack_class, load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.estimators.make import Bptt
+from robustsnn.estimators.bptt import Bptt
 from robustsnn.models.checkpoint import read_state_dict
 from robustsnn.models.hire_snn import from_official
 

@@ -8,7 +8,8 @@ from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.estimators.make import Backprop, make_estimator
+from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.make import make_estimator
 
 THREAT = ThreatModel("Linf", "0.1")
 LABELS = torch.zeros(3, dtype=torch.int64)

@@ -15,7 +15,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Backprop
+from robustsnn.estimators.backprop import Backprop
 
 SHAPE = (2, 4, 4)
 EPSILON = {"Linf": "0.03", "L2": "0.2"}

@@ -17,7 +17,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Backprop
+from robustsnn.estimators.backprop import Backprop
 from robustsnn.models.scoring import margin
 
 NORMS = ["Linf", "L2"]

@@ -27,7 +27,7 @@ if not missing:
     from benchmarks.equality import UnequalError, agreeing_images, differences, meeting
     from benchmarks.networks import firing_rates, random_images, random_labels, random_network
     from robustsnn.adversary.victim import Victim
-    from robustsnn.estimators.make import Bptt
+    from robustsnn.estimators.bptt import Bptt
     from robustsnn.models.checkpoint import load_model
 
 IMAGE = (3, 8, 8)

@@ -23,9 +23,10 @@ from robustsnn.diagnosis.probe.gradients import (
     through_layers,
     through_time,
 )
-from robustsnn.diagnosis.probe.measure import Probed, draws_of, probe
+from robustsnn.diagnosis.probe.measure import Probed, probe
 from robustsnn.diagnosis.probe.specimen import Sample, Sizes
 from robustsnn.diagnosis.probe.watch import mass
+from robustsnn.estimators.make import draws_of
 from robustsnn.snn.neuron import LIF
 from robustsnn.snn.surrogate import Arctan, Rectangle, Sigmoid, Triangle
 

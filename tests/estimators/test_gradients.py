@@ -4,7 +4,9 @@ from torch import nn
 
 from robustsnn.adversary.victim import Victim
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Backprop, Bptt, make_estimator
+from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.bptt import Bptt
+from robustsnn.estimators.make import make_estimator
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.neuron import LIF, FixedDropout
 from robustsnn.snn.surrogate import SURROGATES, make_surrogate
@@ -84,21 +86,21 @@ def test_without_spikes_bptt_is_backprop(plain):
         ("bptt:arctan(width=1", "malformed"),
         ("backprop", "use bptt"),
         ("backprop:x=1", "no settings"),
-        ("backprop:x", "has no surrogate"),
-        ("rga:arctan", "has no surrogate"),
+        ("backprop:x", "not a setting"),
+        ("rga:arctan", "not a setting"),
         ("rga:beta=1", "beta must be above 1"),
         ("bptr:leak=2", r"leak must lie in \[0, 1\]"),
         ("hart:width=0", "width must be above 0"),
         ("hart:widht=1", "Did you mean 'width'"),
         ("assg:vanishing=0.5", "between 0 and 0.5"),
-        ("bptt:reset=half", "attached or detached"),
+        ("bptt:reset=half", "'attached' or 'detached'"),
         ("bptt:cut=0", "at least 1 time step"),
-        ("bptt:width=2", "Did you mean|setting of bptt"),
+        ("bptt:width=2", "no field of bptt|Did you mean"),
         ("bptt:cut=1,cut=2", "given twice"),
         ("spsa:pairs=0", "pairs must be at least 1"),
         ("spsa:draws=4", "draws anew"),
         ("bptt:draws=0", "draws must be at least 1"),
-        ("bptt:draws=4,average=votes", "gradients or logits"),
+        ("bptt:draws=4,average=votes", "'gradients' or 'logits'"),
         ("bptt:average=logits", "needs draws too"),
     ],
 )

@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustsnn.adversary.victim import Victim
-from robustsnn.estimators.make import Assg, make_estimator, spiking_layers
-from robustsnn.rules import (
-    Adaptive,
-    MeanOverTime,
-    PotentialDependent,
-    RateOfMeanCurrent,
-    ThroughRate,
-    ThroughTime,
-)
-from robustsnn.snn.backward_rule import Trace, ruled
+from robustsnn.estimators.assg import Adaptive, Assg
+from robustsnn.estimators.bptr import Bptr
+from robustsnn.estimators.bptt import ThroughTime
+from robustsnn.estimators.hart import Hart
+from robustsnn.estimators.make import make_estimator
+from robustsnn.estimators.pdsg import Pdsg
+from robustsnn.estimators.rga import Rga
+from robustsnn.snn.backward_rule import Trace, ruled, spiking_layers
 from robustsnn.snn.lif_reference import ReferenceLIF
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.neuron import LIF
@@ -136,9 +134,9 @@ def test_bptr_passes_where_a_neuron_fired():
     grad = gradient_of_spikes(trace)
     fired = trace.spikes.numpy().max(0) > 0
     assert 0 < fired.mean() < 1
-    np.testing.assert_allclose(ThroughRate()(grad, trace), grad.numpy() * fired)
+    np.testing.assert_allclose(Bptr().rule(grad, trace), grad.numpy() * fired)
     expected = grad.numpy() * np.where(fired, 1.0, 0.1)
-    np.testing.assert_allclose(ThroughRate(0.1)(grad, trace), expected)
+    np.testing.assert_allclose(Bptr(0.1).rule(grad, trace), expected)
 
 
 @pytest.mark.parametrize(("threshold", "leak"), [(1.0, 0.5), (1.0, 1.0), (0.6, 0.8)])
@@ -146,7 +144,7 @@ def test_bptr_passes_where_a_neuron_fired():
 def test_rga_is_the_derivative_of_its_rate(threshold, leak, static):
     trace = traced(layer(threshold=threshold, leak=leak), static=static)
     grad = gradient_of_spikes(trace)
-    found = RateOfMeanCurrent()(grad, trace)
+    found = Rga().rule(grad, trace)
     means = trace.current.mean(0).flatten().tolist()
     slopes = []
     for mean in means:
@@ -165,7 +163,7 @@ def test_rga_of_integrate_and_fire_is_a_half_up_to_twice_the_threshold():
     grad = torch.ones_like(trace.spikes)
     mean = trace.current.mean(0)
     expected = 0.5 * ((mean >= 0) & (mean <= 2)).double()
-    torch.testing.assert_close(RateOfMeanCurrent()(grad, trace)[0], expected)
+    torch.testing.assert_close(Rga().rule(grad, trace)[0], expected)
 
 
 @pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
@@ -177,7 +175,7 @@ def test_hart_is_autograd_with_averaged_gradients_and_no_membrane_path(width, st
     derivative = [(width - (u / v - 1).abs()).clamp(min=0) / width**2 / v for u in trace.membranes]
     whole = dataclasses.replace(trace, current=trace.current.expand(T, *trace.current.shape[1:]))
     expected = by_autograd(whole, grad, derivative, average=True, detach_membrane=True)
-    torch.testing.assert_close(MeanOverTime(width)(grad, trace), expected)
+    torch.testing.assert_close(Hart(width).rule(grad, trace), expected)
 
 
 @pytest.mark.parametrize("shape", [(C, H, W), (7,)])
@@ -196,18 +194,18 @@ def test_pdsg_is_a_gaussian_as_wide_as_the_membranes_spread(shape, reset):
                 bell = np.exp(-((x - sigma / 2) ** 2) / (2 * sigma**2))
                 derivative[t, image, part] = bell / (math.sqrt(2 * math.pi) * sigma)
     expected = by_autograd(trace, grad, [torch.from_numpy(d) for d in derivative])
-    torch.testing.assert_close(PotentialDependent()(grad, trace), expected)
+    torch.testing.assert_close(Pdsg().rule(grad, trace), expected)
 
 
 def test_pdsg_takes_one_where_nothing_is_spread_and_does_not_see_the_batch():
     made = layer()
     trace = made.trace(torch.full((T, 2, 4), 0.3, dtype=torch.float64), T)
-    assert PotentialDependent()(torch.ones_like(trace.spikes), trace).isfinite().all()
+    assert Pdsg().rule(torch.ones_like(trace.spikes), trace).isfinite().all()
     trace = traced(layer())
     grad = gradient_of_spikes(trace)
-    together = PotentialDependent()(grad, trace)
+    together = Pdsg().rule(grad, trace)
     alone = made.trace(trace.current[:, 1:2], T)
-    torch.testing.assert_close(PotentialDependent()(grad[:, 1:2], alone), together[:, 1:2])
+    torch.testing.assert_close(Pdsg().rule(grad[:, 1:2], alone), together[:, 1:2])
 
 
 class Written:

@@ -7,10 +7,12 @@ from torch import nn
 
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import derive
-from robustsnn.estimators.make import Backprop, make_estimator
+from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.run import evaluate
 from robustsnn.evaluation.suites import Suite
-from robustsnn.models.scoring import mean_of_draws, verdict
+from robustsnn.models.scoring import verdict
+from robustsnn.snn.draws import mean_of_draws
 
 
 class Coin(nn.Module):

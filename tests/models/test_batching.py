@@ -8,7 +8,7 @@ from torch import nn
 
 from robustsnn.adversary.victim import Victim
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Backprop
+from robustsnn.estimators.backprop import Backprop
 from robustsnn.evaluation.run import evaluate, prepare, run
 from robustsnn.models.batching import (
     LARGEST,

@@ -17,7 +17,8 @@ from robustsnn.diagnosis.indicators import LAST_STEPS, silent, unfinished, unsta
 from robustsnn.diagnosis.probe.gradients import Taken
 from robustsnn.diagnosis.probe.specimen import OWN, Sample
 from robustsnn.estimators.make import make_estimator
-from robustsnn.models.scoring import judged_margin, mean_of_draws, score, verdict
+from robustsnn.models.scoring import judged_margin, score, verdict
+from robustsnn.snn.draws import mean_of_draws
 
 #: Accuracy by which a weaker attack may win before it is said.
 MARGIN = 0.005

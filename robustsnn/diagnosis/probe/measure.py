@@ -125,15 +125,3 @@ def _measure(
     if narrow.victim().stochastic:
         findings += search.doubling(narrow, threat, draws)
     return findings
-
-
-def draws_of(estimators: Sequence[str]) -> int:
-    """The most draws that any of some estimators, by name, averages over; 1 if none does."""
-    found = [
-        int(option.removeprefix("draws="))
-        for name in estimators
-        for part in name.split(":")
-        for option in part.split(",")
-        if option.startswith("draws=") and option.removeprefix("draws=").isdigit()
-    ]
-    return max([1, *found])

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from robustsnn.adversary.victim import Gradient, Victim
 from robustsnn.common.randomness import Rng, derive
 from robustsnn.errors import InputError
-from robustsnn.estimators.make import Estimator, make_estimator, spiking_layers
+from robustsnn.estimators.base import Estimator
+from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import score
+from robustsnn.snn.backward_rule import spiking_layers
 
 OWN = "bptt"
 #: Of every family one, as the probes of a cascade have them; widths in units of the threshold.

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.diagnosis.indicators import cosine
-from robustsnn.estimators.make import Estimator, spiking_layers
-from robustsnn.rules import ThroughTime, surrogate_derivative
-from robustsnn.snn.backward_rule import Rule, Trace
+from robustsnn.estimators.base import Estimator
+from robustsnn.estimators.bptt import ThroughTime, surrogate_derivative
+from robustsnn.snn.backward_rule import BackwardRule, Trace, spiking_layers
 from robustsnn.snn.surrogate import Rectangle, Surrogate, Triangle
 
 #: A membrane so near to the threshold, in units of it, is one that small changes flip.
@@ -96,7 +96,7 @@ def mass(surrogate: Surrogate, z: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class Watched(Estimator):
     """Another estimator, watched: what it gives is unchanged.
 
     Args:
@@ -112,10 +112,8 @@ class Watched:
         """The inner one's."""
         return self.inner.name
 
-    @property
-    def faithful(self) -> bool:
-        """As the inner one."""
-        return self.inner.faithful
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "faithful", self.inner.faithful)
 
     def forget(self, rows: Tensor) -> None:
         """As the inner one."""
@@ -136,7 +134,7 @@ class Watched:
                 for name, layer in layers.items():
                     layer.rule = before[name]
 
-    def _watching(self, name: str, rule: Rule, images: int | None) -> Rule:
+    def _watching(self, name: str, rule: BackwardRule, images: int | None) -> BackwardRule:
         def watching(grad: Tensor, trace: Trace) -> Tensor:
             found = rule(grad, trace)
             seen = self.layers.setdefault(name, LayerWatch())

@@ -1,0 +1,192 @@
+"""ASSG: an arctangent whose sharpness each neuron, step and image adapts during an attack."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.errors import InputError
+from robustsnn.estimators.base import Estimator, ruled_layers
+from robustsnn.estimators.bptt import through_time
+from robustsnn.snn.backward_rule import BackwardRule, Trace
+from robustsnn.snn.neuron import kernel
+
+
+@dataclass(frozen=True)
+class Assg(Estimator):
+    """Adaptive sharpness, remembered for each image over the iterations of an attack.
+
+    Args:
+        vanishing: The share of the surrogate's area that lies nearer to the threshold than the
+            membranes do, between 0 and 0.5.
+
+    Source: Wang et al., arXiv 2512.22522.
+
+    Examples:
+        >>> Assg().name
+        'assg:vanishing=0.425'
+    """
+
+    kind: ClassVar[str] = "assg"
+    remembers = True
+    vanishing: float = 0.425
+    memory: Adaptive = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.vanishing < 0.5:
+            raise InputError("assg: vanishing must lie between 0 and 0.5.")
+        object.__setattr__(self, "memory", Adaptive(self.vanishing))
+
+    @property
+    def name(self) -> str:
+        """Its kind and its vanishing degree."""
+        return self.named(every=True)
+
+    @contextmanager
+    def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
+        """Every spiking layer differentiated so; without `rows` the batch's own positions."""
+
+        def rule_of(name: str) -> BackwardRule:
+            def rule(grad: Tensor, trace: Trace) -> Tensor:
+                which = torch.arange(grad.shape[1]) if rows is None else rows
+                return self.memory(grad, trace, name, which)
+
+            return rule
+
+        with ruled_layers(network, rule_of):
+            yield
+
+    def forget(self, rows: Tensor) -> None:
+        """Start anew with those images."""
+        self.memory.forget(rows)
+
+
+@dataclass(eq=False)
+class Adaptive:
+    """An arctangent whose sharpness follows how far each membrane stays off the threshold.
+
+    Of every neuron, step and image, over the iterations of an attack, with z = U/V - 1:
+    `M <- b1 M + (1 - b1) |z|`, `D <- b2 D + (1 - b2) ||z| - M|`,
+    `alpha = omega / (M + gamma D + 1e-4)`, `omega = (2/pi) tan(pi vanishing)`, and
+    `g(z) = alpha/2 / (1 + (pi alpha z / 2)^2)`. M starts at 1, D at 0.
+
+    Source: Wang et al., arXiv 2512.22522. There in units of u at V = 1.
+    """
+
+    vanishing: float
+    gamma: float = 1.5
+    first: float = 0.9
+    second: float = 0.9
+    _memory: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, grad: Tensor, trace: Trace, name: str, rows: Tensor) -> Tensor:
+        """Through time with that derivative; remembers.
+
+        Args:
+            grad: Gradient of the spikes.
+            trace: Of the layer.
+            name: Of the layer.
+            rows: Which image each one of the batch is; only the first of several equal ones,
+                such as draws of one image, is remembered.
+        """
+        omega = 2 / math.pi * math.tan(math.pi * self.vanishing)
+        means, deviations = self._of(name, grad, rows)
+        new, old = _first_of_each(rows)
+        if _compiled(trace):
+            found: Tensor = adaptive_kernel().adaptive(
+                trace.current, grad, means, deviations, new, rows[new], old, rows[old],
+                threshold=trace.threshold.item(), leak=trace.leak.item(), hard=trace.hard,
+                attached=trace.attached, omega=omega, gamma=self.gamma, first=self.first,
+                second=self.second,
+            )  # fmt: skip
+            return found
+        derivative = []
+        for t, u in enumerate(trace.membranes):
+            z = (u / trace.threshold).sub_(1)
+            distance = _flat(z[new]).abs()
+            at = rows[new]
+            mean = means[t, at].mul_(self.first).add_(distance, alpha=1 - self.first)
+            means[t, at] = mean
+            deviation = distance.sub_(mean).abs_().mul_(1 - self.second)
+            deviation.add_(deviations[t, at], alpha=self.second)
+            deviations[t, at] = deviation
+            sharpness = omega / (means[t, rows] + self.gamma * deviations[t, rows] + 1e-4)
+            alpha = _shaped(sharpness, z)
+            z.mul_(alpha).mul_(math.pi / 2).square_().add_(1)
+            derivative.append(alpha.div(z).div_(2 * trace.threshold))
+        return through_time(grad, trace, derivative)
+
+    def forget(self, rows: Tensor) -> None:
+        """Start anew with those images."""
+        for means, deviations in self._memory.values():
+            at = rows[rows < means.shape[1]].to(means.device)
+            means[:, at] = 1.0
+            deviations[:, at] = 0.0
+
+    def _of(self, name: str, grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and deviations, `[time, row, neuron]`, neurons with the channel last."""
+        needed = int(rows.max()) + 1
+        held = self._memory.get(name)
+        if held is not None and held[0].shape[1] >= needed:
+            return held
+        size = (len(grad), needed, grad[0, 0].numel())
+        means = torch.ones(size, dtype=grad.dtype, device=grad.device)
+        deviations = torch.zeros(size, dtype=grad.dtype, device=grad.device)
+        if held is not None:
+            means[:, : held[0].shape[1]] = held[0]
+            deviations[:, : held[1].shape[1]] = held[1]
+        self._memory[name] = (means, deviations)
+        return means, deviations
+
+
+@cache
+def adaptive_kernel() -> Any:
+    """The module of the compiled rule."""
+    return importlib.import_module("robustsnn.snn.adaptive_fused")
+
+
+def _compiled(trace: Trace) -> bool:
+    """Whether compiled code may do it; it walks through images with the channel last."""
+    one = trace.current[0]
+    return (
+        trace.plain
+        and trace.gain == 1
+        and kernel(one.device) == "fused"
+        and one.dtype in (torch.float32, torch.float64)
+        and (one.dim() == 2 or one.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def _flat(one: Tensor) -> Tensor:
+    """`[batch, channel, height, width]` or `[batch, neuron]` as `[batch, neuron]`."""
+    return one.movedim(1, -1).flatten(1)
+
+
+def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    """Back from `_flat`."""
+    if like.dim() == 2:
+        return flat
+    channels, *rest = like.shape[1:]
+    return torch.unflatten(flat, 1, (*rest, channels)).movedim(-1, 1)
+
+
+def _first_of_each(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the first of each value, and of the others, in order."""
+    seen: dict[int, int] = {}
+    others = []
+    for position, row in enumerate(rows.tolist()):
+        if seen.setdefault(row, position) != position:
+            others.append(position)
+    new = torch.tensor(list(seen.values()), dtype=torch.int64)
+    return new, torch.tensor(others, dtype=torch.int64)
+
+
+ESTIMATOR = Assg

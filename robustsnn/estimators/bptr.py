@@ -1,0 +1,43 @@
+"""BPTR: the gradient passes where a neuron fired at all, whenever that was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustsnn.errors import InputError
+from robustsnn.estimators.base import Estimator
+from robustsnn.snn.backward_rule import Trace
+
+
+@dataclass(frozen=True)
+class Bptr(Estimator):
+    """Backpropagation through the rate.
+
+    Args:
+        leak: What passes where a neuron never fired, in [0, 1]; 0 as published, where a silent
+            neuron cannot be recruited.
+
+    Source: Ding et al., SNN-RAT, NeurIPS 2022.
+
+    Examples:
+        >>> Bptr(0.1).name
+        'bptr:leak=0.1'
+    """
+
+    kind: ClassVar[str] = "bptr"
+    leak: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.leak <= 1:
+            raise InputError("bptr: leak must lie in [0, 1].")
+
+    def rule(self, grad: Tensor, trace: Trace) -> Tensor:
+        """`grad * max(1[mean over time of spikes > 0], leak)`."""
+        fired = trace.spikes.amax(0, keepdim=True)
+        return grad * (fired.clamp_min(self.leak) if self.leak else fired)
+
+
+ESTIMATOR = Bptr

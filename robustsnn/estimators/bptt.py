@@ -1,0 +1,215 @@
+"""BPTT: backpropagation through time, the spike's derivative replaced by a surrogate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.common.content import is_file_name, users_object
+from robustsnn.common.spec import build, parse_fields
+from robustsnn.errors import InputError
+from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.base import Estimator, ruled_layers
+from robustsnn.snn.backward_rule import Trace, spiking_layers
+from robustsnn.snn.surrogate import SURROGATES, Surrogate, describe, make_surrogate
+
+#: The settings of `bptt` itself; others that stand behind a surrogate are the surrogate's.
+_OPTIONS = ("reset", "cut")
+#: A surrogate by name or file, its settings in brackets or after a colon, then other settings.
+_SPEC = re.compile(r"(?:([^:=,()]+\.py|[A-Za-z][\w-]*)(?:\(([^()]*)\))?(?::|$))?(.*)")
+
+
+@dataclass(frozen=True)
+class Bptt(Estimator):
+    """Backpropagation through time.
+
+    An attack on a spiking network can look weak for no other reason than its surrogate.
+
+    Args:
+        surrogate: What stands for the derivative of the spike; None keeps each layer's own, the
+            one that the network was trained with.
+        reset: Whether the reset's spike is differentiated too (`attached`) or held fixed
+            (`detached`); None as the model does.
+        cut: Time steps after which the membrane's gradient is dropped; None for never.
+
+    Source: Neftci et al., IEEE Signal Processing Magazine 2019.
+
+    Examples:
+        >>> Bptt.from_spec("arctan:width=0.5,reset=attached").name
+        'bptt:arctan(width=0.5,amplitude=1):reset=attached'
+    """
+
+    kind: ClassVar[str] = "bptt"
+    surrogate: Surrogate | None = None
+    reset: Literal["attached", "detached"] | None = None
+    cut: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.reset not in (None, "attached", "detached"):
+            raise InputError(f"bptt: reset must be attached or detached, not {self.reset!r}.")
+        if self.cut is not None and self.cut < 1:
+            raise InputError("bptt: cut must be at least 1 time step.")
+
+    @classmethod
+    def from_spec(cls, text: str) -> Bptt:
+        """What a user wrote behind `bptt:`.
+
+        Args:
+            text: `[SURROGATE][:field=value,...]`, where the surrogate is a name or a FILE.py and
+                its own fields, `width` and `amplitude`, stand in brackets or among the others.
+
+        Raises:
+            InputError: There is no such surrogate or field, or a value is malformed.
+        """
+        match = _SPEC.fullmatch(text.strip())
+        name, inside, after = match.groups() if match is not None else (None, None, text)
+        if name is None and "(" in text:
+            raise InputError(f"bptt:{text} is malformed: write bptt:arctan:width=0.5.")
+        fields = parse_fields(f"{inside or ''},{after}", "bptt")
+        if name is None:
+            surrogate = None
+        else:
+            own = {key: value for key, value in fields.items() if key not in _OPTIONS}
+            fields = {key: value for key, value in fields.items() if key in _OPTIONS}
+            surrogate = _surrogate(name, own)
+        settings: _Settings = build(_Settings, "bptt", fields)
+        return cls(surrogate, settings.reset, settings.cut)
+
+    @property
+    def name(self) -> str:
+        """`bptt`, or such as `bptt:arctan(width=0.5,amplitude=1):reset=attached`."""
+        given = [("reset", self.reset), ("cut", self.cut)]
+        options = ",".join(f"{key}={value}" for key, value in given if value is not None)
+        surrogate = None if self.surrogate is None else describe(self.surrogate)
+        return ":".join(part for part in ("bptt", surrogate, options) if part)
+
+    def on(self, spiking: bool) -> Estimator:
+        """Without spikes, and asked for no surrogate, it is plain backpropagation.
+
+        Raises:
+            InputError: A surrogate or a setting was asked for and there are no spikes.
+        """
+        return Backprop() if not spiking and self == Bptt() else super().on(spiking)
+
+    @contextmanager
+    def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
+        """Every spiking layer differentiated with that surrogate, reset and cut."""
+        layers = spiking_layers(network)
+        attached = None if self.reset is None else self.reset == "attached"
+        # Layers of other libraries may not let their reset be chosen: a rule can do it.
+        chosen = all(hasattr(layer, "detach_reset") for layer in layers.values())
+        if self.cut is not None or (attached is not None and not chosen):
+            with ruled_layers(network, lambda _: ThroughTime(self.surrogate, attached, self.cut)):
+                yield
+            return
+        changed: dict[str, Any] = {}
+        if attached is not None:
+            changed["detach_reset"] = not attached
+        if self.surrogate is not None:
+            changed["surrogate"] = self.surrogate
+        own = [{key: getattr(layer, key) for key in changed} for layer in layers.values()]
+        try:
+            for layer in layers.values():
+                for key, value in changed.items():
+                    setattr(layer, key, value)
+            yield
+        finally:
+            for layer, before in zip(layers.values(), own, strict=True):
+                for key, value in before.items():
+                    setattr(layer, key, value)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The fields of `Bptt` that are read as an attack's are."""
+
+    reset: Literal["attached", "detached"] | None = None
+    cut: int | None = None
+
+
+def _surrogate(name: str, fields: dict[str, str]) -> Surrogate:
+    """A surrogate by name or by the file of a user's own."""
+    if is_file_name(name):
+        kind: Any = users_object(name, "SURROGATE", "surrogate")
+        made: Surrogate = build(kind, name, fields)
+        return made
+    if name in SURROGATES:
+        return make_surrogate(name, **_numbers(name, fields))
+    return make_surrogate(name)
+
+
+def _numbers(name: str, fields: dict[str, str]) -> dict[str, float]:
+    built = build(SURROGATES[name], f"surrogate {name}", fields)
+    return {key: getattr(built, key) for key in fields}
+
+
+def through_time(
+    grad: Tensor,
+    trace: Trace,
+    derivative: list[Tensor],
+    attached: bool | None = None,
+    cut: int | None = None,
+) -> Tensor:
+    """Backpropagation through time with the spike's derivative given, neuron by neuron.
+
+    Args:
+        grad: Gradient of the spikes, `[time, batch, ...]`.
+        trace: Of the layer.
+        derivative: `do/dU` of each step, `[batch, ...]`.
+        attached: Whether the reset's spike is differentiated too; None as the model does.
+        cut: Steps after which the membrane's gradient is dropped; 1 leaves no path through time,
+            None the whole.
+
+    Source: the recursion of `robustsnn.snn.lif_reference`; cut: Williams and Peng, 1990.
+    """
+    attached = trace.attached if attached is None else attached
+    found = torch.empty_like(grad)
+    after: Tensor | None = None
+    for t in reversed(range(len(grad))):
+        through = grad[t]
+        if after is not None and attached:
+            through = through - after * (trace.membranes[t] if trace.hard else trace.threshold)
+        d = through * derivative[t]
+        if after is not None:
+            d += after * (1 - trace.spikes[t]) if trace.hard else after
+        found[t] = d
+        after = None if cut is not None and t % cut == 0 else d * trace.leak
+    return found if trace.gain == 1 else found * trace.gain
+
+
+def surrogate_derivative(trace: Trace, surrogate: Surrogate) -> list[Tensor]:
+    """`g(U/V - 1) / V` of each step, `[batch, ...]`."""
+    return [
+        surrogate.derivative((u / trace.threshold).sub_(1)).div_(trace.threshold)
+        for u in trace.membranes
+    ]
+
+
+@dataclass(frozen=True)
+class ThroughTime:
+    """Backpropagation through time with a surrogate.
+
+    Args:
+        surrogate: None keeps the layer's own.
+        attached: None keeps the model's.
+        cut: As in `through_time`.
+    """
+
+    surrogate: Surrogate | None = None
+    attached: bool | None = None
+    cut: int | None = None
+
+    def __call__(self, grad: Tensor, trace: Trace) -> Tensor:
+        """See `through_time`."""
+        surrogate = trace.surrogate if self.surrogate is None else self.surrogate
+        derivative = surrogate_derivative(trace, surrogate)
+        return through_time(grad, trace, derivative, self.attached, self.cut)
+
+
+ESTIMATOR = Bptt

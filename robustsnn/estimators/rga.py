@@ -1,0 +1,51 @@
+"""RGA: the slope of the firing rate as a function of the mean current."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robustsnn.errors import InputError
+from robustsnn.estimators.base import Estimator
+from robustsnn.snn.backward_rule import Trace
+
+
+@dataclass(frozen=True)
+class Rga(Estimator):
+    """The derivative of the firing rate as a function of the current's mean over time.
+
+    With leak `tau` and threshold V: `slope = (1 - gamma V + gamma V tau) / ((tau + beta - 1) V)`
+    where the mean current lies in `[(1 - tau) V, beta V]`, gamma in `[0, (1 - tau) V)`, else 0.
+
+    Args:
+        gamma: The derivative below the current that makes a neuron fire, at least 0.
+        beta: The mean current at which the rate saturates, in units of the threshold, above 1.
+
+    Source: Bu et al., Rate Gradient Approximation, CVPR 2023.
+
+    Examples:
+        >>> Rga(gamma=0.3).name
+        'rga:gamma=0.3'
+    """
+
+    kind: ClassVar[str] = "rga"
+    gamma: float = 0.2
+    beta: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.beta <= 1 or self.gamma < 0:
+            raise InputError("rga: beta must be above 1, gamma at least 0.")
+
+    def rule(self, grad: Tensor, trace: Trace) -> Tensor:
+        """`grad * d(mean current)`, the same derivative at every step."""
+        mean = trace.current.mean(0, keepdim=True)
+        v, tau = trace.threshold, trace.leak
+        slope = (1 - self.gamma * v + self.gamma * v * tau) / ((tau + self.beta - 1) * v)
+        firing = (mean >= (1 - tau) * v) & (mean <= self.beta * v)
+        below = (mean >= 0) & (mean < (1 - tau) * v)
+        return grad * (slope * firing + self.gamma * below)
+
+
+ESTIMATOR = Rga

@@ -1,0 +1,87 @@
+"""The ANN twin: the gradient of the network with staircases in place of spiking neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustsnn.errors import InputError
+from robustsnn.estimators.base import Estimator
+from robustsnn.snn.backward_rule import spiking_layers
+from robustsnn.snn.neuron import LIFOutput
+
+
+@dataclass(frozen=True)
+class Twin(Estimator):
+    """CBA: the gradient of the ANN with the same weights, its neurons staircases.
+
+    A neuron becomes `floor(L * clamp(I/V, 0, 1) + 1/2) / L` with L levels, a quantised ReLU of one
+    step whose floor is differentiated straight through. What the network itself gives for its
+    image is asked for separately.
+
+    Args:
+        levels: The number of levels L, at least 1.
+
+    Source: Sharmin et al., ECCV 2020; the activation: Bu et al., QCFS, ICLR 2022.
+
+    Examples:
+        >>> Twin().name
+        'twin'
+    """
+
+    kind: ClassVar[str] = "twin"
+    faithful = False
+    levels: int = 8
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise InputError("twin: levels must be at least 1.")
+
+    @contextmanager
+    def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
+        """Every spiking layer a quantised ReLU of its mean current, over one time step."""
+        layers = spiking_layers(network)
+        try:
+            for layer in layers.values():
+                layer.forward = partial(_activation, layer, self.levels)
+            yield
+        finally:
+            for layer in layers.values():
+                del layer.forward
+
+
+class _Quantised(torch.autograd.Function):
+    """A clamped staircase whose steps are straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
+        ctx.save_for_backward((x >= 0) & (x <= 1))
+        return (x.clamp(0, 1) * levels + 0.5).floor() / levels
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None
+
+
+def _activation(
+    layer: Any,
+    levels: int,
+    current: Tensor,
+    steps: int,
+    initial: Tensor | None = None,
+    pool: bool = False,
+) -> LIFOutput:
+    """In place of a layer's forward: activation `[1, batch, ...]`, and a membrane of zeros."""
+    mean = current.mean(0, keepdim=True)
+    out: Tensor = _Quantised.apply(mean / layer.threshold.detach(), levels)
+    return LIFOutput(out, torch.zeros_like(mean[0]))
+
+
+ESTIMATOR = Twin
