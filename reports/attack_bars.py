@@ -105,7 +105,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         f"{comparison.title}: fraction of {formats.count(comparison.samples, 'image')} classified"
         " right, with 95 % Wilson intervals; chance is dotted. The worst case counts an image only"
         " if it survives every attack of that norm and size."
-        + (f" {CUMULATIVE}" if any(r.manifest.get("cascade") for r in comparison.runs) else ""),
+        + (f" {CUMULATIVE}" if any(r.manifest.cascade for r in comparison.runs) else ""),
     )
 
 

@@ -233,7 +233,7 @@ def _diagnosed(run: Run) -> Diagnosed | None:
             flag = finding
         rows.append(_diagnostic(finding, slug, flag))
     rows += [_diagnostic(flag, str(flag.get("flag")), flag) for flag in flags.values()]
-    ledger = [row for row in run.manifest.get("ledger") or () if isinstance(row, Mapping)]
+    ledger = run.manifest.ledger
     if not rows:
         return None
     rows.sort(key=lambda row: (row[3] == "", _by_number(row[0])))
@@ -257,7 +257,7 @@ def _by_number(name: str) -> tuple[str, int]:
 
 
 def _provenance(run: Run) -> tuple[str, str, list[tuple[str, str]]]:
-    kept = {key: value for key, value in run.manifest.items() if key not in _ELSEWHERE}
+    kept = {key: value for key, value in dict(run.manifest).items() if key not in _ELSEWHERE}
     return run.label, run.suite, list(_flat(kept))
 
 

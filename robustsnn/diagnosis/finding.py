@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from robustsnn.records.schema import Condition
 
 #: `invalid`: the number should not be quoted; `caution`: it needs a footnote; `note`: good to know.
 Severity = Literal["invalid", "caution", "note"]
@@ -13,16 +16,22 @@ Severity = Literal["invalid", "caution", "note"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one diagnostic measured.
+    """What one diagnostic measured; a flag is a finding that is flagged.
 
     Args:
         id: `D1` to `D14`, `I1` to `I6`, or `AA` for a flag of AutoAttack only.
-        slug: As `results.csv` names it where it is flagged.
+        slug: The name that `results.csv` gives it where it is flagged.
         flagged: Whether it speaks against the number.
-        severity: How much, if it does.
+        severity: How much it speaks against the number, if it does.
         sentence: What it means, for readers.
         evidence: The number behind it; NaN where nothing could be measured.
         details: More numbers, ready for JSON.
+        rows: The conditions that it concerns; none for all. One with an empty attack stands for
+            every attack of that norm and size.
+
+    Examples:
+        >>> Finding("D10", "ties", True, "caution", "Two classes tie.", 0.25).as_flag()["flag"]
+        'ties'
     """
 
     id: str
@@ -32,9 +41,38 @@ class Finding:
     sentence: str
     evidence: float
     details: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Condition, ...] = ()
 
-    def row(self) -> dict[str, Any]:
-        """As it stands in `manifest.json`: JSON knows no NaN."""
+    def about(self, *rows: Condition) -> Finding:
+        """The same finding about those rows."""
+        return dataclasses.replace(self, rows=rows)
+
+    def as_check(self) -> dict[str, Any]:
+        """A row of the manifest's `preflight`."""
+        return {
+            "check": self.slug,
+            "passed": not self.flagged,
+            "evidence": self.evidence,
+            "sentence": self.sentence,
+            "id": self.id,
+            "details": dict(self.details),
+        }
+
+    def as_flag(self) -> dict[str, Any]:
+        """A row of the manifest's `flags`."""
+        return {
+            "flag": self.slug,
+            "severity": self.severity,
+            "sentence": self.sentence,
+            "evidence": plain(self.evidence),
+            "rows": [list(key) for key in self.rows],
+            "id": self.id,
+            "details": plain(dict(self.details)),
+        }
+
+    def as_measure(self) -> dict[str, Any]:
+        """A row of the manifest's `probe` and `diagnostics`, flagged or not."""
+        size = {"norm": self.rows[0].norm, "epsilon": self.rows[0].epsilon} if self.rows else {}
         return {
             "id": self.id,
             "slug": self.slug,
@@ -43,11 +81,50 @@ class Finding:
             "sentence": self.sentence,
             "evidence": plain(self.evidence),
             "details": plain(dict(self.details)),
+            **size,
         }
 
 
+#: Checks that a number survives with a footnote.
+CAUTIONS = ("ties", "neuron-modes")
+
+
+def of_check(row: Mapping[str, Any]) -> Finding:
+    """The finding that a row of the manifest's `preflight` holds."""
+    slug = str(row["check"])
+    return Finding(
+        id=str(row.get("id") or ""),
+        slug=slug,
+        flagged=not row["passed"],
+        severity="caution" if slug in CAUTIONS else "invalid",
+        sentence=str(row["sentence"]),
+        evidence=float(row["evidence"]),
+        details=row.get("details") or {},
+    )
+
+
+def of_measure(row: Mapping[str, Any]) -> Finding:
+    """The finding that a row of the manifest's `probe` holds, about its norm and size."""
+    evidence = row["evidence"]
+    return Finding(
+        id=str(row["id"]),
+        slug=str(row["slug"]),
+        flagged=bool(row["flagged"]),
+        severity=row["severity"],
+        sentence=str(row["sentence"]),
+        evidence=float("nan") if evidence is None else float(evidence),
+        details=row["details"],
+        rows=(Condition("", str(row["norm"]), str(row["epsilon"])),),
+    )
+
+
 def plain(value: Any) -> Any:
-    """Numbers to six digits and containers of JSON; None for what is not finite."""
+    """Numbers to six digits and containers of JSON; None for what is not finite.
+
+    Examples:
+        >>> plain({"share": 1 / 3, "none": float("nan")})
+        {'share': 0.333333, 'none': None}
+    """
     if isinstance(value, bool) or value is None or isinstance(value, str | int):
         return value
     if isinstance(value, Mapping):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
-from robustsnn.diagnosis.finding import Finding, plain
+from robustsnn.diagnosis.finding import Finding, Severity
 from robustsnn.diagnosis.stages import Stage
 from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
 
@@ -20,142 +20,105 @@ MOST_ZERO_GRADIENTS = 0.05
 MARGIN = 0.005
 #: L-inf size at which an attack that works leaves nothing.
 LARGE = 32 / 255
-#: Checks that a number survives with a footnote.
-CAUTIONS = ("ties", "neuron-modes")
 #: What concerns attacks by one gradient only, and a number that stands on several less.
 OF_ONE = ("zero-gradient", "nonfinite-gradient", "gradient-fidelity")
 
 
-@dataclass(frozen=True)
-class Flag:
-    """What speaks against a number.
-
-    Args:
-        flag: Its slug.
-        severity: `invalid`: the number should not be quoted; `caution`: it needs a footnote.
-        sentence: For readers.
-        evidence: The number behind it.
-        rows: The (attack, norm, epsilon) it concerns, none for all.
-        id: Of the diagnostic: `D1` to `D14`, `I1` to `I6`, or `AA`.
-        details: More numbers, ready for JSON.
-    """
-
-    flag: str
-    severity: str
-    sentence: str
-    evidence: float
-    rows: tuple[Condition, ...] = field(default=())
-    id: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def row(self) -> dict[str, Any]:
-        """As it stands in `manifest.json`."""
-        found = asdict(self)
-        found["rows"] = [list(key) for key in self.rows]
-        found["evidence"] = plain(self.evidence)
-        found["details"] = plain(dict(self.details))
-        return found
-
-
-def diagnose(
+def flags_of(
     records: pd.DataFrame,
     results: pd.DataFrame,
     kinds: Mapping[str, str],
     classes: int,
-    preflight: Sequence[Mapping[str, Any]] = (),
+    checks: Sequence[Finding] = (),
     stochastic: bool = False,
     cascade: bool = False,
     stages: Sequence[Stage] = (),
-    findings: Sequence[tuple[Condition | None, Finding]] = (),
+    findings: Sequence[Finding] = (),
     draws: int = 1,
-) -> list[Flag]:
+) -> list[Finding]:
     """Every flag of one run.
 
     Args:
-        records: One row per image and threat.
-        results: Their summary, one row per threat.
+        records: One row per image and condition; in a cascade, those that an attack made itself.
+        results: Their summary, one row per condition.
         kinds: The kind of each attack by its slug: `noise`, `fixed-epsilon`, `transfer`, ...
-        classes: Number of classes; chance is one over it.
-        preflight: The checks made before.
+        classes: The number of classes; chance is one over it.
+        checks: The findings of the preflight.
         stochastic: Whether the network draws.
         cascade: Whether each attack saw only what the ones before it left: its accuracy then
-            includes what they broke, and says nothing of whether it is the stronger one.
+            includes what they broke, and does not say whether it is the stronger one.
         stages: What the attacks were, as far as it is known.
-        findings: Of the probe and of the stages, with the row that each is about: None for all,
-            an empty attack for all of that norm and size.
-        draws: What the attacks average a stochastic network over.
+        findings: What the probe and the stages say, about the rows that each names.
+        draws: The draws that the attacks average a stochastic network over.
     """
     several = len({s.estimator for s in stages if s.white}) > 1
-    flags = []
-    for check in preflight:
-        if not check["passed"]:
-            slug = str(check["check"])
-            flags.append(
-                Flag(
-                    slug,
-                    "caution" if slug in CAUTIONS or (several and slug in OF_ONE) else "invalid",
-                    str(check["sentence"]),
-                    float(check["evidence"]),
-                    id=str(check.get("id") or ""),
-                    details=check.get("details") or {},
-                )
-            )
+    flags = [_of_check(check, several) for check in checks]
     if stochastic and draws == 1:
         flags.append(_not_averaged())
-    for about, finding in findings:
-        if finding.flagged and finding.severity != "note":
-            flags.append(_flag(finding, _rows_about(about, results), several))
+    for finding in findings:
+        if finding.severity != "note":
+            flags.append(_of_measure(finding.about(*_rows_about(finding, results)), several))
     attacks = results[~results["attack"].isin([CLEAN, WORST_CASE])]
     flags += _per_attack(records, stages, cascade)
     if not cascade:
         flags += _sanity_order(attacks, kinds)
     flags += _curve(attacks, kinds, classes)
-    return flags
+    return [flag for flag in flags if flag.flagged]
 
 
-def _not_averaged() -> Flag:
-    return Flag(
+def _not_averaged() -> Finding:
+    return Finding(
+        "D8",
         "stochastic",
+        True,
         "caution",
         "The network draws at every pass and the attacks do not average over draws: a stronger "
         "attack would.",
         1.0,
-        id="D8",
     )
 
 
-def _flag(finding: Finding, rows: tuple[Condition, ...], several: bool) -> Flag:
-    severity = finding.severity
-    if finding.slug in OF_ONE and not several:
-        # Where nothing but this gradient was followed, its fault is that of the number.
-        severity = "invalid"
-    return Flag(
-        finding.slug,
-        severity,
-        finding.sentence,
-        finding.evidence,
-        rows,
-        finding.id,
-        finding.details,
-    )
+def _of_check(check: Finding, several: bool) -> Finding:
+    """A check about one gradient: where others are followed too, it needs a footnote only."""
+    footnote = several and check.slug in OF_ONE
+    return dataclasses.replace(check, severity="caution") if footnote else check
 
 
-def _rows_about(about: Condition | None, results: pd.DataFrame) -> tuple[Condition, ...]:
-    if about is None or about[0]:
-        return () if about is None else (about,)
-    return tuple(key for key in _keys(results) if key[1:] == about[1:])
+def _of_measure(finding: Finding, several: bool) -> Finding:
+    """A finding about one gradient: where no other is followed, its fault is the number's."""
+    alone = not several and finding.slug in OF_ONE
+    return dataclasses.replace(finding, severity="invalid") if alone else finding
 
 
-def by_row(flags: Sequence[Flag], results: pd.DataFrame) -> dict[Condition, list[str]]:
+def _flag(
+    id: str,
+    slug: str,
+    severity: Severity,
+    sentence: str,
+    evidence: float,
+    rows: tuple[Condition, ...],
+) -> Finding:
+    return Finding(id, slug, True, severity, sentence, evidence, rows=rows)
+
+
+def _rows_about(finding: Finding, results: pd.DataFrame) -> tuple[Condition, ...]:
+    """The rows of `results.csv` that a finding is about; none for all of them."""
+    if not finding.rows or finding.rows[0].attack:
+        return finding.rows
+    (about,) = finding.rows
+    return tuple(key for key in _conditions(results) if key[1:] == about[1:])
+
+
+def by_row(flags: Sequence[Finding], results: pd.DataFrame) -> dict[Condition, list[str]]:
     """The slugs that stand in each row of `results.csv`."""
     found: dict[Condition, list[str]] = {}
-    for key in _keys(results):
-        about = [f.flag for f in flags if not f.rows or key in f.rows]
+    for key in _conditions(results):
+        about = [f.slug for f in flags if not f.rows or key in f.rows]
         found[key] = list(dict.fromkeys(about))
     return found
 
 
-def _keys(frame: pd.DataFrame) -> list[Condition]:
+def _conditions(frame: pd.DataFrame) -> list[Condition]:
     columns = (frame["attack"], frame["norm"], frame["epsilon"])
     return [Condition(str(a), str(n), str(e)) for a, n, e in zip(*columns, strict=True)]
 
@@ -165,12 +128,12 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _title(key: Condition) -> str:
-    return f"{formats.attack(key[0])} at {formats.threat(key[1], key[2])}"
+    return f"{wording.attack(key[0])} at {wording.threat(key[1], key[2])}"
 
 
 def _per_attack(
     records: pd.DataFrame, stages: Sequence[Stage] = (), cascade: bool = False
-) -> list[Flag]:
+) -> list[Finding]:
     flags = []
     groups = list(records.groupby(["attack", "norm", "epsilon"], sort=False))
     still = {_key(group): _zero_rate(rows) for group, rows in groups}
@@ -180,52 +143,52 @@ def _per_attack(
         zero = still[key]
         if zero is not None and zero > MOST_ZERO_GRADIENTS and severity:
             flags.append(
-                Flag(
+                _flag(
+                    "D1",
                     "zero-gradient",
                     severity,
                     f"{_title(key)}: {zero:.1%} of the gradients were all zero, so the attack "
                     "stood still; use another estimator.",
                     zero,
                     (key,),
-                    "D1",
                 )
             )
         bad = int(rows["nonfinite_grad"].sum())
         if bad:
             flags.append(
-                Flag(
+                _flag(
+                    "D1",
                     "nonfinite-gradient",
                     severity or "caution",
                     f"{_title(key)}: {bad} gradients held NaN or infinity, taken as zero there.",
                     float(bad),
                     (key,),
-                    "D1",
                 )
             )
         left = int(rows["projected"].sum())
         if left:
             flags.append(
-                Flag(
+                _flag(
+                    "D14",
                     "projected",
                     "caution",
-                    f"{_title(key)}: {formats.count(left, 'proposal')} lay outside the ball or the "
+                    f"{_title(key)}: {wording.count(left, 'proposal')} lay outside the ball or the "
                     "pixel range and were projected before they were judged.",
                     float(left),
                     (key,),
-                    "D14",
                 )
             )
         silent = int((rows["prediction"] < 0).sum())
         if silent:
             flags.append(
-                Flag(
+                _flag(
+                    "D10",
                     "nonfinite-logits",
                     "caution",
-                    f"{_title(key)}: the logits of {formats.count(silent, 'image')} were not "
+                    f"{_title(key)}: the logits of {wording.count(silent, 'image')} were not "
                     "finite, counted as wrong.",
                     float(silent),
                     (key,),
-                    "D10",
                 )
             )
     return flags
@@ -244,18 +207,18 @@ def _zero_rate(rows: pd.DataFrame) -> float | None:
 
 def _of_several(
     key: Condition, still: Mapping[Condition, float | None], stages: Sequence[Stage], cascade: bool
-) -> str | None:
+) -> Severity | None:
     """How much it matters that an attack's gradient fails, where others of its size move.
 
     In a cascade only that of the network's own derivative is worth a flag then.
     """
-    about = {stage.key: stage for stage in stages}
+    about = {stage.condition: stage for stage in stages}
     stage = about.get(key)
     moving = [
         k
         for k, other in about.items()
         if stage is not None
-        and other.line == stage.line
+        and other.size == stage.size
         and other.white
         and (zero := still.get(k)) is not None
         and zero <= MOST_ZERO_GRADIENTS
@@ -266,7 +229,7 @@ def _of_several(
     return None if cascade and not stage.own else "caution"
 
 
-def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Flag]:
+def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Finding]:
     """Noise must not beat one step, one step not many, black box not white box."""
 
     def steps(row: Mapping[str, Any]) -> int:
@@ -319,21 +282,21 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Flag]
                         ours = Condition(str(strong["attack"]), str(norm), str(epsilon))
                         theirs = Condition(str(weak["attack"]), str(norm), str(epsilon))
                         flags.append(
-                            Flag(
+                            _flag(
+                                "D7" if slug == "black-box-beats-white-box" else "D6",
                                 slug,
                                 "invalid",
-                                f"{_title(theirs)} leaves {formats.percent(weak['accuracy'])}, "
-                                f"{formats.attack(ours[0])} {formats.percent(strong['accuracy'])}: "
+                                f"{_title(theirs)} leaves {wording.percent(weak['accuracy'])}, "
+                                f"{wording.attack(ours[0])} {wording.percent(strong['accuracy'])}: "
                                 f"{meaning}, a sign of masked gradients.",
                                 gap,
                                 (ours,),
-                                "D7" if slug == "black-box-beats-white-box" else "D6",
                             )
                         )
     return flags
 
 
-def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> list[Flag]:
+def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> list[Finding]:
     flags = []
     for (attack, norm), some in attacks.groupby(["attack", "norm"], sort=False):
         if some["epsilon"].nunique() < 3 or kinds.get(str(attack)) == "noise":
@@ -349,14 +312,14 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
         if rises:
             largest, key = max(rises)
             flags.append(
-                Flag(
+                _flag(
+                    "D6",
                     "curve-not-monotone",
                     "invalid",
                     f"{_title(key)} leaves {100 * largest:.1f} points more than the next smaller "
                     "size: the attack does not find what is in its ball.",
                     largest,
                     tuple(key for _, key in rises),
-                    "D6",
                 )
             )
         last = rows[-1]
@@ -368,14 +331,14 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
                 else "the curve ends before it says whether the attack works; add larger sizes"
             )
             flags.append(
-                Flag(
+                _flag(
+                    "D6",
                     "curve-above-chance",
                     "invalid" if large else "caution",
-                    f"{_title(keys[-1])} still leaves {formats.percent(last['accuracy'])}, above "
-                    f"chance ({formats.percent(1 / classes)}): {meaning}.",
+                    f"{_title(keys[-1])} still leaves {wording.percent(last['accuracy'])}, above "
+                    f"chance ({wording.percent(1 / classes)}): {meaning}.",
                     float(last["accuracy"]),
                     (keys[-1],),
-                    "D6",
                 )
             )
     return flags

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
-from robustsnn.diagnosis.stages import FEW_CLASSES, Stage, _images, _rows_of
+from robustsnn.diagnosis.stages import FEW_CLASSES, Stage, images_of, rows_of
 from robustsnn.records.schema import Size
 from robustsnn.records.summary import broken_by, right_when_clean
 
@@ -22,19 +22,19 @@ def ledger(records: pd.DataFrame, stages: Sequence[Stage]) -> list[dict[str, Any
         records: Of the run; in a cascade, only rows that a stage made itself.
         stages: Its stages.
     """
-    images = _images(records)
+    images = images_of(records)
     broken = broken_by(records)
     left: dict[Size, set[int]] = {}
     clean = right_when_clean(records)
     rows = []
     for stage in stages:
-        own = _rows_of(records, stage)
+        own = rows_of(records, stage)
         attacked = own[(own["forward_passes"] + own["backward_passes"]) > 0]
-        before = left.get(stage.line, clean)
-        left[stage.line] = before - broken.get(stage.key, set())
+        before = left.get(stage.size, clean)
+        left[stage.size] = before - broken.get(stage.condition, set())
         seconds = float(own["seconds"].sum())
         backward = int(own["backward_passes"].sum())
-        survive = len(left[stage.line])
+        survive = len(left[stage.size])
         rows.append(
             {
                 "attack": stage.attack,
@@ -89,7 +89,7 @@ def few_classes(classes: int, left_out: Sequence[str]) -> Finding:
         left_out: Labels of the attacks that were left out for it, among others.
     """
     which = "dlr, targeted or not," if classes < FEW_CLASSES else "targeted dlr"
-    said = f" Left out: {formats.listing(list(left_out))}." if left_out else ""
+    said = f" Left out: {wording.listing(list(left_out))}." if left_out else ""
     return Finding(
         "AA",
         "few-classes",

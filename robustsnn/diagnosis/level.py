@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robustsnn.common import wording as formats
-from robustsnn.diagnosis.flags import Flag
+from robustsnn.common import wording
+from robustsnn.diagnosis.finding import Finding
 
-Level = Literal["A", "B", "C"]
+Grade = Literal["A", "B", "C"]
 
 TITLES: dict[str, str] = {"A": "no flag", "B": "upper bound", "C": "not reliable"}
 #: The reason that is no flag: a suite that is not a full one.
@@ -17,7 +17,7 @@ SUITE = "suite"
 
 
 @dataclass(frozen=True)
-class Rule:
+class Criterion:
     """What a flag does to the level of a number, and what to do about it.
 
     Args:
@@ -32,15 +32,15 @@ class Rule:
 
     id: str
     flags: tuple[str, ...]
-    invalid: Level
-    caution: Level
+    invalid: Grade
+    caution: Grade
     next: str
     overestimates: bool = True
 
 
 #: The most serious first: of several reasons of one level the first says what to do next.
-RULES = (
-    Rule(
+CRITERIA = (
+    Criterion(
         "D9",
         ("repeatable", "alone-as-in-batch", "attack-mode", "state-leak", "batch-statistics"),
         "C",
@@ -49,7 +49,7 @@ RULES = (
         "was attacked is not what was judged.",
         overestimates=False,
     ),
-    Rule(
+    Criterion(
         "D8",
         ("randomised",),
         "C",
@@ -58,7 +58,7 @@ RULES = (
         "again.",
         overestimates=False,
     ),
-    Rule(
+    Criterion(
         "I5",
         ("attack-does-not-transfer",),
         "C",
@@ -66,7 +66,7 @@ RULES = (
         "Make the network say the same whether or not a gradient is asked for, then run again.",
         overestimates=False,
     ),
-    Rule(
+    Criterion(
         "D1",
         ("no-gradient",),
         "C",
@@ -74,14 +74,14 @@ RULES = (
         "Make a gradient exist (a surrogate that evaluation mode keeps, spiking layers that "
         "estimators can reach) and run again: until then only a search by score has tried.",
     ),
-    Rule(
+    Criterion(
         "D8",
         ("stochastic", "too-few-draws"),
         "C",
         "C",
         "Average gradients over more draws (`draws=20` behind the estimator) and run again.",
     ),
-    Rule(
+    Criterion(
         "D6",
         (
             "noise-beats-suite",
@@ -96,7 +96,7 @@ RULES = (
         "Do not quote the number: find out why the attacks fail, by another estimator, loss or "
         "search, and run again.",
     ),
-    Rule(
+    Criterion(
         "D4",
         ("gradient-fidelity",),
         "C",
@@ -105,7 +105,7 @@ RULES = (
         "searches, standard or plus, and look for a part that is differentiated as another "
         "function.",
     ),
-    Rule(
+    Criterion(
         "D3",
         ("surrogate-gap",),
         "C",
@@ -113,7 +113,7 @@ RULES = (
         "Do not quote any attack by its own derivative for this network: quote a suite of several "
         "derivatives, such as plus.",
     ),
-    Rule(
+    Criterion(
         "D1",
         ("zero-gradient", "nonfinite-gradient"),
         "C",
@@ -121,49 +121,49 @@ RULES = (
         "Do not quote any attack by this gradient: quote a suite of several derivatives and "
         "losses, such as standard.",
     ),
-    Rule(
+    Criterion(
         "D8",
         ("gradient-draws",),
         "C",
         "B",
         "Trust searches by score over gradients here, or remove what draws: run the suite plus.",
     ),
-    Rule(
+    Criterion(
         "AA",
         ("dynamic",),
         "C",
         "C",
         "Attack the network through the steps of its inner optimisation: no suite here does.",
     ),
-    Rule(
+    Criterion(
         "D10",
         ("logits",),
         "C",
         "C",
         "Return logits in place of probabilities and run again: a softmax hides gradients.",
     ),
-    Rule(
+    Criterion(
         "D7",
         ("black-box-finds-more", "black-box-beats-white-box"),
         "B",
         "B",
         "Run the suite plus: searches without gradients still find what gradients miss.",
     ),
-    Rule(
+    Criterion(
         "D5",
         ("not-converged",),
         "B",
         "B",
         "Run the suite plus: with more steps and restarts the number may fall further.",
     ),
-    Rule(
+    Criterion(
         "D2",
         ("out-of-support",),
         "B",
         "B",
         "Quote a suite of several derivatives: attacks by its own surrogate see little of it.",
     ),
-    Rule(
+    Criterion(
         "D9",
         ("neuron-modes",),
         "B",
@@ -171,28 +171,28 @@ RULES = (
         "Find out why neurons spike otherwise in training mode, and give gradients of the network "
         "that is evaluated.",
     ),
-    Rule(
+    Criterion(
         "D10",
         ("ties", "saturated"),
         "B",
         "B",
         "Quote the worst case, which counts a tie as an error, of a suite that follows margins.",
     ),
-    Rule(
+    Criterion(
         "D12",
         ("vanishing-through-layers", "underflow"),
         "B",
         "B",
         "Run again in float64, or scale the network up: float32 loses its gradient on the way.",
     ),
-    Rule(
+    Criterion(
         "I2",
         ("unstable-predictions",),
         "B",
         "B",
         "Trust searches by score over gradients here: run the suite plus.",
     ),
-    Rule(
+    Criterion(
         "I6",
         ("unconstrained-failure",),
         "B",
@@ -201,7 +201,9 @@ RULES = (
     ),
 )
 
-_OTHER = Rule("", (), "C", "B", "Read the flag, mend its cause and run again.", overestimates=False)
+_OTHER = Criterion(
+    "", (), "C", "B", "Read the flag, mend its cause and run again.", overestimates=False
+)
 
 
 @dataclass(frozen=True)
@@ -210,13 +212,13 @@ class Reason:
 
     id: str
     flag: str
-    level: Level
+    level: Grade
     sentence: str
     next: str
 
 
 @dataclass(frozen=True)
-class Reliability:
+class Level:
     """The level of a run's numbers.
 
     Args:
@@ -226,7 +228,7 @@ class Reliability:
         reasons: All of them, the most serious first.
     """
 
-    level: Level
+    level: Grade
     sentence: str
     next: str
     reasons: tuple[Reason, ...]
@@ -242,10 +244,10 @@ class Reliability:
         }
 
 
-def reliability(
-    flags: Sequence[Flag], missing: Sequence[str], left: int, full: str = "standard"
-) -> Reliability:
-    """The level of a run's numbers, by `RULES`.
+def level_of(
+    flags: Sequence[Finding], missing: Sequence[str], left: int, full: str = "standard"
+) -> Level:
+    """The level of a run's numbers, by `CRITERIA`.
 
     Args:
         flags: Of the run.
@@ -255,13 +257,13 @@ def reliability(
     """
     found: dict[str, tuple[int, Reason]] = {}
     for flag in flags:
-        place, rule = rule_of(flag.flag)
-        level = rule.invalid if flag.severity == "invalid" else rule.caution
-        if level == "C" and rule.overestimates and left == 0:
+        place, criterion = criterion_of(flag.slug)
+        level = criterion.invalid if flag.severity == "invalid" else criterion.caution
+        if level == "C" and criterion.overestimates and left == 0:
             level = "B"
-        reason = Reason(rule.id or flag.id, flag.flag, level, flag.sentence, rule.next)
-        if flag.flag not in found or level > found[flag.flag][1].level:
-            found[flag.flag] = (place, reason)
+        reason = Reason(criterion.id or flag.id, flag.slug, level, flag.sentence, criterion.next)
+        if flag.slug not in found or level > found[flag.slug][1].level:
+            found[flag.slug] = (place, reason)
     if missing:
         # What is missing is to be run before anything more.
         found[SUITE] = (
@@ -270,14 +272,14 @@ def reliability(
                 SUITE,
                 "upper-bound",
                 "B",
-                f"The suite lacks {formats.listing(list(missing))}.",
+                f"The suite lacks {wording.listing(list(missing))}.",
                 f"Run the suite {full}: a stronger attack can only lower this upper bound.",
             ),
         )
     ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))
     reasons = tuple(reason for _, reason in ranked)
     if not reasons:
-        return Reliability(
+        return Level(
             "A",
             "A, no flag: no diagnostic speaks against the number, which stays an upper bound.",
             "Quote it with its interval and the name and version of the suite.",
@@ -286,8 +288,8 @@ def reliability(
     first = reasons[0]
     more = len(reasons) - 1
     are = "is" if more == 1 else "are"
-    others = f" There {are} {formats.count(more, 'more reason')}." if more else ""
-    return Reliability(
+    others = f" There {are} {wording.count(more, 'more reason')}." if more else ""
+    return Level(
         first.level,
         f"{first.level}, {TITLES[first.level]}: {first.sentence}{others}",
         first.next,
@@ -295,9 +297,9 @@ def reliability(
     )
 
 
-def rule_of(slug: str) -> tuple[int, Rule]:
+def criterion_of(slug: str) -> tuple[int, Criterion]:
     """The rule for a flag and its place; one that no rule names counts by its severity."""
-    for place, rule in enumerate(RULES):
-        if slug in rule.flags:
-            return place, rule
-    return len(RULES), _OTHER
+    for place, criterion in enumerate(CRITERIA):
+        if slug in criterion.flags:
+            return place, criterion
+    return len(CRITERIA), _OTHER

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.adversary.victim import Victim
+from robustsnn.diagnosis.finding import CAUTIONS, Finding, Severity
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import finite_logits, margin, score
 from robustsnn.snn.neuron import FixedDropout
@@ -29,24 +29,17 @@ RUNS, APART = 5, 1e-4
 INNER, DEFINED = ("grad", "backward", "_make_grads"), Path(torch.__file__).parent / "autograd"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check: its outcome, the number behind it, and what it means in a sentence.
-
-    `id` is that of the diagnostic it belongs to, `D1` to `D14`, or `AA` for one of AutoAttack's
-    flags only; `details` are more numbers.
-    """
-
-    check: str
-    passed: bool
-    evidence: float
-    sentence: str
-    id: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def row(self) -> dict[str, Any]:
-        """As it stands in `manifest.json`."""
-        return asdict(self)
+def _check(
+    slug: str,
+    passed: bool,
+    evidence: float,
+    sentence: str,
+    id: str = "",
+    details: Mapping[str, Any] | None = None,
+) -> Finding:
+    """One check as a finding, flagged where the network does not pass."""
+    severity: Severity = "caution" if slug in CAUTIONS else "invalid"
+    return Finding(id, slug, not passed, severity, sentence, evidence, details or {})
 
 
 def preflight(
@@ -56,7 +49,7 @@ def preflight(
     image_ids: Sequence[int],
     micro_batch: int,
     seed: int = 0,
-) -> list[Check]:
+) -> list[Finding]:
     """Run every check on a network; `images` are few and clean.
 
     Args:
@@ -95,7 +88,7 @@ def _repeatable(
     micro_batch: int,
     seed: int,
     logits: Tensor,
-) -> Check:
+) -> Finding:
     again = score(network, images, ids, micro_batch, seed)
     differing = float((again != logits).any(1).double().mean())
     if getattr(network, "stochastic", False):
@@ -104,12 +97,12 @@ def _repeatable(
         said = "Two passes of the same images "
     passed = differing == 0
     verdict = "agree." if passed else f"differ on {differing:.1%} of images: state or draws leak."
-    return Check("repeatable", passed, differing, said + verdict, "D9")
+    return _check("repeatable", passed, differing, said + verdict, "D9")
 
 
 def _alone(
     network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
-) -> Check:
+) -> Finding:
     # In float64 a different shape moves no membrane across its threshold; in float32 it may.
     some, few = images[:ALONE].double(), list(ids[:ALONE])
     try:
@@ -131,7 +124,7 @@ def _alone(
         passed = largest == 0
     verdict = "are those of the image in a batch." if passed else "depend on its batch."
     said = f"The logits of an image alone {verdict}"
-    return Check("alone-as-in-batch", passed, largest, said, "D9")
+    return _check("alone-as-in-batch", passed, largest, said, "D9")
 
 
 def _same_every_time(
@@ -142,7 +135,7 @@ def _same_every_time(
     seed: int,
     labels: Tensor,
     logits: Tensor,
-) -> Check:
+) -> Finding:
     """AutoAttack's check for randomness, where it differs from `repeatable`: five passes."""
     runs = [logits]
     runs += [score(network, images, ids, micro_batch, seed) for _ in range(RUNS - 1)]
@@ -160,14 +153,14 @@ def _same_every_time(
         else f"get {min(right)} to {max(right)} of {len(labels)} images right, their normalised "
         f"logits up to {apart:.2g} apart: declare the draws (`stochastic`, `keys`) or drop them."
     )
-    return Check(
+    return _check(
         "randomised", passed, apart, f"{RUNS} passes {verdict}", "D8", {"right": sorted(right)}
     )
 
 
 def _leaves_nothing(
     network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
-) -> Check:
+) -> Finding:
     """Whether other images leave a trace in the logits of these, or in the network's buffers."""
     few, some = images[:ALONE], list(ids[:ALONE])
     others = images[-ALONE:].flip(0)
@@ -190,12 +183,12 @@ def _leaves_nothing(
         if differing
         else f"change what the network keeps ({', '.join(changed[:3])}): reset all state."
     )
-    return Check(
+    return _check(
         "state-leak", passed, differing, f"Images seen before {verdict}", "D9", {"changed": changed}
     )
 
 
-def _no_batch_statistics(network: nn.Module) -> Check:
+def _no_batch_statistics(network: nn.Module) -> Finding:
     """Whether a normalisation takes its mean from the batch at hand."""
     kinds = (nn.modules.batchnorm._BatchNorm,)
     found = [
@@ -208,7 +201,7 @@ def _no_batch_statistics(network: nn.Module) -> Check:
         if found
         else "takes no statistics from the batch."
     )
-    return Check("batch-statistics", not found, float(len(found)), f"The network {verdict}", "D9")
+    return _check("batch-statistics", not found, float(len(found)), f"The network {verdict}", "D9")
 
 
 def _modes_agree(
@@ -218,7 +211,7 @@ def _modes_agree(
     micro_batch: int,
     seed: int,
     logits: Tensor,
-) -> Check:
+) -> Finding:
     """Whether neurons in training mode, which some libraries differentiate in, spike alike."""
     network = copy.deepcopy(network)
     neurons = [module for module in network.modules() if _is_neuron(module)]
@@ -232,7 +225,7 @@ def _modes_agree(
         else f"predict otherwise on {differing:.1%} of images than in evaluation mode: gradients "
         "taken there are of another network."
     )
-    return Check(
+    return _check(
         "neuron-modes",
         differing == 0,
         differing,
@@ -251,7 +244,7 @@ def _is_neuron(module: nn.Module) -> bool:
 
 def _no_inner_optimisation(
     network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
-) -> Check:
+) -> Finding:
     """AutoAttack's check for a defence that optimises while it predicts."""
     with _calls_seen() as seen:
         score(network, images[:2], ids[:2], min(2, micro_batch), seed)
@@ -261,7 +254,7 @@ def _no_inner_optimisation(
         if seen
         else "takes no gradient while it predicts."
     )
-    return Check("dynamic", not seen, float(len(seen)), f"The network {verdict}", "AA")
+    return _check("dynamic", not seen, float(len(seen)), f"The network {verdict}", "AA")
 
 
 @contextmanager
@@ -293,10 +286,10 @@ def _under_attack(
     micro_batch: int,
     seed: int,
     logits: Tensor,
-) -> Check:
+) -> Finding:
     training = any(module.training for module in network.modules())
     if getattr(network, "stochastic", False):
-        return Check(
+        return _check(
             "attack-mode",
             not training,
             float(training),
@@ -312,7 +305,7 @@ def _under_attack(
         else f"other classes on {differing:.1%} of images than when it is evaluated."
     )
     said = f"Under attack the network predicts {verdict}"
-    return Check("attack-mode", passed, differing, said, "D9")
+    return _check("attack-mode", passed, differing, said, "D9")
 
 
 def _gradients(
@@ -322,13 +315,13 @@ def _gradients(
     ids: Sequence[int],
     micro_batch: int,
     seed: int,
-) -> list[Check]:
+) -> list[Finding]:
     victim = _victim(network, ids, micro_batch, seed)
     victim.gradient(images, labels)
     zero = float(victim.zero_grad.double().mean())
     bad = float(victim.nonfinite_grad.double().mean())
     return [
-        Check(
+        _check(
             "zero-gradient",
             zero <= MOST_ZERO_GRADIENTS,
             zero,
@@ -336,7 +329,7 @@ def _gradients(
             "images: an attack that follows it cannot move there.",
             "D1",
         ),
-        Check(
+        _check(
             "nonfinite-gradient",
             bad == 0,
             bad,
@@ -346,7 +339,7 @@ def _gradients(
     ]
 
 
-def _not_probabilities(logits: Tensor) -> Check:
+def _not_probabilities(logits: Tensor) -> Finding:
     inside = bool(((logits >= -1e-5) & (logits <= 1 + 1e-5)).all())
     sums = float((logits.double().sum(1) - 1).abs().max())
     looks = inside and sums < 1e-5
@@ -355,13 +348,13 @@ def _not_probabilities(logits: Tensor) -> Check:
         if looks
         else "is logits, not probabilities."
     )
-    return Check("logits", not looks, sums, f"What the network returns {verdict}", "D10")
+    return _check("logits", not looks, sums, f"What the network returns {verdict}", "D10")
 
 
-def _ties(logits: Tensor) -> Check:
+def _ties(logits: Tensor) -> Finding:
     top = logits.topk(2, dim=1).values
     tied = float((top[:, 0] == top[:, 1]).double().mean())
-    return Check(
+    return _check(
         "ties",
         tied <= MOST_TIES,
         tied,
@@ -371,11 +364,11 @@ def _ties(logits: Tensor) -> Check:
     )
 
 
-def _values(logits: Tensor, labels: Tensor) -> Check:
+def _values(logits: Tensor, labels: Tensor) -> Finding:
     """How finely the logits are graded, and how large: a record, no verdict."""
     distinct = int(logits.unique().numel())
     lead = -margin(logits.double(), labels)
-    return Check(
+    return _check(
         "logit-values",
         True,
         float(distinct),

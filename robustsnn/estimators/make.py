@@ -12,32 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from robustsnn.common.content import is_file_name, module_names, object_of, summary, users_object
+from robustsnn.common.content import is_file_name, object_of, users_object
 from robustsnn.common.spec import build, parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
 from robustsnn.estimators.base import Estimator
+from robustsnn.estimators.catalogue import estimator_modules
 from robustsnn.estimators.eot import Average, Eot
 from robustsnn.snn.backward_rule import spiking_layers
 
-#: Modules of this package that are not estimators by themselves.
-MECHANISM = ("base", "eot", "make")
 #: The settings that every estimator takes: averages over draws of a stochastic network.
 _DRAWS = re.compile(r"(?:(?<=^)|(?<=[:,]))\s*(draws|average)\s*=\s*([^,:()]*)")
-
-
-def estimator_names() -> list[str]:
-    """The estimators that ship.
-
-    Examples:
-        >>> "bptt" in estimator_names()
-        True
-    """
-    return sorted(_modules())
-
-
-def estimator_summary(name: str) -> str:
-    """The first line of an estimator's description, read without importing it."""
-    return summary("estimators", _modules()[name])
 
 
 def estimator_class(name: str) -> type[Estimator]:
@@ -49,7 +33,7 @@ def estimator_class(name: str) -> type[Estimator]:
     if is_file_name(name):
         kind: Any = users_object(name, "ESTIMATOR", "estimator")
     else:
-        modules = _modules()
+        modules = estimator_modules()
         if name not in modules:
             raise unknown("gradient estimator", name, modules)
         kind = object_of("estimators", modules[name], "ESTIMATOR")
@@ -130,9 +114,3 @@ def draws_of(estimators: Sequence[str]) -> int:
     """
     found = [value for name in estimators for field, value in _DRAWS.findall(name)]
     return max([1, *(int(value) for value in found if value.strip().isdigit())])
-
-
-def _modules() -> dict[str, str]:
-    return {
-        name: stem for name, stem in module_names("estimators").items() if stem not in MECHANISM
-    }

@@ -92,7 +92,7 @@ class Cascade:
         )
         right = (clean["prediction"] == clean["label"]) & (clean["margin"] < 0)
         self._lines = {
-            task.line: Line(
+            task.size: Line(
                 rows=_settled(clean),
                 alive=right.to_numpy(dtype=bool, copy=True),
                 margin=np.full(len(clean), -np.inf),
@@ -103,18 +103,17 @@ class Cascade:
         self._network = plan.subject.load()
         self._second = plan.substitute.load() if plan.substitute else None
         self._frames = [clean]
-        self._own = [np.ones(len(clean), dtype=bool)]
         self._attacked: list[NDArray[np.int64]] = []
         self._broken: list[NDArray[np.bool_]] = []
 
     def left(self, task: Task) -> int:
         """How many images survive under the threat of a task."""
-        return int(self._lines[task.line].alive.sum())
+        return int(self._lines[task.size].alive.sum())
 
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
         """Positions of the images that a task attacks, pooled over the whole data set."""
         # A ball of radius 0 holds the image alone; there is nothing to look for.
-        alive = np.flatnonzero(self._lines[task.line].alive & (task.threat.radius > 0))
+        alive = np.flatnonzero(self._lines[task.size].alive & (task.threat.radius > 0))
         size = together(self._plan)
         return [alive[i : i + size] for i in range(0, len(alive), size)]
 
@@ -122,7 +121,7 @@ class Cascade:
         """The task with the estimator that it runs with."""
         if task.estimator != BEST:
             return task
-        return dataclasses.replace(task, estimator=best_probe(self._lines[task.line].probes))
+        return dataclasses.replace(task, estimator=best_probe(self._lines[task.size].probes))
 
     def attack(self, task: Task, index: int, batch: int, networks: Networks) -> None:
         """Attack a batch of a resolved task's survivors, and store it.
@@ -155,7 +154,7 @@ class Cascade:
             InputError: Its parts are not there, or of other images.
         """
         plan, task = self._plan, self.resolved(self._plan.tasks[index])
-        line, batches = self._lines[task.line], self.batches(task)
+        line, batches = self._lines[task.size], self.batches(task)
         name = estimator_name(task, self._network, self._second if task.substitute else None)
         rows = line.rows.assign(**labelled(plan, task, name))
         where = np.concatenate([*batches, np.empty(0, dtype=np.int64)]).astype(np.int64)
@@ -182,7 +181,6 @@ class Cascade:
         if task.probe:
             line.probes.append(Probe(task.estimator, margins))
         self._frames.append(rows)
-        self._own.append(np.isin(np.arange(len(rows)), where))
         self._attacked.append(where)
         self._broken.append(~(margins < 0))
 
@@ -190,17 +188,13 @@ class Cascade:
         """One row per image and closed task, clean first."""
         return pd.concat(self._frames, ignore_index=True)
 
-    def own_records(self) -> pd.DataFrame:
-        """Those of them that are no copy of what an earlier task found."""
-        return self.records()[np.concatenate(self._own)]
-
     def examples(self) -> dict[str, NDArray[Any]]:
         """The images to keep, by name; a settled one is that of the entry that broke it."""
         _, found = self._folder.merged([(CLEAN, batch) for batch in self._clean])
         kept = len(found[CLEAN])
         shown = {line: found[CLEAN].copy() for line in self._lines}
         for index, task in enumerate(self._plan.tasks):
-            now = shown[task.line].copy()
+            now = shown[task.size].copy()
             where = self._attacked[index]
             size = together(self._plan)
             for batch in range(-(-int((where < kept).sum()) // size)):
@@ -214,13 +208,13 @@ class Cascade:
                 :kept
             ]
             gone = where[(where < kept) & self._broken[index][where]]
-            shown[task.line][gone] = now[gone]
+            shown[task.size][gone] = now[gone]
         return found
 
     def _start(self, task: Task, where: NDArray[np.int64], images: Tensor) -> Tensor:
         """The proposal of largest margin of each image, the image itself without any."""
         start = images.clone()
-        sources = self._lines[task.line].source[where]
+        sources = self._lines[task.size].source[where]
         for index, batch in np.unique(sources[sources[:, 0] >= 0][:, :2], axis=0).tolist():
             here = np.flatnonzero((sources[:, 0] == index) & (sources[:, 1] == batch))
             found = self._folder.read_images(

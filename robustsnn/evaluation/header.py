@@ -1,4 +1,4 @@
-"""The header of a run: what is evaluated, on what, with which versions, and what was checked."""
+"""The manifest of a run that begins: what is evaluated, on what, with which versions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 
-from robustsnn.evaluation.plan import Plan
+from robustsnn.evaluation.diagnose import stages_of
+from robustsnn.evaluation.plan import Plan, classes_of, kind_of
 from robustsnn.models.subject import recomputing
+from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import RUNNING
 from robustsnn.snn.network import Network
 from robustsnn.snn.neuron import kernel
@@ -32,65 +33,73 @@ PACKAGES = (
 )
 
 
-def as_started(plan: Plan, manifest: Mapping[str, Any]) -> Plan:
+def as_started(plan: Plan, manifest: Manifest) -> Plan:
     """The plan with the settings that its run was started with; they shaped what is on disk."""
-    recompute = manifest.get("recompute")
     subject = plan.subject
-    if recompute != plan.recompute:
-        subject = recomputing(subject, recompute)
+    if manifest.recompute != plan.recompute:
+        subject = recomputing(subject, manifest.recompute)
     return dataclasses.replace(
-        plan, subject=subject, batch_size=int(manifest["batch_size"]), recompute=recompute
+        plan, subject=subject, batch_size=manifest.batch_size, recompute=manifest.recompute
     )
 
 
-def header_of(plan: Plan, command: Sequence[str]) -> dict[str, Any]:
-    """What `manifest.json` says of a run that begins."""
+def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
+    """The manifest of a run that begins.
+
+    Args:
+        plan: The plan that will be carried out.
+        command: How it was asked for.
+    """
     network = plan.subject.load()
     ours = network if isinstance(network, Network) else None
     provenance = plan.subject.meta.get("provenance") or {}
-    sizes = list(dict.fromkeys(task.threat.epsilon for task in plan.tasks))
-    return {
-        "identity": plan.identity,
-        "command": list(command),
-        "versions": versions(),
-        "model": plan.subject.name,
-        "origin": plan.subject.origin,
-        "checkpoint_sha256": plan.subject.sha256,
-        "kind": ours.kind if ours else "",
-        "architecture": ours.config.architecture if ours else type(network).__name__,
-        "time_steps": ours.time_steps if ours else 1,
-        "encoding": ours.config.encoding if ours else "",
-        "method": str(provenance.get("method") or ""),
-        "stochastic": bool(getattr(network, "stochastic", False)),
-        "data": plan.images.name,
-        "data_fingerprint": plan.images.fingerprint,
-        "class_names": list(plan.images.class_names),
-        "samples": len(plan.images),
-        "suite": plan.suite.name,
-        "suite_version": plan.suite.version,
-        "suite_sha256": plan.suite.digest(),
-        "entries": plan.suite.model_dump(mode="json")["entries"],
-        "left_out": list(plan.left_out),
-        "cascade": plan.suite.cascade,
-        "draws": plan.suite.draws,
-        "attack_misclassified": plan.suite.attack_misclassified,
-        "norm": plan.suite.norm,
-        "epsilon": ", ".join(plan.suite.epsilon),
-        "sizes": sizes,
-        "substitute": plan.substitute.name if plan.substitute else None,
-        "substitute_sha256": plan.substitute.sha256 if plan.substitute else None,
-        "seed": plan.seed,
-        "save_images": plan.save_images,
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "device": plan.device,
-        "threads": torch.get_num_threads(),
-        "batch_size": plan.batch_size,
-        "recompute": plan.recompute,
-        "lif_kernel": kernel(plan.device) if ours and ours.kind == "snn" else "",
-        "start": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": 0.0,
-        "status": RUNNING,
-    }
+    sizes = tuple(dict.fromkeys(task.threat.epsilon for task in plan.tasks))
+    return Manifest(
+        identity=plan.identity,
+        command=tuple(command),
+        versions=versions(),
+        model=plan.subject.name,
+        origin=plan.subject.origin,
+        checkpoint_sha256=plan.subject.sha256,
+        kind=ours.kind if ours else "",
+        architecture=ours.config.architecture if ours else type(network).__name__,
+        time_steps=ours.time_steps if ours else 1,
+        encoding=ours.config.encoding if ours else "",
+        method=str(provenance.get("method") or ""),
+        stochastic=bool(getattr(network, "stochastic", False)),
+        spiking=kind_of(network) == "snn",
+        classes=classes_of(network, plan.images, plan.device),
+        data=plan.images.name,
+        data_fingerprint=plan.images.fingerprint,
+        class_names=tuple(plan.images.class_names),
+        samples=len(plan.images),
+        suite=plan.suite.name,
+        suite_version=plan.suite.version,
+        suite_sha256=plan.suite.digest(),
+        entries=plan.suite.model_dump(mode="json")["entries"],
+        left_out=tuple(plan.left_out),
+        estimator=plan.estimator,
+        files=dict(plan.files),
+        stages=tuple(stage.row() for stage in stages_of(plan)),
+        cascade=plan.suite.cascade,
+        draws=plan.suite.draws,
+        attack_misclassified=plan.suite.attack_misclassified,
+        norm=plan.suite.norm,
+        epsilon=", ".join(plan.suite.epsilon),
+        sizes=sizes,
+        substitute=plan.substitute.name if plan.substitute else None,
+        substitute_sha256=plan.substitute.sha256 if plan.substitute else None,
+        seed=plan.seed,
+        save_images=plan.save_images,
+        machine={"processor": platform.machine(), "cores": os.cpu_count()},
+        device=plan.device,
+        threads=torch.get_num_threads(),
+        batch_size=plan.batch_size,
+        recompute=plan.recompute,
+        lif_kernel=kernel(plan.device) if ours and ours.kind == "snn" else "",
+        start=datetime.now(UTC).isoformat(timespec="seconds"),
+        status=RUNNING,
+    )
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.adversary.victim import Victim
+from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.preflight import IMAGES, preflight
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
@@ -66,7 +67,7 @@ def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> i
     return found // (1 + padding(1, 1))
 
 
-def fit_to_memory(plan: Plan) -> tuple[Plan, list[dict[str, Any]]]:
+def fit_to_memory(plan: Plan) -> tuple[Plan, list[Finding]]:
     """The plan at the largest batch size, halved as often as need be, that memory allows."""
     while True:
         try:
@@ -82,7 +83,7 @@ def fit_to_memory(plan: Plan) -> tuple[Plan, list[dict[str, Any]]]:
         plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
 
 
-def _preflight(plan: Plan) -> list[dict[str, Any]]:
+def _preflight(plan: Plan) -> list[Finding]:
     images, labels, ids = inputs_of(plan, slice(0, min(IMAGES, len(plan.images))))
     network = plan.subject.load()
     logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)
@@ -92,6 +93,4 @@ def _preflight(plan: Plan) -> list[dict[str, Any]]:
         second = plan.substitute.load()
         estimator = make_estimator("bptt", second)
         Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)
-    return [
-        check.row() for check in preflight(network, images, labels, ids, plan.batch_size, plan.seed)
-    ]
+    return preflight(network, images, labels, ids, plan.batch_size, plan.seed)

@@ -7,23 +7,27 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.contract import Attack
 from robustsnn.adversary.threat import ThreatModel
+from robustsnn.common.content import digest, files_in
 from robustsnn.common.kinds import BEST, GRADIENT_FREE
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.inputs import check_fit, images_of
-from robustsnn.evaluation.suites import Entry, Suite, load_suite
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.suites import Entry, Suite
 from robustsnn.models.batching import micro_batch_for
 from robustsnn.models.scoring import finite_logits
 from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
+from robustsnn.records.schema import Size
 from robustsnn.snn.backward_rule import spiking_layers
 
 
@@ -45,9 +49,9 @@ class Task:
         return "probe" if self.probe else self.slug
 
     @property
-    def line(self) -> tuple[str, str]:
+    def size(self) -> Size:
         """Norm and epsilon: what a cascade goes along."""
-        return self.threat.norm, self.threat.epsilon
+        return Size(self.threat.norm, self.threat.epsilon)
 
     @property
     def key(self) -> str:
@@ -59,12 +63,15 @@ class Task:
 class Plan:
     """One evaluation, checked and ready to run.
 
-    `left_out` are the labels of what the suite has for other networks only.
+    `left_out` are the labels of what the suite has for other networks only, `estimator` is what
+    took the place of every entry's, and `files` are the paths and digests of the user's own files.
     """
 
     subject: Subject
     images: Images = field(repr=False)
     suite: Suite
+    estimator: str | None
+    files: tuple[tuple[str, str], ...]
     tasks: tuple[Task, ...]
     left_out: tuple[str, ...]
     substitute: Subject | None
@@ -81,82 +88,98 @@ class Plan:
         return Path("runs") / self.identity[:12]
 
 
-def prepare(
-    model: nn.Module | str | Path | Subject,
-    data: Images | tuple[Tensor, Tensor] | str | None = None,
-    suite: Suite | str | Path = "quick",
-    *,
-    norm: str | None = None,
-    epsilon: str | None = None,
-    data_root: Path | None = None,
-    samples: int | None = None,
-    substitute: nn.Module | str | Path | Subject | None = None,
-    weights: Path | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    recompute: int | None = None,
-    save_images: bool = False,
-    name: str | None = None,
-) -> Plan:
-    """Check everything that can be wrong before anything is run or written; see `evaluate`.
+def prepare(request: Request, subject: Subject | None = None, images: Images | None = None) -> Plan:
+    """The plan of a request about one model, everything that can be wrong with it checked.
+
+    Args:
+        request: What is asked for; of several models the plan is about the first.
+        subject: The model, where it is loaded already.
+        images: The images, where they are loaded already.
 
     Raises:
-        InputError: Any of it is wrong.
+        InputError: Something asked for cannot be done.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch size {batch_size}: give at least 1.")
-    if samples is not None and samples < 1:
-        raise InputError(f"cannot take {samples} samples: the number must be at least 1.")
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed {seed}: give a whole number of at least 0 and below 2^63.")
-    check_device(device)
-    suite = suite if isinstance(suite, Suite) else load_suite(suite)
-    suite = suite.at(norm, epsilon)
-    if not isinstance(model, Subject):
-        model = subject_of(model, weights=weights, device=device, name=name)
-    if recompute is not None:
-        model = recomputing(model, recompute)
-    images = images_of(data, model, root=data_root, samples=samples)
-    network = model.load()
-    check_fit(network, model.name, images)
-    meant = entries_for(suite, network, images, device)
+    check_device(request.device)
+    suite = request.chosen
+    subject = subject or subject_for(request, request.models[0])
+    if request.recompute is not None:
+        subject = recomputing(subject, request.recompute)
+    if images is None:
+        images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
+    network = subject.load()
+    check_fit(network, subject.name, images)
+    meant = entries_for(suite, network, images, request.device)
     run_here = {entry.slug for entry in meant}
-    left_out = tuple(e.label for e in suite.entries if e.slug not in run_here)
     if not meant:
         raise InputError(
-            f"the suite {suite.name} has no entry for a network such as {model.name} "
+            f"the suite {suite.name} has no entry for a network such as {subject.name} "
             f"({kind_of(network).upper()}): choose another suite."
         )
     tasks = tasks_of(suite, images, meant)
-    second = _substitute(substitute, model, images, device) if _needs(tasks) else None
+    second = None
+    if any(task.substitute for task in tasks):
+        second = _substitute(request, subject, images)
     crafting = second.load() if second else None
     for task in tasks:
-        if task.estimator == BEST:
-            continue  # one of the probes', which are tasks too
-        estimator_name(task, network, crafting if task.substitute else None)
+        if task.estimator != BEST:  # that is one of the probes', which are tasks too
+            estimator_name(task, network, crafting if task.substitute else None)
+    files = tuple((str(path), digest(path)) for path in _files(suite))
     identity = {
-        "model": model.identity,
+        "model": subject.identity,
         "data": [images.fingerprint, images.name, len(images)],
-        "suite": [suite.name, suite.version, suite.digest(), _files(suite)],
+        # Another content of a user's own file is another suite.
+        "suite": [suite.name, suite.version, suite.digest(), [sha256 for _, sha256 in files]],
         "substitute": second.identity if second else None,
-        "seed": seed,
-        "save_images": save_images,
+        "seed": request.seed,
+        "save_images": request.save_images,
     }
     return Plan(
-        subject=model,
+        subject=subject,
         images=images,
         suite=suite,
+        estimator=request.estimator,
+        files=files,
         tasks=tasks,
-        left_out=left_out,
+        left_out=tuple(e.label for e in suite.entries if e.slug not in run_here),
         substitute=second,
-        seed=seed,
-        device=device,
-        batch_size=micro_batch_for(network) if batch_size is None else batch_size,
-        recompute=recompute,
-        save_images=save_images,
+        seed=request.seed,
+        device=request.device,
+        batch_size=request.batch_size or micro_batch_for(network),
+        recompute=request.recompute,
+        save_images=request.save_images,
         identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
+
+
+def plans_of(request: Request) -> list[Plan]:
+    """A checked plan for each model of a request, all on the images of the first.
+
+    Raises:
+        InputError: Something asked for cannot be done, or a model is named twice.
+    """
+    check_device(request.device)
+    subjects = [subject_for(request, model) for model in request.models]
+    images = images_of(request.images, subjects[0], root=request.data_root, samples=request.samples)
+    plans = [prepare(request, subject, images) for subject in subjects]
+    seen: dict[str, str] = {}
+    for plan in plans:
+        if plan.identity in seen:
+            raise InputError(
+                f"{plan.subject.name} and {seen[plan.identity]} are the same model: name each once."
+            )
+        seen[plan.identity] = plan.subject.name
+    return plans
+
+
+def subject_for(request: Request, model: Any) -> Subject:
+    """A model of a request.
+
+    Raises:
+        InputError: It cannot be found or read.
+    """
+    if isinstance(model, Subject):
+        return model
+    return subject_of(model, weights=request.weights, device=request.device, name=request.name)
 
 
 def check_device(device: str) -> None:
@@ -262,18 +285,13 @@ def classes_of(network: nn.Module, images: Images, device: str) -> int:
     return finite_logits(network, one, images.ids[:1].tolist(), 1, 0).shape[1]
 
 
-def _needs(tasks: Sequence[Task]) -> bool:
-    return any(task.substitute for task in tasks)
-
-
-def _substitute(
-    given: nn.Module | str | Path | Subject | None, subject: Subject, images: Images, device: str
-) -> Subject:
+def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
     named = subject.meta.get("substitute")
-    if isinstance(given, Subject):
+    if request.substitute is not None:
+        given = request.substitute
+        if not isinstance(given, Subject):
+            given = subject_of(given, device=request.device)
         second = given
-    elif given is not None:
-        second = subject_of(given, device=device)
     elif named is None:
         raise InputError(
             f"the suite attacks through a substitute network and {subject.name} names none: add "
@@ -281,7 +299,7 @@ def _substitute(
         )
     else:
         # What a checkpoint says of its substitute comes from a file.
-        second = _named_substitute(named, subject, device)
+        second = _named_substitute(named, subject, request.device)
     check_fit(second.load(), f"the substitute {second.name}", images)
     return second
 
@@ -313,13 +331,7 @@ def follows_gradient(attack: Attack) -> bool:
     return attack.kind not in GRADIENT_FREE and not getattr(attack, "gradient_free", False)
 
 
-def _files(suite: Suite) -> list[str]:
-    """Digests of the user's own attack files: another content is another suite."""
-    found = []
-    for entry in suite.entries:
-        # `transfer:` runs an attack that may be a file too.
-        spec = entry.attack.strip().removeprefix("transfer:").removeprefix("attack=")
-        path = Path(spec.partition(":")[0].strip()).expanduser()
-        if path.suffix == ".py":
-            found.append(hashlib.sha256(path.read_bytes()).hexdigest())
-    return found
+def _files(suite: Suite) -> list[Path]:
+    """The user's own files that a suite runs, in the order of its entries."""
+    named = [path for entry in suite.entries for path in files_in(entry.attack)]
+    return [*named, *dict.fromkeys(p for e in suite.entries for p in files_in(e.estimator))]

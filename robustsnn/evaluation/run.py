@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,23 @@ from torch import Tensor, nn
 
 from robustsnn.common.files import unwritable
 from robustsnn.data.images import Images
-from robustsnn.diagnosis.flags import by_row
+from robustsnn.diagnosis.diagnose import diagnose
 from robustsnn.errors import InputError
-from robustsnn.evaluation.batch import TOGETHER, Networks, batches_of, inputs_of, part_name
+from robustsnn.evaluation.batch import Networks, batches_of, inputs_of, part_name
 from robustsnn.evaluation.cascade import Cascade, attack_survivors
-from robustsnn.evaluation.diagnose import judgement, probed
-from robustsnn.evaluation.header import as_started, header_of, versions
+from robustsnn.evaluation.diagnose import probed
+from robustsnn.evaluation.header import as_started, manifest_of
 from robustsnn.evaluation.judging import attacked_batch, clean_batch
 from robustsnn.evaluation.memory import fit_to_memory
-from robustsnn.evaluation.plan import Plan, Task, check_device, prepare
+from robustsnn.evaluation.plan import Plan, plans_of
+from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
 from robustsnn.records.folder import RunFolder, open_folder
+from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
-from robustsnn.records.summary import summarise
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energy
 from robustsnn.snn.network import Network
-
-__all__ = [
-    "TOGETHER",
-    "Evaluation",
-    "Plan",
-    "Progress",
-    "Task",
-    "check_device",
-    "evaluate",
-    "prepare",
-    "run",
-    "versions",
-]
 
 #: Images whose spikes are counted.
 ACTIVITY_IMAGES = 1000
@@ -64,7 +52,7 @@ class Evaluation:
     """
 
     folder: Path | None
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     records: pd.DataFrame = field(repr=False)
     results: pd.DataFrame
     activity: pd.DataFrame = field(repr=False)
@@ -74,68 +62,41 @@ class Evaluation:
 def evaluate(
     network: nn.Module | str | Path,
     data: Images | tuple[Tensor, Tensor] | str | None = None,
-    suite: Suite | str | Path = "quick",
+    suite: Suite | str | Path | None = None,
     *,
-    norm: str | None = None,
-    epsilon: str | None = None,
-    data_root: Path | None = None,
-    samples: int | None = None,
-    substitute: nn.Module | str | Path | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    recompute: int | None = None,
-    save_images: bool = False,
     output: Path | str | None = None,
-    name: str | None = None,
     progress: Progress | None = None,
+    command: Sequence[str] = (),
+    **settings: Any,
 ) -> Evaluation:
     """Attack a network and say what is left of its accuracy.
 
     Args:
-        network: In memory (copied before it is attacked), a zoo name, a checkpoint folder or
-            `python.module:factory`. It maps pixels in [0, 1] to logits.
+        network: A network in memory (it is copied before it is attacked), a zoo name, a checkpoint
+            folder or `python.module:factory`. It maps pixels in [0, 1] to logits.
         data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
             `[n]`; by default what the checkpoint was trained on.
-        suite: A suite, its name or its YAML file.
-        norm: `Linf` or `L2` in place of the suite's.
-        epsilon: Size or sizes in place of the suite's, in pixel units, such as `8/255`.
-        data_root: Folder that holds the data set; by default the sample that ships.
-        samples: How many of the first images.
-        substitute: What a black-box attacker crafts on.
-        seed: Of every draw.
-        device: Where to compute.
-        batch_size: Images per forward pass; by default what suits the network.
-        recompute: Time steps between two membranes that a gradient keeps; less memory on long
-            sequences for a second forward pass. None keeps everything.
-        save_images: Keep every adversarial image, for `verify`.
-        output: Run folder. The same evaluation resumes or reprints there; None keeps nothing.
-        name: What to call a network in memory.
-        progress: Told of every finished batch.
+        suite: A suite, its name or its YAML file; by default `quick`.
+        output: The run folder. The same evaluation resumes or reprints there; None keeps nothing.
+        progress: What is told of every finished batch.
+        command: How the evaluation was asked for.
+        **settings: The other fields of `robustsnn.Request`, such as `samples`, `epsilon`, `seed`,
+            `substitute`, `estimator` or `device`.
 
     Raises:
         InputError: Something given cannot be used.
+
+    Examples:
+        >>> import robustsnn
+        >>> found = robustsnn.evaluate("fashion-mnist/vgg5-ann", samples=4, attack=["fgsm"])
+        >>> found.results["attack"].tolist()
+        ['clean', 'fgsm', 'worst-case']
     """
-    plan = prepare(
-        network,
-        data,
-        suite,
-        norm=norm,
-        epsilon=epsilon,
-        data_root=data_root,
-        samples=samples,
-        substitute=substitute,
-        seed=seed,
-        device=device,
-        batch_size=batch_size,
-        recompute=recompute,
-        save_images=save_images,
-        name=name,
-    )
+    (plan,) = plans_of(Request.of(network, data, suite, **settings))
     if output is not None:
-        return run(plan, Path(output), progress=progress)
+        return run(plan, Path(output), command=command, progress=progress)
     with tempfile.TemporaryDirectory(prefix="robustsnn-") as scratch:
-        done = run(plan, Path(scratch) / "run", progress=progress)
+        done = run(plan, Path(scratch) / "run", command=command, progress=progress)
     return dataclasses.replace(done, folder=None)
 
 
@@ -159,18 +120,17 @@ def run(
     """
     started = output.exists()
 
-    def header() -> dict[str, Any]:
+    def begun() -> Manifest:
         # A network that cannot be evaluated leaves no folder behind.
         fitting, checks = fit_to_memory(plan)
-        return {
-            **header_of(fitting, command),
-            "batch_size_asked": plan.batch_size,
-            "preflight": checks,
-        }
+        found = manifest_of(fitting, command)
+        return found.but(
+            batch_size_asked=plan.batch_size, preflight=[check.as_check() for check in checks]
+        )
 
-    folder = open_folder(output, plan.identity, header)
+    folder = open_folder(output, plan.identity, begun)
     manifest = folder.manifest()
-    if manifest.get("status") == DONE:
+    if manifest.done:
         folder.tidy()
         return _read(folder, manifest, reprinted=True)
     with _locked(output):
@@ -222,35 +182,24 @@ def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
 
 
 def _finish(
-    plan: Plan, folder: RunFolder, manifest: dict[str, Any], cascade: Cascade | None = None
+    plan: Plan, folder: RunFolder, manifest: Manifest, cascade: Cascade | None = None
 ) -> Evaluation:
     if cascade is None:
         batches = range(len(batches_of(plan)))
         parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
         records, examples = folder.merged([(part, batch) for part in parts for batch in batches])
-        found = records
     else:
         records, examples = cascade.records(), cascade.examples()
-        # What was found once must not speak against every entry that comes after.
-        found = cascade.own_records()
-    settings = {
-        task.slug: (getattr(task.attack, "steps", None), getattr(task.attack, "restarts", None))
-        for task in plan.tasks
-    }
-    data, is_cascade = plan.images.name, cascade is not None
-    plain = summarise(records, data, settings, cascade=is_cascade)
-    judged = judgement(plan, manifest, found, plain, is_cascade)
-    results = summarise(records, data, settings, by_row(judged.flags, plain), is_cascade)
+    found = diagnose(manifest, records)
     activity, joules, counted = _activity(plan)
-    header = {
-        **manifest,
-        **judged.header,
-        "energy": joules,
-        "activity_images": counted,
-        "seconds": round(float(records["seconds"].sum()), 3),
-        "status": DONE,
-    }
-    folder.finish(header, records, results, activity, examples)
+    manifest = manifest.but(
+        **found.fields(),
+        energy=joules,
+        activity_images=counted,
+        seconds=round(float(records["seconds"].sum()), 3),
+        status=DONE,
+    )
+    folder.finish(manifest, records, found.results, activity, examples)
     return _read(folder, folder.manifest())
 
 
@@ -273,7 +222,7 @@ def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, float], int]:
     return pd.DataFrame(rows, columns=list(ACTIVITY)), finite, count
 
 
-def _read(folder: RunFolder, manifest: dict[str, Any], reprinted: bool = False) -> Evaluation:
+def _read(folder: RunFolder, manifest: Manifest, reprinted: bool = False) -> Evaluation:
     return Evaluation(
         folder=folder.path,
         manifest=manifest,

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from robustsnn.adversary.catalogue import attack_names
-from robustsnn.common.content import folder
+from robustsnn.common.content import files_in, folder
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.kinds import BEST
 from robustsnn.common.strict_yaml import line_of, read_yaml
@@ -202,6 +202,26 @@ class Suite(_Strict):
         sizes = self.epsilon if entry.epsilon is None else (entry.epsilon,)
         return [(entry.norm or self.norm, epsilon) for epsilon in sizes]
 
+    def under(self, estimator: str) -> Suite:
+        """The same attacks, each differentiated in one way.
+
+        It bears another name: what is found with it is not what the suite finds.
+
+        Args:
+            estimator: What takes the place of each entry's estimator, as a suite has it.
+        """
+        fields = self.model_dump()
+        fields["name"] = _short(f"{self.name}-under-{slug(estimator)}")
+        for entry in fields["entries"]:
+            # There is nothing left to rank, so a probe is an attack as any other.
+            entry |= {"estimator": estimator, "probe": False}
+        return _validated(fields, f"--estimator {estimator}")
+
+    def files(self) -> list[Path]:
+        """The Python files that its entries name, in their order, each once."""
+        named = [spec for e in self.entries for spec in (e.attack, e.estimator)]
+        return list(dict.fromkeys(path for spec in named for path in files_in(spec)))
+
     def digest(self) -> str:
         """Identity of what is run: sha256 of the canonical JSON."""
         fields = self.model_dump(mode="json", exclude={"description"})
@@ -258,11 +278,21 @@ class Suite(_Strict):
         return _validated(fields, f"--epsilon {epsilon}")
 
 
-def load_suite(name_or_path: str | Path) -> Suite:
+def load_suite(name_or_path: str | Path, *, allow_code: bool = False) -> Suite:
     """A suite by name or YAML file.
 
+    Args:
+        name_or_path: The name of a suite that ships, or the path of a YAML file.
+        allow_code: Whether the Python files that the YAML file names, as attacks, estimators or
+            surrogates, may be run when the suite is.
+
     Raises:
-        InputError: There is none, or it is malformed; the message names line and field.
+        InputError: There is none, it is malformed (the message names line and field), or it names
+            Python files without leave.
+
+    Examples:
+        >>> load_suite("quick").norm
+        'Linf'
     """
     text = str(name_or_path)
     path = Path(text)
@@ -277,7 +307,13 @@ def load_suite(name_or_path: str | Path) -> Suite:
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise InputError(f"{path}: a suite is a mapping of fields to values.")
-    return _validated(document, str(path), path)
+    suite = _validated(document, str(path), path)
+    if (files := suite.files()) and not allow_code:
+        raise InputError(
+            f"{path} names Python files that would be run ({', '.join(map(str, files))}): look at "
+            "them, then add --allow-code."
+        )
+    return suite
 
 
 def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf") -> Suite:

@@ -7,7 +7,6 @@ merges them. A file appears whole or not at all: it is written under another nam
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 
 from robustsnn.common.files import check_output, unwritable, write_atomically
 from robustsnn.errors import InputError
-from robustsnn.records.schema import FORMAT, MANIFEST, RECORDS
+from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
+from robustsnn.records.schema import MANIFEST, RECORDS, RESULTS_TEXT
 
 
 def parquet(frame: pd.DataFrame, schema: pa.Schema | None = None) -> bytes:
@@ -45,26 +45,17 @@ class RunFolder:
         """Where finished batches wait to be merged."""
         return self.path / "parts"
 
-    def manifest(self) -> dict[str, Any]:
-        """The header.
+    def manifest(self) -> Manifest:
+        """What was evaluated, and what the run says of itself.
 
         Raises:
             InputError: There is none, or it is damaged.
         """
-        try:
-            header = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{self.path / MANIFEST} cannot be read ({error}): name another --output."
-            ) from None
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InputError(f"{self.path} holds no run of this version: name another --output.")
-        return header
+        return read_manifest(self.path)
 
-    def write_manifest(self, header: Mapping[str, Any]) -> None:
-        """Write the header."""
-        text = json.dumps({"format": FORMAT, **header}, indent=2, ensure_ascii=False)
-        write_atomically(self.path / MANIFEST, (text + "\n").encode())
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest."""
+        write_manifest(self.path, manifest)
 
     def part(self, entry: str, batch: int) -> Path:
         """The file of a batch of an attack; it is there once that batch is finished."""
@@ -125,13 +116,13 @@ class RunFolder:
 
     def finish(
         self,
-        header: Mapping[str, Any],
+        manifest: Manifest,
         records: pd.DataFrame,
         results: pd.DataFrame,
         activity: pd.DataFrame,
         examples: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Write every file of a finished run, the header last, then drop the parts."""
+        """Write every file of a finished run, the manifest last, then drop the parts."""
         from safetensors.numpy import save
 
         write_atomically(self.path / "records.parquet", parquet(records, RECORDS))
@@ -139,7 +130,7 @@ class RunFolder:
         contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
         write_atomically(self.path / "examples.safetensors", save(contiguous))
         write_atomically(self.path / "results.csv", results.to_csv(index=False).encode())
-        self.write_manifest(header)
+        self.write_manifest(manifest)
         self.tidy()
 
     def tidy(self) -> None:
@@ -181,13 +172,13 @@ def _damaged(path: Path, error: Exception) -> InputError:
     )
 
 
-def open_folder(path: Path, identity: str, create: Callable[[], Mapping[str, Any]]) -> RunFolder:
-    """The folder of a run: a new one with its header, or the one of an earlier start.
+def open_folder(path: Path, identity: str, create: Callable[[], Manifest]) -> RunFolder:
+    """The folder of a run: a new one with its manifest, or the one of an earlier start.
 
     Args:
         path: Made if absent, filled only if empty.
         identity: What the run is; another one's folder is refused.
-        create: The header of a new run.
+        create: Makes the manifest of a new run.
 
     Raises:
         InputError: It cannot be written, or holds something else.
@@ -196,10 +187,10 @@ def open_folder(path: Path, identity: str, create: Callable[[], Mapping[str, Any
     check_folder(path, identity)
     if (path / MANIFEST).exists():
         return folder
-    header = create()
+    manifest = create()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        folder.write_manifest(header)
+        folder.write_manifest(manifest)
     except OSError as error:
         raise unwritable(path, error) from None
     return folder
@@ -214,22 +205,25 @@ def check_folder(path: Path, identity: str) -> None:
     check_output(path, MANIFEST)
     if not (path / MANIFEST).exists():
         return
-    header = RunFolder(path).manifest()
-    if header.get("identity") != identity:
+    manifest = RunFolder(path).manifest()
+    if manifest.identity != identity:
         raise InputError(
-            f"{path} holds another run ({header.get('model')}, {header.get('data')}, suite "
-            f"{header.get('suite')}, {header.get('samples')} images, seed "
-            f"{header.get('seed')}): name another --output."
+            f"{path} holds another run ({manifest.model}, {manifest.data}, suite "
+            f"{manifest.suite}, {manifest.samples} images, seed {manifest.seed}): name another "
+            "--output."
         )
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """A `results.csv`, text columns as text: an epsilon of 0 is no number."""
+    """A `results.csv`, text columns as text: an epsilon of 0 is not a number.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for name in frame.columns.difference(RESULTS_TEXT):
+            frame[name] = pd.to_numeric(frame[name])
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
-    text = "model data suite attack estimator substitute norm epsilon steps restarts flags".split()
-    for name in frame.columns.difference(text):
-        frame[name] = pd.to_numeric(frame[name])
     return frame

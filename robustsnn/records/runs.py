@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,34 +14,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustsnn.errors import InputError, unknown
+from robustsnn.records.folder import RunFolder
+from robustsnn.records.manifest import Manifest, read_manifest
+from robustsnn.records.schema import ACTIVITY, MANIFEST
 
-_FILES = ("manifest.json", "records.parquet", "results.csv")
-
-
-_RECORDS = (
-    "image_id",
-    "label",
-    "attack",
-    "norm",
-    "epsilon",
-    "clean_prediction",
-    "prediction",
-    "margin",
-)
-
-
-_RESULTS = ("attack", "norm", "epsilon", "accuracy", "ci_low", "ci_high")
-
-
-_ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
-
-
-_TEXT = frozenset(
-    "model data suite attack estimator substitute norm epsilon flags steps restarts".split()
-)
-
-
-_UNFINISHED = frozenset({"running", "started", "interrupted", "failed", "partial", "incomplete"})
+_FILES = (MANIFEST, "records.parquet", "results.csv")
+#: The columns that a report cannot do without.
+_RECORDS = "image_id label attack norm epsilon clean_prediction prediction margin".split()
+_RESULTS = "attack norm epsilon accuracy ci_low ci_high".split()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,61 +34,42 @@ class Run:
     """
 
     folder: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     records: pd.DataFrame = field(repr=False)
     results: pd.DataFrame = field(repr=False)
     activity: pd.DataFrame = field(repr=False)
     examples: Mapping[str, NDArray[Any]] = field(repr=False)
     label: str = ""
 
-    def _text(self, *keys: str) -> str:
-        for key in keys:
-            value = self.manifest.get(key)
-            if isinstance(value, Mapping):
-                value = value.get("name")
-            if value is not None:
-                return str(value)
-        return ""
-
     @property
     def model(self) -> str:
         """The model as it was named."""
-        return self._text("model")
+        return self.manifest.model
 
     @property
     def data(self) -> str:
         """The name of the data set."""
-        return self._text("data")
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the images."""
-        return self._text("data_fingerprint", "fingerprint")
+        return self.manifest.data
 
     @property
     def suite(self) -> str:
         """The name of the suite."""
-        return self._text("suite")
+        return self.manifest.suite
 
     @property
     def kind(self) -> str:
         """What the network is: "ann" or "snn"."""
-        return self._text("kind")
+        return self.manifest.kind
 
     @property
     def architecture(self) -> str:
         """The name of the architecture."""
-        return self._text("architecture")
-
-    @property
-    def seed(self) -> str:
-        """The seed of the evaluation."""
-        return self._text("seed", "seeds")
+        return self.manifest.architecture
 
     @property
     def time_steps(self) -> int:
         """How many time steps an image is shown; 1 for an ANN."""
-        return int(self.manifest.get("time_steps") or 1)
+        return self.manifest.time_steps
 
     @property
     def samples(self) -> int:
@@ -119,14 +79,14 @@ class Run:
     @property
     def setting(self) -> tuple[str, ...]:
         """What two runs must share to be compared image by image."""
-        manifest = self.manifest
-        asked = (str(manifest.get(key, "")) for key in ("norm", "epsilon", "suite_version"))
-        return (self.data, self.fingerprint, self.suite, *asked, str(self.samples), self.seed)
+        said = self.manifest
+        asked = (said.norm, said.epsilon, str(said.suite_version), str(self.samples))
+        return (said.data, said.data_fingerprint, said.suite, *asked, str(said.seed))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes in the order of the labels; empty if the run has none."""
-        return tuple(str(name) for name in self.manifest.get("class_names") or ())
+        return self.manifest.class_names
 
     @property
     def classes(self) -> int:
@@ -136,35 +96,32 @@ class Run:
     @property
     def energy(self) -> Mapping[str, float]:
         """Estimated energy per image in microjoule, by accounting convention."""
-        value = self.manifest.get("energy")
-        return {k: float(v) for k, v in value.items()} if isinstance(value, Mapping) else {}
+        return self.manifest.energy
 
     @property
     def flags(self) -> tuple[Mapping[str, Any], ...]:
         """What speaks against believing the numbers."""
-        return tuple(f for f in self.manifest.get("flags") or () if isinstance(f, Mapping))
+        return self.manifest.flags
 
     @property
     def preflight(self) -> tuple[Mapping[str, Any], ...]:
         """The checks made before the attacks."""
-        return tuple(c for c in self.manifest.get("preflight") or () if isinstance(c, Mapping))
+        return self.manifest.preflight
 
     @property
     def diagnostics(self) -> tuple[Mapping[str, Any], ...]:
         """What the probe and the records were measured to say, flagged or not."""
-        found = (*(self.manifest.get("probe") or ()), *(self.manifest.get("diagnostics") or ()))
-        return tuple(d for d in found if isinstance(d, Mapping))
+        return (*(self.manifest.probe or ()), *self.manifest.diagnostics)
 
     @property
-    def reliability(self) -> Mapping[str, Any]:
+    def diagnosis(self) -> Mapping[str, Any]:
         """Level, sentence and advice, see `robustsnn.diagnosis.level`; empty for an older run."""
-        value = self.manifest.get("verdict")
-        return value if isinstance(value, Mapping) else {}
+        return self.manifest.verdict
 
     @property
     def level(self) -> str:
         """`A`, `B` or `C`; empty for an older run."""
-        return str(self.reliability.get("level") or "")
+        return self.manifest.level
 
     @cached_property
     def spikes_per_neuron_and_step(self) -> float:
@@ -192,8 +149,8 @@ class Runs:
         return tuple(dict.fromkeys(run.label for run in self.runs))
 
     @property
-    def manifests(self) -> tuple[Mapping[str, Any], ...]:
-        """The headers of the runs."""
+    def manifests(self) -> tuple[Manifest, ...]:
+        """The manifests of the runs."""
         return tuple(run.manifest for run in self.runs)
 
     @cached_property
@@ -247,19 +204,22 @@ def _read(folder: Path) -> Run:
         what = "is a file, not a run folder" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}: name the folder of a finished evaluation.")
     missing = [name for name in _FILES if not (folder / name).is_file()]
-    if "manifest.json" in missing:
-        inside = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
+    if MANIFEST in missing:
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
         hint = f" It holds run folders: try {folder / inside[0]}." if inside else ""
-        raise InputError(f"{folder} is not a run folder: it has no manifest.json.{hint}")
-    manifest = _manifest(folder / "manifest.json")
-    if missing or manifest.get("status") in _UNFINISHED:
+        raise InputError(f"{folder} is not a run folder: it has no {MANIFEST}.{hint}")
+    manifest = read_manifest(folder)
+    if missing or not manifest.done:
         why = f"it has no {' and no '.join(missing)}" if missing else "it did not end"
         raise InputError(f"{folder} is incomplete: {why}; run the same evaluation again.")
-    records = _frame(folder / "records.parquet", _RECORDS)
-    results = _frame(folder / "results.csv", _RESULTS)
+    run = RunFolder(folder)
+    records = _with_columns(run.records(), _RECORDS, folder / "records.parquet")
+    results = _with_columns(run.results(), _RESULTS, folder / "results.csv")
     if not len(records) or not len(results):
         raise InputError(f"{folder} is incomplete: it has no rows; run the same evaluation again.")
-    activity = folder / "activity.parquet"
+    activity = pd.DataFrame({name: [] for name in ACTIVITY})
+    if (folder / "activity.parquet").is_file():
+        activity = _with_columns(run.activity(), ACTIVITY, folder / "activity.parquet")
     return Run(
         folder=folder,
         manifest=manifest,
@@ -268,36 +228,12 @@ def _read(folder: Path) -> Run:
             epsilon=records["epsilon"].fillna("").astype(str),
         ),
         results=results,
-        activity=_frame(activity, _ACTIVITY)
-        if activity.is_file()
-        else pd.DataFrame({name: [] for name in _ACTIVITY}),
+        activity=activity,
         examples=_examples(folder / "examples.safetensors"),
     )
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); run the evaluation again.") from error
-    absent = [key for key in ("model", "data", "suite") if key not in manifest]
-    if not isinstance(manifest, dict) or absent:
-        raise InputError(f"{path} is no header of a run: it lacks {', '.join(absent)}.")
-    return manifest
-
-
-def _frame(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            # As text first: pandas would read an epsilon of 0 as a number and "none" as missing.
-            frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-            for name in frame.columns.difference(sorted(_TEXT)):
-                frame[name] = pd.to_numeric(frame[name])
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read ({reason}); run the evaluation again.") from error
+def _with_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
     absent = [name for name in columns if name not in frame.columns]
     if absent:
         raise InputError(f"{path} lacks the column {absent[0]!r}; run the evaluation again.")
@@ -349,5 +285,4 @@ def _labelled(runs: list[Run]) -> tuple[Run, ...]:
 
 def checkpoint(run: Run) -> str:
     """The sha256 of the weights of a run's model; empty if the run has none."""
-    value = run.manifest.get("checkpoint_sha256") or run.manifest.get("checkpoint") or ""
-    return str(value.get("sha256", "") if isinstance(value, Mapping) else value)
+    return run.manifest.checkpoint_sha256

@@ -11,16 +11,12 @@ from robustsnn.common import wording as formats
 
 MANIFEST = "manifest.json"
 
-
 COMPARISON = "comparison.json"
-
 
 #: Rows that are no attack of their own.
 CLEAN, WORST_CASE = "clean", "worst-case"
 
-
 FORMAT = "robustsnn-run-1"
-
 
 RUNNING, DONE = "running", "done"
 
@@ -55,7 +51,6 @@ A stochastic network may be judged on several draws: `prediction` is then what m
 clean is wrong as proposed; `projected` that the proposal had left the ball or the range.
 """
 
-
 RESULTS = (
     "model data samples suite attack estimator substitute norm epsilon steps restarts seed "
     "accuracy ci_low ci_high attack_success_rate mean_linf mean_l2 forward_passes "
@@ -63,6 +58,10 @@ RESULTS = (
 ).split()
 
 
+#: The columns of `results.csv` that are text; an epsilon of 0 is not a number there.
+RESULTS_TEXT = (
+    "model data suite attack estimator substitute norm epsilon steps restarts flags"
+).split()
 ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.statistics import wilson, worst_case
-from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE, Size
+from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE, Condition, Size
 
 
 def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
@@ -35,7 +37,7 @@ def summarise(
     records: pd.DataFrame,
     data: str,
     settings: Mapping[str, tuple[object, object]],
-    flags: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+    flags: Mapping[Condition, Sequence[str]] | None = None,
     cascade: bool = False,
 ) -> pd.DataFrame:
     """Records of one model as rows of `results.csv`: clean, each attack, then the worst cases.
@@ -71,7 +73,7 @@ def summarise(
             "ci_low": low,
             "ci_high": high,
             "attack_success_rate": broken,
-            "flags": ";".join(flags.get((attack, norm, epsilon), ())),
+            "flags": ";".join(flags.get(Condition(attack, norm, epsilon), ())),
         }
 
     groups: dict[tuple[str, str], list[pd.DataFrame]] = {}
@@ -117,7 +119,7 @@ def summarise(
     return pd.DataFrame(rows, columns=RESULTS)
 
 
-def broken_by(records: pd.DataFrame) -> dict[tuple[str, str, str], set[int]]:
+def broken_by(records: pd.DataFrame) -> dict[Condition, set[int]]:
     """The images, right when clean, that each attack broke, by attack, norm and size.
 
     A tie at the top is an error, as in the worst case.
@@ -125,10 +127,10 @@ def broken_by(records: pd.DataFrame) -> dict[tuple[str, str, str], set[int]]:
     right = records["clean_prediction"] == records["label"]
     wrong = (records["prediction"] != records["label"]) | ~(records["margin"] < 0)
     some = records[right & wrong & (records["attack"] != CLEAN)]
-    found: dict[tuple[str, str, str], set[int]] = {}
+    found: dict[Condition, set[int]] = {}
     for key, rows in some.groupby(["attack", "norm", "epsilon"], sort=False):
         attack, norm, epsilon = map(str, key)
-        found[attack, norm, epsilon] = set(rows["image_id"].tolist())
+        found[Condition(attack, norm, epsilon)] = set(rows["image_id"].tolist())
     return found
 
 
@@ -139,7 +141,38 @@ def right_when_clean(records: pd.DataFrame) -> set[int]:
     return set(clean[right]["image_id"].tolist())
 
 
-def survivors(records: pd.DataFrame, line: Size) -> set[int]:
+def survivors(records: pd.DataFrame, size: Size) -> set[int]:
     """The images that are right when clean and under everything of a norm and size."""
     broken = broken_by(records)
-    return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == line))
+    return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == size))
+
+
+def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
+    """Which records an attack made itself, [row]; clean images are their own.
+
+    In a cascade each image stands in the rows of every attack, and after the one that broke it as
+    a copy. An attack made those rows itself whose image had survived all attacks before it at that
+    norm and size; nothing is looked for at size 0.
+
+    Args:
+        records: Every record of a run, in the order in which they were made.
+        cascade: Whether each attack saw only what the ones before it left.
+    """
+    own = np.ones(len(records), dtype=bool)
+    if not cascade:
+        return own
+    images = records["image_id"].to_numpy()
+    broken = ~(records["margin"].to_numpy(dtype=float) < 0)
+    alive: dict[Size, set[int]] = {}
+    places = records.groupby(["attack", "norm", "epsilon"], sort=False).indices
+    order: list[tuple[Any, Any]] = sorted(places.items(), key=lambda item: int(item[1][0]))
+    for key, rows in order:
+        attack, *size_of = map(str, key)
+        if attack == CLEAN:
+            continue
+        size = Size(*size_of)
+        left = alive.setdefault(size, right_when_clean(records))
+        seen = np.isin(images[rows], list(left)) & (parse_epsilon(size.epsilon) > 0)
+        own[rows] = seen
+        left.difference_update(images[rows][seen & broken[rows]].tolist())
+    return own

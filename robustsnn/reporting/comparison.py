@@ -243,7 +243,7 @@ def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
             raise InputError(
                 f"{run.folder} is incomplete: {threat.attack!r} lacks images; run it again."
             )
-        right = classified_right(rows, bool(run.manifest.get("cascade")))
+        right = classified_right(rows, run.manifest.cascade)
         found[threat] = np.where(there, right, clean)
         margin = np.where(there, rows["margin"].to_numpy(dtype=float), clean_margin)
         margins.setdefault((threat.norm, threat.epsilon), []).append(margin)

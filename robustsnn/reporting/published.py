@@ -24,7 +24,7 @@ def method(run: Run) -> str:
 
     The header of the run decides; without one only the names of the zoo's models do.
     """
-    if named := str(run.manifest.get("method") or ""):
+    if named := run.manifest.method:
         return {"snn": "traditional", "hybrid": "traditional"}.get(named, named)
     stem = run.model.rstrip("/").rsplit("/", 1)[-1].removesuffix("-b")
     known = {"-ann": "ann", "-snn": "traditional", "-snn-hire": "hire"}

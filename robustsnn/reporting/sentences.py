@@ -78,7 +78,7 @@ def _same_size(comparison: Comparison, threat: Condition) -> list[Condition]:
 
 
 def _is_cascade(comparison: Comparison) -> bool:
-    return any(run.manifest.get("cascade") for run in comparison.runs)
+    return any(run.manifest.cascade for run in comparison.runs)
 
 
 def _lead(comparison: Comparison) -> str:
@@ -220,7 +220,7 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
 
 def _trust(run: Run) -> tuple[str, str]:
     """The level of a run and its title; why, and what to do next."""
-    said = run.reliability
+    said = run.diagnosis
     if not run.level:
         return "", ""
     title = str(said.get("title") or "")

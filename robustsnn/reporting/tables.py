@@ -121,7 +121,7 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
         "Accuracy over all images with its 95 % Wilson interval. Under attack it is an upper bound:"
         " a stronger attack can only lower it."
     )
-    if any(run.manifest.get("cascade") for run in comparison.runs):
+    if any(run.manifest.cascade for run in comparison.runs):
         yield (
             "Each attack had only those images that all attacks above it at that norm and size"
             " left: its row is what is left after it, not what it leaves by itself."
@@ -138,7 +138,7 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
             " that may still fall; C, not reliable."
         )
     for run in rated:
-        yield f"{run.label}: {run.reliability['sentence']} {run.reliability['next']}"
+        yield f"{run.label}: {run.diagnosis['sentence']} {run.diagnosis['next']}"
     if len(comparison.runs) > 1:
         yield (
             f"Below, the difference to {comparison.baseline} in points and the exact McNemar test"

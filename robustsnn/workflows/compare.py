@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from robustsnn.common.files import check_output, unwritable, write_atomically
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
-from robustsnn.evaluation.inputs import images_of
-from robustsnn.evaluation.run import Evaluation, Plan, Progress, prepare, run
-from robustsnn.evaluation.suites import Suite, load_suite, slug
-from robustsnn.models.subject import Subject, subject_of
+from robustsnn.evaluation.run import Evaluation, Plan, Progress, run
+from robustsnn.evaluation.suites import Suite, slug
 from robustsnn.records.folder import check_folder
 from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import COMPARISON
@@ -28,11 +26,9 @@ FORMAT = "robustsnn-comparison-1"
 def compare(
     models: Sequence[nn.Module | str | Path],
     data: Images | tuple[Tensor, Tensor] | str | None = None,
-    suite: Suite | str | Path = "quick",
+    suite: Suite | str | Path | None = None,
     *,
     output: Path | str | None = None,
-    data_root: Path | None = None,
-    samples: int | None = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
     **settings: Any,
@@ -40,16 +36,14 @@ def compare(
     """Evaluate models on the same images and write the page that sets them side by side.
 
     Args:
-        models: The first is the baseline.
-        data: As for `evaluate`; by default what the first model was trained on.
-        suite: As for `evaluate`.
-        output: Folder of the page and of one run folder a model; by default
+        models: The models, as for `evaluate`; the first is the baseline.
+        data: The images, as for `evaluate`; by default what the first model was trained on.
+        suite: The suite, as for `evaluate`.
+        output: The folder of the page and of one run folder for each model; by default
             `runs/compare-<hash>`.
-        data_root: As for `evaluate`.
-        samples: As for `evaluate`.
-        progress: Told of every finished batch.
-        command: How it was asked for.
-        **settings: The other arguments of `evaluate`.
+        progress: What is told of every finished batch.
+        command: How the comparison was asked for.
+        **settings: The other fields of `robustsnn.Request`.
 
     Returns:
         The path of index.html.
@@ -57,44 +51,13 @@ def compare(
     Raises:
         InputError: Something given cannot be used.
     """
-    plans = plan_all(models, data, suite, data_root=data_root, samples=samples, **settings)
+    plans = plans_of(Request(tuple(models), data=data, suite=suite, **settings))
     runs = [(name, plan) for name, plan in zip(names(plans), plans, strict=True)]
     folder = Path(output) if output is not None else default_folder(plans)
     run_all(runs, folder, progress=progress, command=command)
     return render(
         load_runs(folder / name for name, _ in runs), folder, baseline=plans[0].subject.name
     )
-
-
-def plan_all(
-    models: Sequence[nn.Module | str | Path],
-    data: Images | tuple[Tensor, Tensor] | str | None,
-    suite: Suite | str | Path,
-    *,
-    data_root: Path | None = None,
-    samples: int | None = None,
-    device: str = "cpu",
-    **settings: Any,
-) -> list[Plan]:
-    """A checked plan for each model, all on the images of the first.
-
-    Raises:
-        InputError: Something given cannot be used.
-    """
-    if not models:
-        raise InputError("no model given: name at least one, such as fashion-mnist/vgg5-snn.")
-    subjects: list[Subject] = [subject_of(model, device=device) for model in models]
-    suite = suite if isinstance(suite, Suite) else load_suite(suite)
-    images = images_of(data, subjects[0], root=data_root, samples=samples)
-    plans = [prepare(s, images, suite, device=device, **settings) for s in subjects]
-    seen: dict[str, str] = {}
-    for plan in plans:
-        if plan.identity in seen:
-            raise InputError(
-                f"{plan.subject.name} and {seen[plan.identity]} are the same model: name each once."
-            )
-        seen[plan.identity] = plan.subject.name
-    return plans
 
 
 def names(plans: Sequence[Plan]) -> list[str]:

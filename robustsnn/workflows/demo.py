@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustsnn.evaluation.plan import plans_of
+from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Progress
 from robustsnn.records.runs import load_runs
 from robustsnn.reporting.render import render
-from robustsnn.workflows.compare import names, plan_all, run_all
+from robustsnn.workflows.compare import names, run_all
 
 MODELS = ("fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn", "fashion-mnist/vgg5-snn-hire")
 FOLDER = Path("runs/demo")
@@ -40,7 +42,7 @@ def demo(
     """
     runs = []
     for suite, count in (samples or SAMPLES).items():
-        plans = plan_all(models, None, suite, samples=count)
+        plans = plans_of(Request(tuple(models), suite=suite, samples=count))
         runs += [(f"{suite}-{name}", p) for name, p in zip(names(plans), plans, strict=True)]
     run_all(runs, output, progress=progress, command=command)
     return render(load_runs(output / name for name, _ in runs), output)
