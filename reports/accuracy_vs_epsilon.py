@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.records.runs import Runs
 from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.reporting import figures
@@ -56,7 +56,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         output,
         f"accuracy-vs-epsilon-{comparison.slug}",
         "Accuracy against epsilon",
-        f"{comparison.title}: fraction of {formats.count(comparison.samples, 'image')} still"
+        f"{comparison.title}: fraction of {wording.count(comparison.samples, 'image')} still"
         " classified right as the perturbation grows, with 95 % Wilson bands. A sound attack ends"
         " at or below chance (dotted); a curve that does not says more about the attack than about"
         " the model.",
@@ -110,7 +110,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], pan
     axes.axhline(1 / comparison.runs[0].classes, color=figures.MUTED, linestyle=":", linewidth=1.4)
     figures.percent_axis(axes)
     axes.set_title(Condition(attack, norm, "").title)
-    size = f"{formats.norm(norm)} size ε of the perturbation"
+    size = f"{wording.norm(norm)} size ε of the perturbation"
     axes.set_xlabel(f"{size}, in 1/255" if in_255 else size)
     ticks = sorted({t.radius * unit for t in threats} | {0.0})
     if len(ticks) > 2 and ticks[-1] >= 8 * ticks[1]:

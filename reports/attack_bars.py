@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.records.runs import Runs
 from robustsnn.records.schema import WORST_CASE, Condition
 from robustsnn.reporting import figures
@@ -102,7 +102,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         output,
         f"attack-bars-{comparison.slug}",
         "Accuracy under each attack",
-        f"{comparison.title}: fraction of {formats.count(comparison.samples, 'image')} classified"
+        f"{comparison.title}: fraction of {wording.count(comparison.samples, 'image')} classified"
         " right, with 95 % Wilson intervals; chance is dotted. The worst case counts an image only"
         " if it survives every attack of that norm and size."
         + (f" {CUMULATIVE}" if any(r.manifest.cascade for r in comparison.runs) else ""),

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
 from robustsnn.reporting import figures
 from robustsnn.reporting import sentences as verdict
@@ -120,9 +120,9 @@ def _version() -> str:
 
 
 def _title(runs: Runs) -> str:
-    data = formats.listing(list(dict.fromkeys(formats.data(run.data) for run in runs.runs)))
+    data = wording.listing(list(dict.fromkeys(wording.data(run.data) for run in runs.runs)))
     models = runs.models
-    who = models[0] if len(models) == 1 else formats.count(len(models), "model")
+    who = models[0] if len(models) == 1 else wording.count(len(models), "model")
     return f"{who} under attack on {data}"
 
 
@@ -137,7 +137,7 @@ def _section(comparison: Comparison, noted: set[str]) -> Section:
     accuracy, *others = (_noted_once(sheet, noted) for sheet in sheets.sheets_of(comparison))
     return Section(
         title=comparison.title,
-        images=formats.count(comparison.samples, "image"),
+        images=wording.count(comparison.samples, "image"),
         lead=verdict.lead(comparison),
         verdicts=verdict.verdicts(comparison),
         accuracy=accuracy,
@@ -245,7 +245,7 @@ def _diagnostic(
 ) -> tuple[str, str, str, str, str]:
     evidence = found.get("evidence")
     number = f"{evidence:.3g}" if isinstance(evidence, int | float) else "–"
-    where = formats.threat(str(found.get("norm") or ""), str(found.get("epsilon") or ""))
+    where = wording.threat(str(found.get("norm") or ""), str(found.get("epsilon") or ""))
     severity = "" if flag is None else str(flag.get("severity") or "flag")
     name = f"{slug.replace('-', ' ')}{f', {where}' if where else ''}"
     return str(found.get("id") or ""), name, number, severity, str(found.get("sentence") or "")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
 from robustsnn.reporting import figures
 
@@ -76,10 +76,10 @@ def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
             for m in spiking
         ]
         figures.legend(figure, handles, labels, below)
-    steps = formats.listing([str(t) for t in sorted({r.time_steps for r in spiking.values()})])
+    steps = wording.listing([str(t) for t in sorted({r.time_steps for r in spiking.values()})])
     silent = list(dict.fromkeys(run.label for run in runs.runs if run.kind == "ann"))
     verb = "does" if len(silent) == 1 else "do"
-    note = f" Not shown: {formats.listing(silent)}, which {verb} not spike." if silent else ""
+    note = f" Not shown: {wording.listing(silent)}, which {verb} not spike." if silent else ""
     return figures.save(
         figure,
         output,

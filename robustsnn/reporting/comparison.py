@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.common.statistics import holm, paired, wilson, worst_case
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Run, Runs
@@ -53,7 +53,7 @@ class Comparison:
     def title(self) -> str:
         """What was done, in a few words."""
         run = self.runs[0]
-        return f"{formats.data(run.data)}, suite {run.suite}"
+        return f"{wording.data(run.data)}, suite {run.suite}"
 
     @cached_property
     def verdicts(self) -> dict[str, dict[Condition, NDArray[np.bool_]]]:

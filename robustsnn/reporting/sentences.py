@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.records.runs import Run
 from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.reporting.comparison import Comparison, strongest
@@ -86,10 +86,10 @@ def _lead(comparison: Comparison) -> str:
     said = []
     for model in comparison.models:
         if (row := comparison.cells.get((model, threat))) is not None:
-            number = formats.percent(row["accuracy"])
-            interval = formats.bounds(row["ci_low"], row["ci_high"])
+            number = wording.percent(row["accuracy"])
+            interval = wording.bounds(row["ci_low"], row["ci_high"])
             said.append((model, float(row["accuracy"]), f"{number} {interval}"))
-    images = formats.count(comparison.samples, "image")
+    images = wording.count(comparison.samples, "image")
     if len(said) > MANY:
         said = [min(said, key=_accuracy), max(said, key=_accuracy)]
         (low, least), (high, most) = ((m, t) for m, _, t in said)
@@ -98,12 +98,12 @@ def _lead(comparison: Comparison) -> str:
         (first, _, number), *rest = said
         others = [f"{model} on {text}" for model, _, text in rest]
         stays = "is" if threat == CLEAN_IMAGES else "stays"
-        kept = formats.listing([f"{first} {stays} right on {number}", *others])
+        kept = wording.listing([f"{first} {stays} right on {number}", *others])
     if threat == CLEAN_IMAGES:
         return f"No attack was run: {kept} of {images}."
     if threat.attack == WORST_CASE:
         names = [t.title for t in _same_size(comparison, threat)]
-        strongest_of = formats.listing(names)
+        strongest_of = wording.listing(names)
         if _is_cascade(comparison):
             strongest_of = f"the {len(names)} attacks of the suite {comparison.runs[0].suite}"
         under = f"Against the strongest of {strongest_of} for each image ({threat.size}, {images})"
@@ -122,16 +122,16 @@ def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     row = comparison.cells.get((run.label, threat))
     if row is None:
         return "–", "not attacked", f"It was not attacked with {threat.title}."
-    number = formats.percent(row["accuracy"])
-    interval = formats.bounds(row["ci_low"], row["ci_high"])
+    number = wording.percent(row["accuracy"])
+    interval = wording.bounds(row["ci_low"], row["ci_high"])
     if threat == CLEAN_IMAGES:
         return number, f"clean {interval}", _against(comparison, run.label, threat)
-    clean = formats.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
+    clean = wording.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
     sentence = f"Down from {clean} on clean images."
     hardest = strongest(comparison, run.label)
     # An entry of a cascade leaves what those before it left too: none stands alone.
     if threat.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
-        left = formats.percent(comparison.cells[run.label, hardest]["accuracy"])
+        left = wording.percent(comparison.cells[run.label, hardest]["accuracy"])
         sentence += f" The strongest attack alone, {hardest.title}, leaves {left}."
     return number, interval, f"{sentence} {_against(comparison, run.label, threat)}".strip()
 
@@ -141,11 +141,11 @@ def _against(comparison: Comparison, model: str, threat: Condition) -> str:
     baseline = comparison.baseline
     if model == baseline or np.isnan(row["difference"]):
         return ""
-    counts = f"{formats.count(int(row['gained']), 'image')} gained, {row['lost']:.0f} lost"
-    test = f"{counts}, {formats.p_value(row['p_holm'])}"
-    size = formats.points(abs(row["difference"])).lstrip("+±")
+    counts = f"{wording.count(int(row['gained']), 'image')} gained, {row['lost']:.0f} lost"
+    test = f"{counts}, {wording.p_value(row['p_holm'])}"
+    size = wording.points(abs(row["difference"])).lstrip("+±")
     if row["p_holm"] >= SIGNIFICANCE:
-        difference = formats.points(row["difference"])
+        difference = wording.points(row["difference"])
         return f"It cannot be told apart from {baseline} ({difference} points; {test})."
     more = "more" if row["difference"] > 0 else "less"
     return f"That is {size} points {more} than {baseline} on the same images ({test})."
@@ -172,7 +172,7 @@ def _reaches_chance(comparison: Comparison, run: Run) -> Condition | None:
 
 def _chance(run: Run) -> str:
     whole = 100 % run.classes == 0
-    return f"chance ({formats.percent(1 / run.classes, 0 if whole else 1)})"
+    return f"chance ({wording.percent(1 / run.classes, 0 if whole else 1)})"
 
 
 def _curve_lead(comparison: Comparison) -> str:
@@ -187,31 +187,31 @@ def _curve_lead(comparison: Comparison) -> str:
     parts = []
     for index, (size, models) in enumerate(reached.items()):
         fall = f" {'falls' if len(models) == 1 else 'fall'} to {chance}" if index == 0 else ""
-        parts.append(f"{formats.listing(models)}{fall} at {size}")
-    said = [formats.listing(parts)] if parts else []
+        parts.append(f"{wording.listing(models)}{fall} at {size}")
+    said = [wording.listing(parts)] if parts else []
     if never:
         stay = "stays" if len(never) == 1 else "stay"
         largest = max(comparison.attacks, key=lambda t: t.radius).size
         said.append(
-            f"{formats.listing(never)} {stay} above {chance} even at {largest}, which speaks"
+            f"{wording.listing(never)} {stay} above {chance} even at {largest}, which speaks"
             " against the attack and not for the model"
         )
-    images = formats.count(comparison.samples, "image")
+    images = wording.count(comparison.samples, "image")
     return f"As the perturbation grows ({images}), {'; '.join(said)}."
 
 
 def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     sizes = _hardest_by_size(comparison, run.label)
-    clean = formats.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
+    clean = wording.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
     if not sizes:
         return clean, "clean", "It was not attacked."
 
     def left(threat: Condition) -> str:
         accuracy = comparison.cells[run.label, threat]["accuracy"]
-        return f"{formats.percent(accuracy)} at {threat.epsilon}"
+        return f"{wording.percent(accuracy)} at {threat.epsilon}"
 
     shown = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
-    sentence = f"From {clean} clean to {formats.listing([left(t) for t in shown])}."
+    sentence = f"From {clean} clean to {wording.listing([left(t) for t in shown])}."
     threat = _reaches_chance(comparison, run)
     if threat is None:
         return "never", "at chance", sentence
@@ -232,7 +232,7 @@ def _caution(run: Run) -> str:
     if not flags:
         return ""
     verb = "speaks" if flags == 1 else "speak"
-    said = formats.count(flags, "flag")
+    said = wording.count(flags, "flag")
     return f"{said} {verb} against taking these numbers as they are; see below."
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from robustsnn.common import wording as formats
-from robustsnn.common.wording import NBSP
+from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
 from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
 from robustsnn.reporting.comparison import Comparison, comparisons, energy
@@ -26,7 +25,7 @@ class Cell(NamedTuple):
     @property
     def text(self) -> str:
         """Number, mark and detail on one line."""
-        number = f"{self.main}{NBSP}({self.mark})" if self.mark else self.main
+        number = f"{self.main}{wording.NBSP}({self.mark})" if self.mark else self.main
         joint = " " if self.detail.startswith(("[", "(")) else ", "
         return f"{number}{joint}{self.detail}" if self.detail else number
 
@@ -81,15 +80,15 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
         cells = (Cell("–" if math.isnan(s) else f"{s:.3f}") for s in spikes)
         rows.append((Cell("Spikes", "per neuron, step"), *cells))
     if not all(map(math.isnan, joules)):
-        cells = (Cell(formats.energy(j), _relative(j, joules[0])) for j in joules)
+        cells = (Cell(wording.energy(j), _relative(j, joules[0])) for j in joules)
         rows.append((Cell("Energy", "µJ per image"), *cells))
     own = [energy(run, same_layer=True) for run in runs]
     if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
-        cells = (Cell(formats.energy(o), _relative(o, own[0])) for o in own)
+        cells = (Cell(wording.energy(o), _relative(o, own[0])) for o in own)
         rows.append((Cell("Energy, own spikes", "µJ per image"), *cells))
     return Sheet(
         name=f"accuracy-{comparison.slug}",
-        title=f"Accuracy, {comparison.title}, {formats.count(comparison.samples, 'image')}",
+        title=f"Accuracy, {comparison.title}, {wording.count(comparison.samples, 'image')}",
         head=(Cell("Attack"), *(Cell(run.label, _kind(run)) for run in runs)),
         rows=tuple(rows),
         notes=tuple(_accuracy_notes(comparison, joules)),
@@ -107,10 +106,10 @@ def _accuracy(comparison: Comparison, run: Run, threat: Condition) -> Cell:
         return Cell("–")
     note = ""
     if not math.isnan(row["difference"]):
-        note = f"{formats.points(row['difference'])}, {formats.p_value(row['p_holm'])}"
+        note = f"{wording.points(row['difference'])}, {wording.p_value(row['p_holm'])}"
     return Cell(
-        formats.percent(row["accuracy"]),
-        formats.bounds(row["ci_low"], row["ci_high"]),
+        wording.percent(row["accuracy"]),
+        wording.bounds(row["ci_low"], row["ci_high"]),
         note,
         run.level if threat.attack == WORST_CASE else "",
     )
@@ -176,11 +175,11 @@ def paired_sheet(comparison: Comparison) -> Sheet:
                 (
                     Cell(model),
                     Cell(threat.title, threat.size),
-                    Cell(formats.points(row["difference"])),
+                    Cell(wording.points(row["difference"])),
                     Cell(f"{row['gained']:.0f}"),
                     Cell(f"{row['lost']:.0f}"),
-                    Cell(formats.p_value(row["p"]).removeprefix("p = ").removeprefix("p ")),
-                    Cell(formats.p_value(row["p_holm"]).removeprefix("p = ").removeprefix("p "))
+                    Cell(wording.p_value(row["p"]).removeprefix("p = ").removeprefix("p ")),
+                    Cell(wording.p_value(row["p_holm"]).removeprefix("p = ").removeprefix("p "))
                     if threat.radius != 0
                     else Cell("–"),
                 )
@@ -212,7 +211,7 @@ def success_sheet(comparison: Comparison) -> Sheet:
                 (
                     Cell(model),
                     Cell(threat.title, threat.size),
-                    *(Cell(formats.percent(row[rate])) for rate in rates),
+                    *(Cell(wording.percent(row[rate])) for rate in rates),
                 )
             )
     return Sheet(
@@ -256,16 +255,16 @@ def published_sheet(comparison: Comparison) -> Sheet | None:
                     (
                         Cell(run.label),
                         Cell(threat.title, threat.size),
-                        Cell(formats.percent(row["accuracy"])),
+                        Cell(wording.percent(row["accuracy"])),
                         *(() if same else (Cell("none"),)),
-                        Cell(formats.percent(found.accuracy), note=found.note),
+                        Cell(wording.percent(found.accuracy), note=found.note),
                         Cell(found.source),
                     )
                 )
     if not rows:
         return None
-    others = formats.listing([formats.data(data) for data in sets])
-    ours = formats.data(own)
+    others = wording.listing([wording.data(data) for data in sets])
+    ours = wording.data(own)
     if same:
         heads: tuple[str, ...] = (f"Ours, {ours}", f"Published, {ours}")
         note = f"Same architecture, training method and attack on {ours}; widths and seeds differ."

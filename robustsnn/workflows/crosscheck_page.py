@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 from robustsnn.workflows.crosscheck_rows import Crosscheck, Row, _sizes
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def _sentence(ours: Row, peers: Sequence[Row]) -> str:
-    at = formats.threat(ours.norm, ours.epsilon)
+    at = wording.threat(ours.norm, ours.epsilon)
     best = min(peers, key=lambda row: row.accuracy)
-    mine, theirs = formats.percent(ours.accuracy), formats.percent(best.accuracy)
+    mine, theirs = wording.percent(ours.accuracy), wording.percent(best.accuracy)
     named = f"the strongest peer, {best.attack}, leaves {theirs}"
     if best.accuracy < ours.accuracy:
         said = f"At {at} ours is NOT lowest: it leaves {mine} and {named}"
@@ -46,10 +46,10 @@ def _sentence(ours: Row, peers: Sequence[Row]) -> str:
             by_image.setdefault(image, []).append(row.attack)
     if not by_image:
         return f"{said}. No peer breaks an image that ours does not."
-    images = [f"{image} ({formats.listing(by_image[image])})" for image in sorted(by_image)]
+    images = [f"{image} ({wording.listing(by_image[image])})" for image in sorted(by_image)]
     speak = "speaks" if len(images) == 1 else "speak"
     return (
-        f"{said}. {formats.count(len(images), 'image')} {speak} against it, broken by a peer and "
+        f"{said}. {wording.count(len(images), 'image')} {speak} against it, broken by a peer and "
         f"not by ours: {', '.join(images)}."
     )
 
@@ -74,7 +74,7 @@ def markdown(found: Crosscheck, versions: Mapping[str, str]) -> str:
     lines = [f"# Crosscheck of {found.model}", ""]
     for ours, _ in _sizes(found.rows):
         lines += [
-            f"{formats.threat(ours.norm, ours.epsilon)}, {formats.count(ours.samples, 'image')}; "
+            f"{wording.threat(ours.norm, ours.epsilon)}, {wording.count(ours.samples, 'image')}; "
             "accuracy with its 95 % Wilson interval.",
             "",
             "| attack | robust accuracy | broken, not by ours | broken by ours only | passes per "
@@ -100,8 +100,8 @@ def table(rows: Sequence[Row]) -> list[Table]:
     found = []
     for ours, _ in _sizes(rows):
         one = Table(
-            title=f"{formats.threat(ours.norm, ours.epsilon)}, "
-            f"{formats.count(ours.samples, 'image')}",
+            title=f"{wording.threat(ours.norm, ours.epsilon)}, "
+            f"{wording.count(ours.samples, 'image')}",
             title_style="bold",
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -122,7 +122,7 @@ def table(rows: Sequence[Row]) -> list[Table]:
 
 
 def _cells(row: Row, shown: int | None = None) -> list[str]:
-    accuracy = f"{formats.percent(row.accuracy)} {formats.bounds(row.low, row.high)}"
+    accuracy = f"{wording.percent(row.accuracy)} {wording.bounds(row.low, row.high)}"
     name = f"{row.attack} ({row.suite})" if row.ours else row.attack
     spent = (f"{row.passes:,.0f}", f"{row.seconds:,.{0 if row.seconds >= 10 else 1}f}")
     if row.ours:
