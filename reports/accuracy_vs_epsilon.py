@@ -66,8 +66,8 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
 def _panels(comparison: Comparison) -> list[Panel]:
     """Every attack run at three sizes or more; the worst case where it is not one of them."""
     sizes: dict[Panel, set[str]] = {}
-    for threat in comparison.attacks:
-        sizes.setdefault((threat.attack, threat.norm), set()).add(threat.epsilon)
+    for condition in comparison.attacks:
+        sizes.setdefault((condition.attack, condition.norm), set()).add(condition.epsilon)
     panels = [panel for panel, found in sizes.items() if len(found) >= 3]
     for norm in dict.fromkeys(norm for _, norm in panels):
         if len({attack for attack, other in panels if other == norm}) > 1:
@@ -77,15 +77,17 @@ def _panels(comparison: Comparison) -> list[Panel]:
 
 def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], panel: Panel) -> None:
     attack, norm = panel
-    threats = [t for t in comparison.threats if (t.attack, t.norm) == panel]
-    threats = sorted((t for t in threats if math.isfinite(t.radius)), key=lambda t: t.radius)
+    conditions = [c for c in comparison.conditions if (c.attack, c.norm) == panel]
+    conditions = sorted((c for c in conditions if math.isfinite(c.radius)), key=lambda c: c.radius)
     in_255 = norm == "Linf"
     unit = 255 if in_255 else 1
     for model in comparison.models:
-        rows = [(t, comparison.cells[model, t]) for t in threats if (model, t) in comparison.cells]
-        if not any(t.radius == 0 for t, _ in rows):
+        rows = [
+            (c, comparison.cells[model, c]) for c in conditions if (model, c) in comparison.cells
+        ]
+        if not any(c.radius == 0 for c, _ in rows):
             rows.insert(0, (CLEAN_IMAGES, comparison.cells[model, CLEAN_IMAGES]))
-        x = [t.radius * unit for t, _ in rows]
+        x = [c.radius * unit for c, _ in rows]
         shade = figures.colour(models, model)
         axes.fill_between(
             x,
@@ -112,7 +114,7 @@ def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], pan
     axes.set_title(Condition(attack, norm, "").title)
     size = f"{wording.norm(norm)} size ε of the perturbation"
     axes.set_xlabel(f"{size}, in 1/255" if in_255 else size)
-    ticks = sorted({t.radius * unit for t in threats} | {0.0})
+    ticks = sorted({c.radius * unit for c in conditions} | {0.0})
     if len(ticks) > 2 and ticks[-1] >= 8 * ticks[1]:
         # Sizes that double would crowd at the left: as far from 0 to the first as from one to the
         # next.

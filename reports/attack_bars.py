@@ -32,20 +32,22 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list[Path]:
     # A worst case over a single attack repeats that attack.
-    threats = [t for t in comparison.threats if t.attack != WORST_CASE or _several(comparison, t)]
+    conditions = [
+        c for c in comparison.conditions if c.attack != WORST_CASE or _several(comparison, c)
+    ]
     count = len(comparison.models)
     # Bars lie down: names of attacks stay level and the figure grows with their number.
     thickness = 0.17 if count > 1 else 0.24
     row = count * thickness + 0.19
     legend_labels = list(comparison.models)
     below = figures.legend_height(figures.WIDTH, legend_labels) if count > 1 else 0.0
-    height = len(threats) * row + below + 0.72
+    height = len(conditions) * row + below + 0.72
     with figures.style():
         figure = Figure(figsize=(figures.WIDTH, height))
         axes = figure.subplots()
         for index, model in enumerate(comparison.models):
-            for place, threat in enumerate(threats):
-                cell = comparison.cells.get((model, threat))
+            for place, condition in enumerate(conditions):
+                cell = comparison.cells.get((model, condition))
                 if cell is None:
                     continue
                 y = place * row + (index - (count - 1) / 2) * thickness
@@ -71,10 +73,10 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
                     fontsize=8.5,
                     bbox={"facecolor": figures.PAPER, "edgecolor": "none", "pad": 0.8},
                 )
-        names = [_name(threat) for threat in threats]
-        axes.set_yticks([place * row for place in range(len(threats))], names)
+        names = [_name(condition) for condition in conditions]
+        axes.set_yticks([place * row for place in range(len(conditions))], names)
         longest = max(len(line) for name in names for line in name.split("\n"))
-        axes.set_ylim((len(threats) - 0.5) * row, -0.5 * row)
+        axes.set_ylim((len(conditions) - 0.5) * row, -0.5 * row)
         axes.set_xlim(0, 1.1)
         axes.spines["bottom"].set_bounds(0, 1)
         axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
@@ -109,12 +111,12 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
     )
 
 
-def _name(threat: Condition) -> str:
+def _name(condition: Condition) -> str:
     """In lines that fit beside the bars."""
-    title = textwrap.fill(threat.title, WIDEST, break_long_words=False)
-    return f"{title}\n{threat.size}" if threat.size else title
+    title = textwrap.fill(condition.title, WIDEST, break_long_words=False)
+    return f"{title}\n{condition.size}" if condition.size else title
 
 
 def _several(comparison: Comparison, worst: Condition) -> bool:
-    same = [t for t in comparison.attacks if (t.norm, t.epsilon) == (worst.norm, worst.epsilon)]
+    same = [c for c in comparison.attacks if (c.norm, c.epsilon) == (worst.norm, worst.epsilon)]
     return len(same) > 1

@@ -28,38 +28,40 @@ def render(runs: Runs, output: Path) -> list[Path]:
         if comparison.is_curve and written:
             break
         shown = [run for run in comparison.runs if "clean" in run.examples]
-        if shown and (threat := _threat(comparison, shown)) is not None:
-            written += _draw(comparison, shown, threat, output)
+        if shown and (condition := _condition(comparison, shown)) is not None:
+            written += _draw(comparison, shown, condition, output)
     return written
 
 
-def _key(threat: Condition) -> str:
-    return f"{threat.attack}@{threat.epsilon}"
+def _key(condition: Condition) -> str:
+    return f"{condition.attack}@{condition.epsilon}"
 
 
-def _threat(comparison: Comparison, shown: list[Run]) -> Condition | None:
+def _condition(comparison: Comparison, shown: list[Run]) -> Condition | None:
     """The attack all runs hold examples of that leaves the least accuracy; visible sizes first."""
     common = [
-        threat
-        for threat in comparison.attacks
-        if threat.radius > 0
-        and all(f"adversarial/{_key(threat)}" in run.examples for run in shown)
-        and all(threat in comparison.verdicts[run.label] for run in shown)
+        condition
+        for condition in comparison.attacks
+        if condition.radius > 0
+        and all(f"adversarial/{_key(condition)}" in run.examples for run in shown)
+        and all(condition in comparison.verdicts[run.label] for run in shown)
     ]
     if not common:
         return None
     # In a curve the largest size breaks everything and shows nothing; 8/255 is the usual one.
     if comparison.is_curve:
-        common = [t for t in common if t.radius <= 8 / 255 + 1e-9] or common
+        common = [c for c in common if c.radius <= 8 / 255 + 1e-9] or common
 
-    def left(threat: Condition) -> float:
-        return float(np.mean([comparison.verdicts[run.label][threat].mean() for run in shown]))
+    def mean_accuracy(condition: Condition) -> float:
+        return float(np.mean([comparison.verdicts[run.label][condition].mean() for run in shown]))
 
-    return min(common, key=left)
+    return min(common, key=mean_accuracy)
 
 
-def _draw(comparison: Comparison, shown: list[Run], threat: Condition, output: Path) -> list[Path]:
-    key = _key(threat)
+def _draw(
+    comparison: Comparison, shown: list[Run], condition: Condition, output: Path
+) -> list[Path]:
+    key = _key(condition)
     places = [_places(run) for run in shown]
     ids = _choose(shown, places, key)
     added = {
@@ -122,7 +124,7 @@ def _draw(comparison: Comparison, shown: list[Run], threat: Condition, output: P
         figure,
         output,
         f"gallery-{comparison.slug}",
-        f"Images under {threat.title} at {threat.size}",
+        f"Images under {condition.title} at {condition.size}",
         f"{comparison.title}: the clean image with its label, what the attack adds (scaled"
         f" {0.5 / largest:.3g}-fold; red is brighter, blue darker, colour images around grey), and"
         " the image the model sees with its prediction. Where possible the images are ones every"

@@ -1,4 +1,4 @@
-"""One page that needs no network: the verdict first, then tables, figures and provenance."""
+"""One page that needs no network: the headlines first, then tables, figures and provenance."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from markupsafe import Markup, escape
 
 from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
-from robustsnn.reporting import figures
-from robustsnn.reporting import sentences as verdict
-from robustsnn.reporting import tables as sheets
+from robustsnn.reporting import figures, sentences, tables
 from robustsnn.reporting.comparison import Comparison, comparisons
 from robustsnn.reporting.render import GENERATOR
 
@@ -56,14 +54,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A comparison with its verdicts and tables."""
+    """A comparison with its headlines and tables."""
 
     title: str
     images: str
     lead: str
-    verdicts: list[verdict.Verdict]
-    accuracy: sheets.Sheet
-    others: list[sheets.Sheet]
+    headlines: list[sentences.Headline]
+    accuracy: tables.TextTable
+    others: list[tables.TextTable]
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
@@ -85,7 +83,7 @@ def render(runs: Runs, output: Path) -> list[Path]:
         colours=_colours(runs),
         sections=sections,
         pictures=[_picture(path) for path in sorted((output / "figures").glob("*.svg"), key=_rank)],
-        flags=verdict.flag_sentences(runs.runs),
+        flags=sentences.flag_sentences(runs.runs),
         checked=_checked(runs),
         diagnosed=[diagnosed for run in runs.runs if (diagnosed := _diagnosed(run))],
         provenance=[_provenance(run) for run in runs.runs],
@@ -134,22 +132,22 @@ def _colours(runs: Runs) -> dict[str, str]:
 
 
 def _section(comparison: Comparison, noted: set[str]) -> Section:
-    accuracy, *others = (_noted_once(sheet, noted) for sheet in sheets.sheets_of(comparison))
+    accuracy, *others = (_noted_once(table, noted) for table in tables.tables_of(comparison))
     return Section(
         title=comparison.title,
         images=wording.count(comparison.samples, "image"),
-        lead=verdict.lead(comparison),
-        verdicts=verdict.verdicts(comparison),
+        lead=sentences.lead(comparison),
+        headlines=sentences.headlines(comparison),
         accuracy=accuracy,
         others=others,
     )
 
 
-def _noted_once(sheet: sheets.Sheet, noted: set[str]) -> sheets.Sheet:
-    """A sheet without the notes that an earlier one of the page had."""
-    notes = tuple(note for note in sheet.notes if note not in noted)
+def _noted_once(table: tables.TextTable, noted: set[str]) -> tables.TextTable:
+    """A table without the notes that an earlier one of the page had."""
+    notes = tuple(note for note in table.notes if note not in noted)
     noted.update(notes)
-    return dataclasses.replace(sheet, notes=notes)
+    return dataclasses.replace(table, notes=notes)
 
 
 def _rank(path: Path) -> tuple[int, str]:

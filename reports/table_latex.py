@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustsnn.records.runs import Runs
-from robustsnn.reporting.tables import Cell, Sheet, sheets
+from robustsnn.reporting.tables import Cell, TextTable, tables
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -36,25 +36,25 @@ def render(runs: Runs, output: Path) -> list[Path]:
     """All tables in `comparison.tex`, each a `table` environment of its own."""
     path = output / "tables" / "comparison.tex"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(_table(sheet) for sheet in sheets(runs))
+    text = "\n\n".join(_table(table) for table in tables(runs))
     path.write_text(f"% Needs \\usepackage{{booktabs}}.\n{text}\n", encoding="utf-8")
     return [path]
 
 
-def _table(sheet: Sheet) -> str:
-    columns = "".join("r" if right else "l" for right in sheet.numeric)
-    notes = " ".join(escape(note) for note in sheet.notes)
+def _table(table: TextTable) -> str:
+    columns = "".join("r" if right else "l" for right in table.numeric)
+    notes = " ".join(escape(note) for note in table.notes)
     return "\n".join(
         [
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{escape(sheet.title)}. {notes}}}",
-            rf"  \label{{tab:{_label(sheet.name)}}}",
+            rf"  \caption{{{escape(table.title)}. {notes}}}",
+            rf"  \label{{tab:{_label(table.name)}}}",
             rf"  \begin{{tabular}}{{{columns}}}",
             r"    \toprule",
-            _row(sheet.head),
+            _row(table.head),
             r"    \midrule",
-            *map(_row, sheet.rows),
+            *map(_row, table.rows),
             r"    \bottomrule",
             r"  \end{tabular}",
             r"\end{table}",

@@ -5,28 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustsnn.records.runs import Runs
-from robustsnn.reporting.tables import Cell, Sheet, sheets
+from robustsnn.reporting.tables import Cell, TextTable, tables
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
     """All tables below one another in `comparison.md`."""
     path = output / "tables" / "comparison.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "\n\n".join(_table(sheet) for sheet in sheets(runs)) + "\n"
+    text = "\n\n".join(_table(table) for table in tables(runs)) + "\n"
     path.write_text(text, encoding="utf-8")
     return [path]
 
 
-def _table(sheet: Sheet) -> str:
-    rule = "|".join("---:" if right else "---" for right in sheet.numeric)
+def _table(table: TextTable) -> str:
+    rule = "|".join("---:" if right else "---" for right in table.numeric)
     lines = [
-        f"**{escape(sheet.title)}**",
+        f"**{escape(table.title)}**",
         "",
-        _row(sheet.head),
+        _row(table.head),
         f"|{rule}|",
-        *map(_row, sheet.rows),
+        *map(_row, table.rows),
     ]
-    for note in sheet.notes:
+    for note in table.notes:
         lines += ["", escape(note)]
     return "\n".join(lines)
 

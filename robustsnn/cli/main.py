@@ -634,7 +634,7 @@ def _print_run(folder: Path) -> None:
 def _print_page(page: Path) -> None:
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
-    from robustsnn.reporting.sentences import flag_sentences, verdicts
+    from robustsnn.reporting.sentences import flag_sentences, headlines
     from robustsnn.reporting.terminal import comparison_tables
     from robustsnn.workflows.report import runs_of
 
@@ -642,8 +642,8 @@ def _print_page(page: Path) -> None:
     console = _console()
     console.print(comparison_tables(runs))
     for comparison in comparisons(runs):
-        for verdict in verdicts(comparison):
-            console.print(verdict.sentence, markup=False)
+        for headline in headlines(comparison):
+            console.print(headline.sentence, markup=False)
             console.print()
     for model, suite, severity, sentence in flag_sentences(runs.runs):
         console.print(f"{severity}, {model}, {suite}: {sentence}", markup=False)

@@ -57,30 +57,30 @@ class Comparison:
 
     @cached_property
     def verdicts(self) -> dict[str, dict[Condition, NDArray[np.bool_]]]:
-        """Which images each model gets right under each threat, [images] in order of their ids."""
+        """Which images each model gets right in each condition, [images] in order of their ids."""
         return {run.label: verdicts(run) for run in self.runs}
 
     @cached_property
-    def threats(self) -> tuple[Condition, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         """The rows: clean, the attacks as the suite orders them, then the worst cases.
 
         Sizes of one attack grow; a worst case that only repeats a single attack is left out.
         """
-        found = {t for right in self.verdicts.values() for t in right}
+        found = {c for right in self.verdicts.values() for c in right}
         named = [row for run in self.runs for row in run.results[["attack", "norm"]].values]
         order = {key: place for place, key in enumerate(dict.fromkeys(map(tuple, named)))}
         rank = {CLEAN: 0, WORST_CASE: 2}
 
-        def place(threat: Condition) -> tuple[int, int, float, str]:
-            listed = order.get((threat.attack, threat.norm), len(order))
-            return (rank.get(threat.attack, 1), listed, threat.radius, threat.epsilon)
+        def place(condition: Condition) -> tuple[int, int, float, str]:
+            listed = order.get((condition.attack, condition.norm), len(order))
+            return (rank.get(condition.attack, 1), listed, condition.radius, condition.epsilon)
 
-        return tuple(sorted((t for t in found if not self._repeats(t, found)), key=place))
+        return tuple(sorted((c for c in found if not self._repeats(c, found)), key=place))
 
     def _repeats(self, worst: Condition, found: set[Condition]) -> bool:
         if worst.attack != WORST_CASE:
             return False
-        alone = [t for t in found if t[1:] == worst[1:] and t != worst]
+        alone = [c for c in found if c[1:] == worst[1:] and c != worst]
         return len(alone) == 1 and all(
             np.array_equal(right[worst], right[alone[0]])
             for right in self.verdicts.values()
@@ -89,19 +89,19 @@ class Comparison:
 
     @property
     def attacks(self) -> tuple[Condition, ...]:
-        """The threats that are attacks of their own."""
-        return tuple(t for t in self.threats if t.attack not in (CLEAN, WORST_CASE))
+        """The conditions that are attacks of their own."""
+        return tuple(c for c in self.conditions if c.attack not in (CLEAN, WORST_CASE))
 
     @property
     def is_curve(self) -> bool:
         """Whether some attack was run at three sizes or more."""
-        sizes = pd.Series([t.epsilon for t in self.attacks], dtype=str)
-        by = pd.Series([(t.attack, t.norm) for t in self.attacks], dtype=object)
+        sizes = pd.Series([c.epsilon for c in self.attacks], dtype=str)
+        by = pd.Series([(c.attack, c.norm) for c in self.attacks], dtype=object)
         return bool(len(sizes)) and int(sizes.groupby(by).nunique().max()) >= 3
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per model and threat; fractions in [0, 1], energies in microjoule per image.
+        """One row per model and condition; fractions in [0, 1], energies in microjoule per image.
 
         `difference` is to the baseline; `gained` counts images only this model gets right, `lost`
         those only the baseline does; `p` is the exact McNemar test of the two and `p_holm` its
@@ -110,8 +110,8 @@ class Comparison:
         rows = []
         for run in self.runs:
             tests = self._tests(run.label)
-            for threat in self.threats:
-                right = self.verdicts[run.label].get(threat)
+            for condition in self.conditions:
+                right = self.verdicts[run.label].get(condition)
                 if right is None:
                     continue
                 correct, n = int(right.sum()), len(right)
@@ -125,13 +125,13 @@ class Comparison:
                         "samples": n,
                         "model": run.label,
                         "baseline": self.baseline,
-                        "attack": threat.attack,
-                        "norm": threat.norm,
-                        "epsilon": threat.epsilon,
+                        "attack": condition.attack,
+                        "norm": condition.norm,
+                        "epsilon": condition.epsilon,
                         "accuracy": correct / n,
                         "ci_low": low,
                         "ci_high": high,
-                        **tests.get(threat, _NO_TEST),
+                        **tests.get(condition, _NO_TEST),
                         "attack_success_rate": rates.clean_correct,
                         "net_success_rate": rates.net,
                         "error_rate": rates.all_images,
@@ -146,7 +146,7 @@ class Comparison:
 
     @cached_property
     def cells(self) -> dict[tuple[str, Condition], pd.Series[float]]:
-        """The rows of `table` by model and threat."""
+        """The rows of `table` by model and condition."""
         keys = [
             (str(r["model"]), Condition(str(r["attack"]), str(r["norm"]), str(r["epsilon"])))
             for _, r in self.table.iterrows()
@@ -157,19 +157,21 @@ class Comparison:
         if model == self.baseline:
             return {}
         ours, theirs = self.verdicts[model], self.verdicts[self.baseline]
-        tests = {t: paired(ours[t], theirs[t]) for t in self.threats if t in ours and t in theirs}
+        tests = {
+            c: paired(ours[c], theirs[c]) for c in self.conditions if c in ours and c in theirs
+        }
         # Clean images, also under the name of an attack of size 0, are no attack.
-        family = [t for t in tests if t.radius != 0]
-        adjusted = dict(zip(family, holm([tests[t].p for t in family]), strict=True))
+        family = [c for c in tests if c.radius != 0]
+        adjusted = dict(zip(family, holm([tests[c].p for c in family]), strict=True))
         return {
-            t: {
-                "difference": float(ours[t].mean() - theirs[t].mean()),
+            c: {
+                "difference": float(ours[c].mean() - theirs[c].mean()),
                 "gained": test.gained,
                 "lost": test.lost,
                 "p": test.p,
-                "p_holm": adjusted.get(t, test.p),
+                "p_holm": adjusted.get(c, test.p),
             }
-            for t, test in tests.items()
+            for c, test in tests.items()
         }
 
 
@@ -208,14 +210,14 @@ def comparison_frame(runs: Runs) -> pd.DataFrame:
 
 
 def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
-    """Which images a run's model gets right under each threat, [images] in order of their ids.
+    """Which images a run's model gets right in each condition, [images] in order of their ids.
 
     An image without a record under an attack was not attacked because it is wrong already, and
     stays as it is on the clean image. The worst case needs every margin to be negative, and so
     does an entry of a cascade.
 
     Raises:
-        InputError: If the records hold an image twice under one threat, or lack a clean-correct
+        InputError: If the records hold an image twice under one condition, or lack a clean-correct
             image.
     """
     records = run.records
@@ -231,22 +233,22 @@ def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
     margins: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     attacked = records[records["attack"] != CLEAN]
     for key, rows in attacked.groupby(["attack", "norm", "epsilon"], sort=False):
-        threat = Condition(*map(str, key))
+        condition = Condition(*map(str, key))
         if rows["image_id"].duplicated().any():
             raise InputError(
-                f"{run.folder} has two records of an image for {threat.attack!r} at"
-                f" {threat.size}: give the entries of the suite different labels."
+                f"{run.folder} has two records of an image for {condition.attack!r} at"
+                f" {condition.size}: give the entries of the suite different labels."
             )
         rows = rows.set_index("image_id").reindex(one.index)
         there = rows["prediction"].notna().to_numpy()
         if (clean & ~there).any():
             raise InputError(
-                f"{run.folder} is incomplete: {threat.attack!r} lacks images; run it again."
+                f"{run.folder} is incomplete: {condition.attack!r} lacks images; run it again."
             )
         right = classified_right(rows, run.manifest.cascade)
-        found[threat] = np.where(there, right, clean)
+        found[condition] = np.where(there, right, clean)
         margin = np.where(there, rows["margin"].to_numpy(dtype=float), clean_margin)
-        margins.setdefault((threat.norm, threat.epsilon), []).append(margin)
+        margins.setdefault((condition.norm, condition.epsilon), []).append(margin)
     for (norm, epsilon), several in margins.items():
         found[Condition(WORST_CASE, norm, epsilon)] = worst_case(np.stack([clean_margin, *several]))
     return found
@@ -280,5 +282,5 @@ def energy(run: Run, same_layer: bool = False) -> float:
 def strongest(comparison: Comparison, model: str) -> Condition | None:
     """The attack that leaves the least of a model, the last of several; None without attacks."""
     right = comparison.verdicts[model]
-    attacks = [t for t in comparison.attacks if t in right]
-    return min(reversed(attacks), key=lambda t: right[t].mean()) if attacks else None
+    attacks = [c for c in comparison.attacks if c in right]
+    return min(reversed(attacks), key=lambda c: right[c].mean()) if attacks else None

@@ -31,20 +31,20 @@ def method(run: Run) -> str:
     return next((m for end, m in known.items() if stem == run.architecture + end), "")
 
 
-def published(run: Run, threat: Condition, data: str | None = None) -> Published | None:
+def published(run: Run, condition: Condition, data: str | None = None) -> Published | None:
     """The published accuracy of a model of this architecture and training, or None.
 
     Args:
         run: Ours.
-        threat: The attack; it must be the published one, at the published size.
+        condition: The attack; it must be the published one, at the published size.
         data: Look at this data set in place of the run's own.
     """
-    key = (data or run.data, run.architecture, method(run), threat.attack)
+    key = (data or run.data, run.architecture, method(run), condition.attack)
     for row in _published():
         if key != (row["data"], row["architecture"], row["method"], row["attack"]):
             continue
-        if threat.attack == CLEAN or (
-            threat.norm == row["norm"] and threat.epsilon in row["epsilon"].split()
+        if condition.attack == CLEAN or (
+            condition.norm == row["norm"] and condition.epsilon in row["epsilon"].split()
         ):
             return Published(float(row["accuracy"]), row["source"], row["note"])
     return None

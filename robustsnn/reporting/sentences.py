@@ -19,7 +19,7 @@ MANY = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Headline:
     """What is said of one model: a number, what the number is, the rest, and a caution.
 
     `level` is `A`, `B` or `C` with what it stands for, `trust` why and what to do next; both are
@@ -46,35 +46,37 @@ def lead(comparison: Comparison) -> str:
     return _curve_lead(comparison) if comparison.is_curve else _lead(comparison)
 
 
-def verdicts(comparison: Comparison) -> list[Verdict]:
-    """One verdict for each model of a comparison."""
+def headlines(comparison: Comparison) -> list[Headline]:
+    """One headline for each model of a comparison."""
     say = _curve if comparison.is_curve else _single
     return [
-        Verdict(run.label, *say(comparison, run), _caution(run), *_trust(run))
+        Headline(run.label, *say(comparison, run), _caution(run), *_trust(run))
         for run in comparison.runs
     ]
 
 
-def headline_threat(comparison: Comparison) -> Condition:
-    """The threat a verdict is about: what leaves the models the least accuracy on average.
+def headline_condition(comparison: Comparison) -> Condition:
+    """The condition a headline is about: what leaves the models the least accuracy on average.
 
     A worst case over several attacks comes before the single attacks; clean if there are none.
     """
 
-    def left(threat: Condition) -> float:
+    def mean_accuracy(condition: Condition) -> float:
         accuracies = [
-            right[threat].mean() for right in comparison.verdicts.values() if threat in right
+            right[condition].mean() for right in comparison.verdicts.values() if condition in right
         ]
         return float(np.mean(accuracies))
 
-    worst = [t for t in comparison.threats if t.attack == WORST_CASE]
-    several = [t for t in worst if len(_same_size(comparison, t)) > 1]
+    worst = [c for c in comparison.conditions if c.attack == WORST_CASE]
+    several = [c for c in worst if len(_same_size(comparison, c)) > 1]
     candidates = several or comparison.attacks or (CLEAN_IMAGES,)
-    return min(candidates, key=left)
+    return min(candidates, key=mean_accuracy)
 
 
-def _same_size(comparison: Comparison, threat: Condition) -> list[Condition]:
-    return [t for t in comparison.attacks if (t.norm, t.epsilon) == (threat.norm, threat.epsilon)]
+def _same_size(comparison: Comparison, condition: Condition) -> list[Condition]:
+    return [
+        c for c in comparison.attacks if (c.norm, c.epsilon) == (condition.norm, condition.epsilon)
+    ]
 
 
 def _is_cascade(comparison: Comparison) -> bool:
@@ -82,33 +84,37 @@ def _is_cascade(comparison: Comparison) -> bool:
 
 
 def _lead(comparison: Comparison) -> str:
-    threat = headline_threat(comparison)
+    condition = headline_condition(comparison)
     said = []
     for model in comparison.models:
-        if (row := comparison.cells.get((model, threat))) is not None:
+        if (row := comparison.cells.get((model, condition))) is not None:
             number = wording.percent(row["accuracy"])
             interval = wording.bounds(row["ci_low"], row["ci_high"])
             said.append((model, float(row["accuracy"]), f"{number} {interval}"))
     images = wording.count(comparison.samples, "image")
     if len(said) > MANY:
         said = [min(said, key=_accuracy), max(said, key=_accuracy)]
-        (low, least), (high, most) = ((m, t) for m, _, t in said)
+        (low, least), (high, most) = ((model, text) for model, _, text in said)
         kept = f"{len(comparison.models)} models stay right on {least} ({low}) to {most} ({high})"
     else:
         (first, _, number), *rest = said
         others = [f"{model} on {text}" for model, _, text in rest]
-        stays = "is" if threat == CLEAN_IMAGES else "stays"
+        stays = "is" if condition == CLEAN_IMAGES else "stays"
         kept = wording.listing([f"{first} {stays} right on {number}", *others])
-    if threat == CLEAN_IMAGES:
+    if condition == CLEAN_IMAGES:
         return f"No attack was run: {kept} of {images}."
-    if threat.attack == WORST_CASE:
-        names = [t.title for t in _same_size(comparison, threat)]
+    if condition.attack == WORST_CASE:
+        names = [c.title for c in _same_size(comparison, condition)]
         strongest_of = wording.listing(names)
         if _is_cascade(comparison):
             strongest_of = f"the {len(names)} attacks of the suite {comparison.runs[0].suite}"
-        under = f"Against the strongest of {strongest_of} for each image ({threat.size}, {images})"
+        under = (
+            f"Against the strongest of {strongest_of} for each image ({condition.size}, {images})"
+        )
     else:
-        under = f"Under the strongest attack run here ({threat.title}, {threat.size}, {images})"
+        under = (
+            f"Under the strongest attack run here ({condition.title}, {condition.size}, {images})"
+        )
     bound = "an upper bound" if len(said) == 1 else "upper bounds"
     return f"{under}, {kept}: {bound}, since a stronger attack can only take more."
 
@@ -118,26 +124,26 @@ def _accuracy(said: tuple[str, float, str]) -> float:
 
 
 def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
-    threat = headline_threat(comparison)
-    row = comparison.cells.get((run.label, threat))
+    condition = headline_condition(comparison)
+    row = comparison.cells.get((run.label, condition))
     if row is None:
-        return "–", "not attacked", f"It was not attacked with {threat.title}."
+        return "–", "not attacked", f"It was not attacked with {condition.title}."
     number = wording.percent(row["accuracy"])
     interval = wording.bounds(row["ci_low"], row["ci_high"])
-    if threat == CLEAN_IMAGES:
-        return number, f"clean {interval}", _against(comparison, run.label, threat)
+    if condition == CLEAN_IMAGES:
+        return number, f"clean {interval}", _against(comparison, run.label, condition)
     clean = wording.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
     sentence = f"Down from {clean} on clean images."
     hardest = strongest(comparison, run.label)
     # An entry of a cascade leaves what those before it left too: none stands alone.
-    if threat.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
+    if condition.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
         left = wording.percent(comparison.cells[run.label, hardest]["accuracy"])
         sentence += f" The strongest attack alone, {hardest.title}, leaves {left}."
-    return number, interval, f"{sentence} {_against(comparison, run.label, threat)}".strip()
+    return number, interval, f"{sentence} {_against(comparison, run.label, condition)}".strip()
 
 
-def _against(comparison: Comparison, model: str, threat: Condition) -> str:
-    row = comparison.cells[model, threat]
+def _against(comparison: Comparison, model: str, condition: Condition) -> str:
+    row = comparison.cells[model, condition]
     baseline = comparison.baseline
     if model == baseline or np.isnan(row["difference"]):
         return ""
@@ -155,11 +161,11 @@ def _hardest_by_size(comparison: Comparison, model: str) -> list[Condition]:
     """The attack that leaves the least at each size, the sizes growing."""
     found: dict[tuple[str, str], Condition] = {}
     right = comparison.verdicts[model]
-    for threat in sorted(comparison.attacks, key=lambda t: t.radius):
-        if threat.radius > 0 and threat in right:
-            best = found.setdefault(threat[1:], threat)
-            if right[threat].mean() < right[best].mean():
-                found[threat[1:]] = threat
+    for condition in sorted(comparison.attacks, key=lambda c: c.radius):
+        if condition.radius > 0 and condition in right:
+            best = found.setdefault(condition[1:], condition)
+            if right[condition].mean() < right[best].mean():
+                found[condition[1:]] = condition
     return list(found.values())
 
 
@@ -167,7 +173,7 @@ def _reaches_chance(comparison: Comparison, run: Run) -> Condition | None:
     """The smallest size at which the interval of the accuracy holds chance or lies below it."""
     sizes = _hardest_by_size(comparison, run.label)
     level = 1 / run.classes
-    return next((t for t in sizes if comparison.cells[run.label, t]["ci_low"] <= level), None)
+    return next((c for c in sizes if comparison.cells[run.label, c]["ci_low"] <= level), None)
 
 
 def _chance(run: Run) -> str:
@@ -179,10 +185,10 @@ def _curve_lead(comparison: Comparison) -> str:
     reached: dict[str, list[str]] = {}
     never = []
     for run in comparison.runs:
-        if (threat := _reaches_chance(comparison, run)) is None:
+        if (condition := _reaches_chance(comparison, run)) is None:
             never.append(run.label)
         else:
-            reached.setdefault(threat.size, []).append(run.label)
+            reached.setdefault(condition.size, []).append(run.label)
     chance = _chance(comparison.runs[0])
     parts = []
     for index, (size, models) in enumerate(reached.items()):
@@ -191,7 +197,7 @@ def _curve_lead(comparison: Comparison) -> str:
     said = [wording.listing(parts)] if parts else []
     if never:
         stay = "stays" if len(never) == 1 else "stay"
-        largest = max(comparison.attacks, key=lambda t: t.radius).size
+        largest = max(comparison.attacks, key=lambda c: c.radius).size
         said.append(
             f"{wording.listing(never)} {stay} above {chance} even at {largest}, which speaks"
             " against the attack and not for the model"
@@ -206,16 +212,16 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     if not sizes:
         return clean, "clean", "It was not attacked."
 
-    def left(threat: Condition) -> str:
-        accuracy = comparison.cells[run.label, threat]["accuracy"]
-        return f"{wording.percent(accuracy)} at {threat.epsilon}"
+    def accuracy_at(condition: Condition) -> str:
+        accuracy = comparison.cells[run.label, condition]["accuracy"]
+        return f"{wording.percent(accuracy)} at {condition.epsilon}"
 
     shown = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
-    sentence = f"From {clean} clean to {wording.listing([left(t) for t in shown])}."
-    threat = _reaches_chance(comparison, run)
-    if threat is None:
+    sentence = f"From {clean} clean to {wording.listing([accuracy_at(c) for c in shown])}."
+    condition = _reaches_chance(comparison, run)
+    if condition is None:
         return "never", "at chance", sentence
-    return threat.epsilon, "brings it to chance", sentence
+    return condition.epsilon, "brings it to chance", sentence
 
 
 def _trust(run: Run) -> tuple[str, str]:

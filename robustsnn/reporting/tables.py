@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table ready to be written: a head, rows of as many cells, and notes on how to read it."""
 
     name: str
@@ -48,31 +48,31 @@ class Sheet:
         return found or (False,) * len(self.head)
 
 
-def sheets(runs: Runs) -> list[Sheet]:
+def tables(runs: Runs) -> list[TextTable]:
     """Every table of a report, comparison by comparison."""
-    return [sheet for comparison in comparisons(runs) for sheet in sheets_of(comparison)]
+    return [table for comparison in comparisons(runs) for table in tables_of(comparison)]
 
 
-def sheets_of(comparison: Comparison) -> Iterator[Sheet]:
+def tables_of(comparison: Comparison) -> Iterator[TextTable]:
     """The tables of one comparison; those that would be empty are left out."""
-    yield accuracy_sheet(comparison)
+    yield accuracy_table(comparison)
     if len(comparison.runs) > 1:
-        yield paired_sheet(comparison)
+        yield paired_table(comparison)
     if comparison.attacks:
-        yield success_sheet(comparison)
-    if (literature := published_sheet(comparison)) is not None:
+        yield success_table(comparison)
+    if (literature := published_table(comparison)) is not None:
         yield literature
 
 
-def accuracy_sheet(comparison: Comparison) -> Sheet:
+def accuracy_table(comparison: Comparison) -> TextTable:
     """Accuracy by attack and model, then what each model costs to run."""
     runs = comparison.runs
     rows = [
         (
-            Cell(threat.title, threat.size),
-            *(_accuracy(comparison, run, threat) for run in runs),
+            Cell(condition.title, condition.size),
+            *(_accuracy(comparison, run, condition) for run in runs),
         )
-        for threat in _shown(comparison)
+        for condition in _shown(comparison)
     ]
     spikes = [run.spikes_per_neuron_and_step for run in runs]
     joules = [energy(run) for run in runs]
@@ -86,7 +86,7 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
     if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
         cells = (Cell(wording.energy(o), _relative(o, own[0])) for o in own)
         rows.append((Cell("Energy, own spikes", "µJ per image"), *cells))
-    return Sheet(
+    return TextTable(
         name=f"accuracy-{comparison.slug}",
         title=f"Accuracy, {comparison.title}, {wording.count(comparison.samples, 'image')}",
         head=(Cell("Attack"), *(Cell(run.label, _kind(run)) for run in runs)),
@@ -96,12 +96,12 @@ def accuracy_sheet(comparison: Comparison) -> Sheet:
 
 
 def _shown(comparison: Comparison) -> list[Condition]:
-    """The threats worth a row: an attack of size 0 only repeats the clean images."""
-    return [t for t in comparison.threats if t.attack == CLEAN or t.radius != 0]
+    """The conditions worth a row: an attack of size 0 only repeats the clean images."""
+    return [c for c in comparison.conditions if c.attack == CLEAN or c.radius != 0]
 
 
-def _accuracy(comparison: Comparison, run: Run, threat: Condition) -> Cell:
-    row = comparison.cells.get((run.label, threat))
+def _accuracy(comparison: Comparison, run: Run, condition: Condition) -> Cell:
+    row = comparison.cells.get((run.label, condition))
     if row is None:
         return Cell("–")
     note = ""
@@ -111,7 +111,7 @@ def _accuracy(comparison: Comparison, run: Run, threat: Condition) -> Cell:
         wording.percent(row["accuracy"]),
         wording.bounds(row["ci_low"], row["ci_high"]),
         note,
-        run.level if threat.attack == WORST_CASE else "",
+        run.level if condition.attack == WORST_CASE else "",
     )
 
 
@@ -125,7 +125,7 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
             "Each attack had only those images that all attacks above it at that norm and size"
             " left: its row is what is left after it, not what it leaves by itself."
         )
-    if any(threat.attack == WORST_CASE for threat in comparison.threats):
+    if any(condition.attack == WORST_CASE for condition in comparison.conditions):
         yield (
             "Worst case: right on the clean image and on every image proposed at that norm and"
             " size; a tie at the top counts as wrong."
@@ -163,29 +163,29 @@ def _kind(run: Run) -> str:
     return f"{run.kind.upper()}, T = {run.time_steps}" if run.kind else ""
 
 
-def paired_sheet(comparison: Comparison) -> Sheet:
+def paired_table(comparison: Comparison) -> TextTable:
     """Every model against the baseline on the same images, with the discordant counts."""
     rows = []
     for model in comparison.models[1:]:
-        for threat in _shown(comparison):
-            row = comparison.cells.get((model, threat))
+        for condition in _shown(comparison):
+            row = comparison.cells.get((model, condition))
             if row is None or math.isnan(row["difference"]):
                 continue
             rows.append(
                 (
                     Cell(model),
-                    Cell(threat.title, threat.size),
+                    Cell(condition.title, condition.size),
                     Cell(wording.points(row["difference"])),
                     Cell(f"{row['gained']:.0f}"),
                     Cell(f"{row['lost']:.0f}"),
                     Cell(wording.p_value(row["p"]).removeprefix("p = ").removeprefix("p ")),
                     Cell(wording.p_value(row["p_holm"]).removeprefix("p = ").removeprefix("p "))
-                    if threat.radius != 0
+                    if condition.radius != 0
                     else Cell("–"),
                 )
             )
     heads = ("Model", "Attack", "Difference", "Gained", "Lost", "p", "p, Holm")
-    return Sheet(
+    return TextTable(
         name=f"paired-{comparison.slug}",
         title=f"Against {comparison.baseline} on the same images",
         head=tuple(Cell(head) for head in heads),
@@ -198,23 +198,23 @@ def paired_sheet(comparison: Comparison) -> Sheet:
     )
 
 
-def success_sheet(comparison: Comparison) -> Sheet:
+def success_table(comparison: Comparison) -> TextTable:
     """The three definitions of attack success rate side by side."""
     rows = []
     for model in comparison.models:
-        for threat in _shown(comparison):
-            row = comparison.cells.get((model, threat))
-            if row is None or threat.attack == CLEAN:
+        for condition in _shown(comparison):
+            row = comparison.cells.get((model, condition))
+            if row is None or condition.attack == CLEAN:
                 continue
             rates = ("attack_success_rate", "net_success_rate", "error_rate")
             rows.append(
                 (
                     Cell(model),
-                    Cell(threat.title, threat.size),
+                    Cell(condition.title, condition.size),
                     *(Cell(wording.percent(row[rate])) for rate in rates),
                 )
             )
-    return Sheet(
+    return TextTable(
         name=f"success-rates-{comparison.slug}",
         title=f"Attack success rate by its three definitions, {comparison.title}",
         head=(
@@ -235,7 +235,7 @@ def success_sheet(comparison: Comparison) -> Sheet:
     )
 
 
-def published_sheet(comparison: Comparison) -> Sheet | None:
+def published_table(comparison: Comparison) -> TextTable | None:
     """Our accuracies beside published ones; None where no architecture has any."""
     runs = comparison.runs
     sets = published_data(runs)
@@ -245,16 +245,16 @@ def published_sheet(comparison: Comparison) -> Sheet | None:
     sources: dict[str, None] = {}
     for data in same or sets:
         for run in runs:
-            for threat in comparison.threats:
-                found = published(run, threat, data)
-                row = comparison.cells.get((run.label, threat))
+            for condition in comparison.conditions:
+                found = published(run, condition, data)
+                row = comparison.cells.get((run.label, condition))
                 if found is None or row is None:
                     continue
                 sources[found.source] = None
                 rows.append(
                     (
                         Cell(run.label),
-                        Cell(threat.title, threat.size),
+                        Cell(condition.title, condition.size),
                         Cell(wording.percent(row["accuracy"])),
                         *(() if same else (Cell("none"),)),
                         Cell(wording.percent(found.accuracy), note=found.note),
@@ -276,7 +276,7 @@ def published_sheet(comparison: Comparison) -> Sheet | None:
             " other widths; the difference of the two numbers means nothing."
         )
     note += " Derived: from a difference the paper prints, not from the accuracy itself."
-    return Sheet(
+    return TextTable(
         name=f"published-{comparison.slug}",
         title="Beside the literature",
         head=tuple(Cell(head) for head in ("Model", "Attack", *heads, "Source")),

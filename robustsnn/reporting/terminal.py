@@ -11,59 +11,59 @@ from robustsnn.common.wording import NBSP
 from robustsnn.records.runs import Runs
 from robustsnn.records.schema import WORST_CASE
 from robustsnn.reporting.comparison import comparisons
-from robustsnn.reporting.tables import Cell, Sheet, accuracy_sheet
+from robustsnn.reporting.tables import Cell, TextTable, accuracy_table
 
 
 def comparison_table(runs: Runs) -> Table:
     """The accuracies of the first comparison: attacks down, models across."""
-    sheet = accuracy_sheet(comparisons(runs)[0])
-    table = _table(sheet)
-    table.title = _title(sheet)
-    return table
+    table = accuracy_table(comparisons(runs)[0])
+    drawn = _drawn(table)
+    drawn.title = _title(table)
+    return drawn
 
 
 def comparison_tables(runs: Runs) -> RenderableType:
     """The accuracies of every comparison below one another, with how to read them."""
     parts: list[RenderableType] = []
     for comparison in comparisons(runs):
-        sheet = accuracy_sheet(comparison)
+        table = accuracy_table(comparison)
         parts += [
-            _title(sheet),
-            _table(sheet),
-            *(Text(note, style="dim") for note in sheet.notes),
+            _title(table),
+            _drawn(table),
+            *(Text(note, style="dim") for note in table.notes),
             Text(""),
         ]
     return Group(*parts)
 
 
-def _title(sheet: Sheet) -> Text:
-    return Text(sheet.title.replace("Accuracy", "Accuracy in %", 1), style="bold")
+def _title(table: TextTable) -> Text:
+    return Text(table.title.replace("Accuracy", "Accuracy in %", 1), style="bold")
 
 
-def _table(sheet: Sheet) -> Table:
+def _drawn(table: TextTable) -> Table:
     # Text objects, not strings: a model called [red] is a name and no markup.
-    table = Table(
+    drawn = Table(
         title_style="bold",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
     )
-    for index, head in enumerate(sheet.head):
-        table.add_column(
+    for index, head in enumerate(table.head):
+        drawn.add_column(
             _lines(head.main, head.detail),
             justify="right" if index else "left",
             overflow="fold",
             min_width=None if index else 12,
         )
-    for row in sheet.rows:
+    for row in table.rows:
         first, *cells = row
-        table.add_row(
+        drawn.add_row(
             _lines(first.main, first.detail),
             *map(_number, cells),
             style="bold" if first.main == _WORST else None,
         )
-    return table
+    return drawn
 
 
 _WORST = WORST_CASE.replace("-", " ").capitalize()

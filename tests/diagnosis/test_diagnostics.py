@@ -566,11 +566,11 @@ def test_the_level_stands_beside_the_number(tmp_path):
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
     from robustsnn.reporting.render import render
-    from robustsnn.reporting.sentences import verdicts
+    from robustsnn.reporting.sentences import headlines
 
     run(Constant(), output=tmp_path / "run", name="stuck")
     runs = load_runs([tmp_path / "run"])
-    (said,) = verdicts(comparisons(runs)[0])
+    (said,) = headlines(comparisons(runs)[0])
     assert said.level == "C, not reliable" and "(C, not reliable)" in said.sentence
     assert runs.runs[0].manifest["verdict"]["next"] in said.trust
     page = render(runs, tmp_path / "page").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import CLEAN_IMAGES, Condition
 from robustsnn.reporting.comparison import comparison_frame, comparisons, strongest
 from robustsnn.reporting.published import published
-from robustsnn.reporting.sentences import flag_sentences, lead, verdicts
+from robustsnn.reporting.sentences import flag_sentences, headlines, lead
 
 CLEAN = ("clean", "", "")
 FGSM = ("fgsm", "Linf", "8/255")
@@ -119,7 +119,7 @@ def test_equal_models_cannot_be_told_apart(make_run):
     frame = comparison_frame(runs).query("model == 'b'")
     assert (frame["p"] == 1).all()
     assert (frame["gained"] + frame["lost"] == 0).all()
-    assert "cannot be told apart from a" in verdicts(comparisons(runs)[0])[1].sentence
+    assert "cannot be told apart from a" in headlines(comparisons(runs)[0])[1].sentence
 
 
 def test_images_that_were_not_attacked_stay_wrong(make_run, tmp_path):
@@ -138,7 +138,7 @@ def test_images_that_were_not_attacked_stay_wrong(make_run, tmp_path):
         comparison_frame(load_runs([folder]))
 
 
-def test_an_image_twice_under_one_threat_is_refused(make_run):
+def test_an_image_twice_under_one_condition_is_refused(make_run):
     folder = make_run("a", verdicts_of(5))
     import pandas as pd
 
@@ -162,7 +162,7 @@ def test_only_runs_on_the_same_images_are_compared(make_run):
     assert len({c.slug for c in comparisons(runs)}) == 3
 
 
-def test_the_strongest_attack_and_the_verdict(two):
+def test_the_strongest_attack_and_the_headline(two):
     ours, theirs, runs = two
     comparison = comparisons(runs)[0]
     assert strongest(comparison, "snn") == Condition(*PGD)
@@ -172,7 +172,7 @@ def test_the_strongest_attack_and_the_verdict(two):
     assert "120 images" in text
     assert "upper bound" in text
     clean = f"Down from {100 * ours[CLEAN].mean():.1f} % on clean images"
-    assert clean in verdicts(comparison)[1].sentence.replace("\u00a0", " ")
+    assert clean in headlines(comparison)[1].sentence.replace("\u00a0", " ")
 
 
 def curve(fall):
@@ -192,7 +192,7 @@ def test_a_curve_says_where_chance_is_reached(make_run):
     text = lead(comparison).replace("\u00a0", " ")
     assert "falls falls to chance (10 %) at L∞ 8/255" in text
     assert "stays stays above chance (10 %) even at L∞ 32/255" in text
-    assert "90.0 % clean to 50.0 % at 2/255" in verdicts(comparison)[0].sentence.replace(
+    assert "90.0 % clean to 50.0 % at 2/255" in headlines(comparison)[0].sentence.replace(
         "\u00a0", " "
     )
 
@@ -244,4 +244,4 @@ def test_a_failed_check_that_is_also_a_flag_is_said_once(make_run):
     folder = make_run("a", verdicts_of(7), preflight=[check], flags=[flag])
     runs = load_runs([folder])
     assert [said[3] for said in flag_sentences(runs.runs)] == ["Not as in a batch."]
-    assert verdicts(comparisons(runs)[0])[0].caution.startswith("1 flag speaks")
+    assert headlines(comparisons(runs)[0])[0].caution.startswith("1 flag speaks")

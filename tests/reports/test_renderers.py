@@ -114,7 +114,7 @@ def test_the_page_stands_alone_and_runs_nothing(report, request):
         assert HARD_NAME in "".join(parsed.shown)
 
 
-def test_the_page_holds_verdict_flags_definitions_and_provenance(make_run, tmp_path):
+def test_the_page_holds_headlines_flags_definitions_and_provenance(make_run, tmp_path):
     flag = {"flag": "zero-gradient", "severity": "invalid", "attack": "fgsm", "sentence": "Blind!"}
     run = make_run("a", draw(QUICK, 60, 0), flags=[flag])
     text = render(load_runs([run]), tmp_path / "out").read_text(encoding="utf-8")
