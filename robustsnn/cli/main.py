@@ -290,9 +290,9 @@ def crosscheck(
         substitute=None,
         output=output,
     )
-    from robustsnn.workflows.crosscheck import crosscheck as run_crosscheck
-    from robustsnn.workflows.crosscheck import peers_suite
-    from robustsnn.workflows.crosscheck_page import frame, sentences, table
+    from robustsnn.workflows.crosscheck.page import frame, sentences, table
+    from robustsnn.workflows.crosscheck.run import crosscheck as run_crosscheck
+    from robustsnn.workflows.crosscheck.run import peers_suite
 
     theirs = peers_suite(peers, chosen)
     _use_threads(threads)

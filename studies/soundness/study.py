@@ -25,8 +25,8 @@ from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN
-from robustsnn.workflows.crosscheck import library_versions, runnable
-from robustsnn.workflows.crosscheck_rows import PEERS, join
+from robustsnn.workflows.crosscheck.rows import PEERS, join
+from robustsnn.workflows.crosscheck.run import library_versions, runnable
 
 #: Ours first; the others are set beside it, entry by entry.
 OURS = "standard"

@@ -1,4 +1,4 @@
-"""Ours beside other libraries: the join against records made by hand, and the command."""
+"""Our suite next to other libraries: the join of records made by hand, and the command."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from robustsnn.adversary.peers import MissingLibrary
 from robustsnn.common.statistics import wilson
 from robustsnn.errors import InputError
 from robustsnn.evaluation.suites import load_suite
-from robustsnn.workflows.crosscheck import peers_suite, runnable
-from robustsnn.workflows.crosscheck_page import COLUMNS, SHOWN, frame, markdown, sentences, table
-from robustsnn.workflows.crosscheck_rows import TOGETHER, Crosscheck, join
+from robustsnn.workflows.crosscheck.page import COLUMNS, SHOWN, frame, markdown, sentences, table
+from robustsnn.workflows.crosscheck.rows import TOGETHER, Crosscheck, join
+from robustsnn.workflows.crosscheck.run import peers_suite, runnable
 
 SIZE = ("Linf", "8/255")
-#: Ids that are no positions. The first is wrong when clean.
+#: Image ids that differ from positions. The first image is wrong when clean.
 IDS = (10, 3, 7, 42, 5)
 CLEAN = (0.5, -1.0, -2.0, -1.0, -3.0)
 
 
 def records(suite, attacks, ids=IDS, clean=CLEAN):
-    """Rows with what `join` reads; `attacks` maps (attack, norm, epsilon) to margins by image."""
+    """The columns that `join` reads; `attacks` maps (attack, norm, epsilon) to margins by image."""
     rows = [
         {"suite": suite, "attack": "clean", "norm": "", "epsilon": "", "image_id": i, "margin": m,
          "forward_passes": 1, "backward_passes": 0, "seconds": 0.01}
@@ -34,7 +34,7 @@ def records(suite, attacks, ids=IDS, clean=CLEAN):
         rows += [
             {"suite": suite, "attack": attack, "norm": norm, "epsilon": epsilon, "image_id": i,
              "margin": m, "forward_passes": 3, "backward_passes": 2, "seconds": 0.5}
-            # In another order than the clean images: the id counts.
+            # The rows are in another order than the clean images: only the id may count.
             for i, m in reversed(margins.items())
         ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -80,7 +80,7 @@ def test_rows_from_records_made_by_hand():
     ours = rows["ours"]
     assert (ours.low, ours.high) == wilson(2, 5)
     assert (ours.suite, ours.samples, ours.ours) == ("standard", 5, True)
-    # Five passes of five images and of three, over five images.
+    # Five passes on five images and on three images, divided by five images.
     assert ours.passes == pytest.approx(5 + 3)
     assert ours.seconds == pytest.approx(8 * 0.5)
     assert rows["weak"].passes == pytest.approx(5)
@@ -90,22 +90,29 @@ def test_what_is_said():
     found = Crosscheck(Path("x"), "m", join(OURS, PEERS), ())
     assert not found.lowest and found.against == (5, 7)
     (said,) = sentences(found.rows)
-    assert "NOT lowest: it leaves 40.0" in said and "broken, leaves 20.0" in said
-    assert "2 images speak against it" in said and "5 (broken), 7 (other)." in said
+    assert (
+        "does NOT leave the lowest accuracy: it leaves 40.0" in said
+        and "broken, leaves 20.0" in said
+    )
+    assert (
+        "2 images are broken by a peer and not by our suite" in said
+        and "5 (broken), 7 (other)." in said
+    )
 
     without = PEERS[PEERS["attack"] != "broken"]
     even = Crosscheck(Path("x"), "m", join(OURS, without), ())
     assert even.lowest and even.against == (7,)
     (said,) = sentences(even.rows)
-    assert "ours is lowest" in said and "not alone" in said and "1 image speaks against it" in said
+    assert "our suite leaves the lowest accuracy" in said and "not alone" in said
+    assert "1 image is broken by a peer and not by our suite" in said
 
     weak = PEERS[PEERS["attack"].isin(["clean", "weak"])]
     clear = Crosscheck(Path("x"), "m", join(OURS, weak), ())
-    # One peer alone needs no row of all together.
+    # A single peer does not need a row of all peers together.
     assert [row.attack for row in clear.rows] == ["ours", "weak"]
     assert clear.lowest and clear.against == ()
     (said,) = sentences(clear.rows)
-    assert "ours is lowest" in said and "No peer breaks an image" in said
+    assert "our suite leaves the lowest accuracy" in said and "No peer breaks an image" in said
 
 
 def test_sizes_are_kept_apart():
@@ -122,7 +129,7 @@ def test_sizes_are_kept_apart():
 
 def test_runs_that_cannot_be_joined():
     other = records("p", {("a", *SIZE): {1: 0.0}}, ids=(1,), clean=(-1.0,))
-    with pytest.raises(InputError, match="not of the same images"):
+    with pytest.raises(InputError, match="not on the same images"):
         join(OURS, other)
     far = records("p", {("a", "L2", "0.5"): by_id(1, 1, 1, 1, 1)})
     with pytest.raises(InputError, match="no norm and epsilon in common"):
@@ -185,13 +192,13 @@ def test_what_cannot_be_run_is_left_out_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr(adapter, "library", absent)
     kept, left_out = runnable(suite, classes=3)
     assert [entry.label for entry in kept.entries] == ["l0", "l3"]
-    assert left_out == ("l1: it needs 4 classes and there are 3.", "l2: foolbox is not here.")
+    assert left_out == ("l1: it needs 4 classes, and there are 3.", "l2: foolbox is not here.")
     kept, left_out = runnable(suite.at(norm="L2", epsilon="1"), classes=10)
     assert [entry.label for entry in kept.entries] == ["l1", "l3"]
-    assert left_out[0] == "l0: it works in Linf only."
+    assert left_out[0] == "l0: it works only in Linf."
     with pytest.raises(InputError, match=r"no attack of the suite mine can be run: l0: foolbox"):
         runnable(load_suite(write(tmp_path, "foolbox:PGD")), classes=10)
-    # A mistake is not left out.
+    # A misspelt entry is an error and is not left out.
     with pytest.raises(InputError, match="Did you mean 'MIFGSM'"):
         runnable(load_suite(write(tmp_path, "torchattacks:MIFGM")), classes=10)
 
@@ -218,7 +225,7 @@ def test_the_command_runs_resumes_and_reprints(warm, checkpoints, tmp_path):
     assert [row.attack for row in expected] == ["ours", "l0", "l1", TOGETHER]
     read = pd.read_csv(out / "crosscheck.csv", keep_default_na=False, dtype={"images": str})
     pd.testing.assert_frame_equal(frame(expected), read, check_dtype=False)
-    # The single-step attack of both is one and the same.
+    # The single-step attacks of both suites are the same.
     right = records["ours"].query("attack == 'fgsm'").set_index("image_id")["prediction"]
     theirs = records["peers"].query("attack == 'l0'").set_index("image_id")["prediction"]
     assert right.equals(theirs)

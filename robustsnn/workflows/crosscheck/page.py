@@ -1,4 +1,4 @@
-"""What a crosscheck says: sentences, a table for a terminal, CSV and Markdown."""
+"""The outcome of a crosscheck as sentences, a table for a terminal, CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from robustsnn.common import wording
-from robustsnn.workflows.crosscheck_rows import Crosscheck, Row, _sizes
+from robustsnn.workflows.crosscheck.rows import Crosscheck, Row, by_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,13 +20,13 @@ COLUMNS = (
 ).split()
 
 
-#: So many images are named in a terminal; the files name all.
+#: The number of images that a terminal names; the files name all of them.
 SHOWN = 8
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """For each size: whether ours is lowest, and which images speak against it."""
-    return [_sentence(ours, peers) for ours, peers in _sizes(rows)]
+    """One sentence per size: whether our suite is lowest, and the images that only peers break."""
+    return [_sentence(ours, peers) for ours, peers in by_size(rows)]
 
 
 def _sentence(ours: Row, peers: Sequence[Row]) -> str:
@@ -35,27 +35,29 @@ def _sentence(ours: Row, peers: Sequence[Row]) -> str:
     mine, theirs = wording.percent(ours.accuracy), wording.percent(best.accuracy)
     named = f"the strongest peer, {best.attack}, leaves {theirs}"
     if best.accuracy < ours.accuracy:
-        said = f"At {at} ours is NOT lowest: it leaves {mine} and {named}"
+        text = (
+            f"At {at} our suite does NOT leave the lowest accuracy: it leaves {mine}, and {named}"
+        )
     elif best.accuracy == ours.accuracy:
-        said = f"At {at} ours is lowest, with {mine}, and not alone: {named}"
+        text = f"At {at} our suite leaves the lowest accuracy, {mine}, but not alone: {named} too"
     else:
-        said = f"At {at} ours is lowest: it leaves {mine} and {named}"
+        text = f"At {at} our suite leaves the lowest accuracy: it leaves {mine}, and {named}"
     by_image: dict[int, list[str]] = {}
     for row in peers:
         for image in row.beyond:
             by_image.setdefault(image, []).append(row.attack)
     if not by_image:
-        return f"{said}. No peer breaks an image that ours does not."
+        return f"{text}. No peer breaks an image that our suite does not break."
     images = [f"{image} ({wording.listing(by_image[image])})" for image in sorted(by_image)]
-    speak = "speaks" if len(images) == 1 else "speak"
+    are = "is" if len(images) == 1 else "are"
     return (
-        f"{said}. {wording.count(len(images), 'image')} {speak} against it, broken by a peer and "
-        f"not by ours: {', '.join(images)}."
+        f"{text}. {wording.count(len(images), 'image')} {are} broken by a peer and not by our "
+        f"suite: {', '.join(images)}."
     )
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as `crosscheck.csv` has them; `images` are ids separated by spaces."""
+    """The rows as `crosscheck.csv` holds them; `images` are ids separated by spaces."""
     return pd.DataFrame(
         [
             (
@@ -70,14 +72,14 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def markdown(found: Crosscheck, versions: Mapping[str, str]) -> str:
-    """`crosscheck.md`: the table, what it says, what was left out, and the versions."""
+    """The text of `crosscheck.md`: the tables, the sentences, what was left out, the versions."""
     lines = [f"# Crosscheck of {found.model}", ""]
-    for ours, _ in _sizes(found.rows):
+    for ours, _ in by_size(found.rows):
         lines += [
             f"{wording.threat(ours.norm, ours.epsilon)}, {wording.count(ours.samples, 'image')}; "
             "accuracy with its 95 % Wilson interval.",
             "",
-            "| attack | robust accuracy | broken, not by ours | broken by ours only | passes per "
+            "| attack | robust accuracy | broken by peer only | broken by ours only | passes per "
             "image | seconds |",
             "|---|---:|---:|---:|---:|---:|",
         ]
@@ -98,7 +100,7 @@ def table(rows: Sequence[Row]) -> list[Table]:
     from rich.text import Text
 
     found = []
-    for ours, _ in _sizes(rows):
+    for ours, _ in by_size(rows):
         one = Table(
             title=f"{wording.threat(ours.norm, ours.epsilon)}, "
             f"{wording.count(ours.samples, 'image')}",
@@ -108,7 +110,7 @@ def table(rows: Sequence[Row]) -> list[Table]:
             padding=(0, 1),
             collapse_padding=True,
         )
-        heads = ("attack", "robust accuracy", "not by ours", "ours only", "passes", "seconds")
+        heads = ("attack", "robust accuracy", "peer only", "ours only", "passes", "seconds")
         for index, head in enumerate(heads):
             # A number and its interval stay on one line; names and ids may break.
             one.add_column(head, justify="right" if index else "left", no_wrap=index not in (0, 2))

@@ -1,4 +1,4 @@
-"""The records of two runs as rows: our suite, each peer, and all peers together."""
+"""The records of two runs joined into rows: our suite, each peer, and all peers together."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from robustsnn.common.statistics import wilson, worst_case
 from robustsnn.errors import InputError
 from robustsnn.records.schema import CLEAN, Size
 
-#: The run folders below the output.
+#: Names of the two run folders in the output folder.
 OURS, PEERS = "ours", "peers"
 
 
-#: The row of all peers together, each image under the one that breaks it.
+#: Name of the row of all peers together, in which an image is broken if any peer breaks it.
 TOGETHER = "all peers"
 
 
@@ -27,13 +27,20 @@ class Row:
     """One attack, or our whole suite, at one norm and epsilon.
 
     Args:
-        attack: As it is shown; `suite` is where it comes from.
-        accuracy: Fraction of all images that are right when clean and under it, with its 95 %
-            Wilson interval `low`, `high`. A tie at the top is an error.
-        beyond: Ids of the images that it breaks and our suite does not.
-        missed: How many images our suite breaks and it does not.
-        passes: Forward and backward passes, mean per image.
-        seconds: For all images.
+        attack: The name shown to readers.
+        suite: The name of the suite the attack comes from.
+        norm: The norm that bounds the perturbation.
+        epsilon: The size of the perturbation, as it is written.
+        samples: The number of images.
+        accuracy: The fraction of all images that are right both when clean and under the attack.
+            A tie at the top counts as an error.
+        low: The lower end of the 95 % Wilson interval of the accuracy.
+        high: The upper end of that interval.
+        beyond: The ids of the images that the attack breaks and our suite does not.
+        missed: The number of images that our suite breaks and the attack does not.
+        passes: The mean number of forward and backward passes per image.
+        seconds: The time for all images.
+        ours: Whether the row is that of our suite.
     """
 
     attack: str
@@ -53,7 +60,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Crosscheck:
-    """What came out: `rows` with ours first at each size, and what was left out and why."""
+    """The outcome of a crosscheck.
+
+    Args:
+        folder: The output folder.
+        model: The name of the model.
+        rows: The rows; at each size the one of our suite comes first.
+        left_out: A sentence for each peer that was not run, which says why.
+    """
 
     folder: Path
     model: str
@@ -64,7 +78,7 @@ class Crosscheck:
     def lowest(self) -> bool:
         """Whether no peer leaves a lower accuracy than our suite does, at any size."""
         return all(
-            row.accuracy >= ours.accuracy for ours, peers in _sizes(self.rows) for row in peers
+            row.accuracy >= ours.accuracy for ours, peers in by_size(self.rows) for row in peers
         )
 
     @property
@@ -79,17 +93,21 @@ def join(
     """Rows of our suite, each peer and all peers together, from the records of two runs.
 
     Args:
-        ours: Records of our suite, clean rows included; an image without a row under an attack
-            was not attacked by it.
-        peers: Records of the peers on the same images.
-        labels: How an attack of the peers is shown, by its name in the records.
+        ours: The records of our suite, clean rows included. An image without a row under an
+            attack was not attacked by it.
+        peers: The records of the peers on the same images.
+        labels: The names shown to readers for the attacks of the peers, by their names in the
+            records.
 
     Raises:
-        InputError: The runs are of other images, or have no norm and epsilon in common.
+        InputError: If the two runs are not on the same images, or have no norm and epsilon in
+            common.
     """
     clean = _clean(ours)
     if not clean.index.equals(_clean(peers).index):
-        raise InputError("the two runs are not of the same images: run both on the same --samples.")
+        raise InputError(
+            "the two runs are not on the same images: run both with the same --samples."
+        )
     mine, theirs = _groups(ours, clean), _groups(peers, clean)
     shared = list(dict.fromkeys(key[1:] for key in theirs if key[1:] in {k[1:] for k in mine}))
     if not shared:
@@ -99,23 +117,23 @@ def join(
     labels = labels or {}
     suite = _suite(peers)
     rows: list[Row] = []
-    for threat in (Size(*key) for key in shared):
-        first = [group for key, group in mine.items() if key[1:] == threat]
-        some = {key[0]: group for key, group in theirs.items() if key[1:] == threat}
-        standing = _right(clean, first)
-        rows.append(_row("ours", _suite(ours), threat, clean, first, standing, ours=True))
+    for size in (Size(*key) for key in shared):
+        first = [group for key, group in mine.items() if key[1:] == size]
+        some = {key[0]: group for key, group in theirs.items() if key[1:] == size}
+        survivors = _right(clean, first)
+        rows.append(_row("ours", _suite(ours), size, clean, first, survivors, ours=True))
         rows += [
-            _row(labels.get(attack, attack), suite, threat, clean, [group], standing)
+            _row(labels.get(attack, attack), suite, size, clean, [group], survivors)
             for attack, group in some.items()
         ]
         if len(some) > 1:
-            rows.append(_row(TOGETHER, suite, threat, clean, list(some.values()), standing))
+            rows.append(_row(TOGETHER, suite, size, clean, list(some.values()), survivors))
     return tuple(rows)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """The records of one attack at one size: margins `[image]`, passes per image, seconds."""
+    """The records of one attack at one size: margins [image], passes per image, seconds."""
 
     margins: NDArray[np.float64]
     passes: float
@@ -123,33 +141,33 @@ class _Group:
 
 
 def _right(clean: pd.Series[float], groups: Sequence[_Group]) -> NDArray[np.bool_]:
-    """Which images stay right, clean and under all of these."""
+    """Which images are right when clean and stay right under all of these attacks, [image]."""
     return worst_case(np.stack([clean, *(group.margins for group in groups)]))
 
 
 def _row(
     attack: str,
     suite: str,
-    threat: Size,
+    size: Size,
     clean: pd.Series[float],
     groups: Sequence[_Group],
-    standing: NDArray[np.bool_],
+    survivors: NDArray[np.bool_],
     ours: bool = False,
 ) -> Row:
-    """The row of attacks taken together; `standing` are the images that our suite leaves."""
+    """The row of some attacks taken together; `survivors` are those of our suite, [image]."""
     right = _right(clean, groups)
     low, high = wilson(int(right.sum()), len(right))
     return Row(
         attack=attack,
         suite=suite,
-        norm=threat[0],
-        epsilon=threat[1],
+        norm=size.norm,
+        epsilon=size.epsilon,
         samples=len(right),
         accuracy=float(right.mean()),
         low=low,
         high=high,
-        beyond=tuple(clean.index[standing & ~right].tolist()),
-        missed=int((right & ~standing).sum()),
+        beyond=tuple(clean.index[survivors & ~right].tolist()),
+        missed=int((right & ~survivors).sum()),
         passes=sum(group.passes for group in groups),
         seconds=sum(group.seconds for group in groups),
         ours=ours,
@@ -157,7 +175,7 @@ def _row(
 
 
 def _clean(records: pd.DataFrame) -> pd.Series[float]:
-    """The margin of each clean image, by id."""
+    """The margin of each clean image, by image id."""
     rows = records[records["attack"] == CLEAN].set_index("image_id")
     return rows["margin"].astype(float).sort_index()
 
@@ -170,7 +188,7 @@ def _groups(records: pd.DataFrame, clean: pd.Series[float]) -> dict[tuple[str, s
         margins = rows.set_index("image_id")["margin"].astype(float)
         spent = rows["forward_passes"].sum() + rows["backward_passes"].sum()
         found[attack, norm, epsilon] = _Group(
-            # A NaN margin is an error of the network; a missing row is no attack.
+            # A NaN margin counts as an error; an image without a row was not attacked.
             np.where(clean.index.isin(margins.index), margins.reindex(clean.index), clean),
             float(spent) / len(clean),
             float(rows["seconds"].sum()),
@@ -182,8 +200,8 @@ def _suite(records: pd.DataFrame) -> str:
     return str(records["suite"].iloc[0])
 
 
-def _sizes(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
-    """Our row and those of the single peers, at each norm and epsilon."""
+def by_size(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
+    """The row of our suite and the rows of the single peers, for each norm and epsilon."""
     found = []
     for ours in (row for row in rows if row.ours):
         same = [r for r in rows if (r.norm, r.epsilon) == (ours.norm, ours.epsilon)]

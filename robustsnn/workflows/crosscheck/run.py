@@ -1,7 +1,7 @@
-"""Attacks of other libraries beside ours: same network, same images, same epsilon.
+"""Attacks of other libraries next to ours: on the same network, the same images, the same epsilon.
 
-If a peer breaks an image that our suite leaves standing, our number was too high, and the image
-says where to look.
+If a peer breaks an image that survives our suite, our number was too high, and the image shows
+where to look.
 """
 
 from __future__ import annotations
@@ -15,31 +15,22 @@ from typing import TYPE_CHECKING
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.evaluation.suites import Entry, Suite, load_suite
-from robustsnn.workflows.crosscheck_page import frame, markdown
-from robustsnn.workflows.crosscheck_rows import OURS, PEERS, Crosscheck, join
+from robustsnn.workflows.crosscheck.page import frame, markdown
+from robustsnn.workflows.crosscheck.rows import OURS, PEERS, Crosscheck, join
 
 if TYPE_CHECKING:
     from robustsnn.data.images import Images
     from robustsnn.evaluation.run import Progress
 
-#: Libraries whose versions are part of the result.
+#: The libraries whose versions are part of the result.
 LIBRARIES = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "secml-torch")
 
 
-# --- records to rows ------------------------------------------------------------------------------
-
-
-# --- rows to words --------------------------------------------------------------------------------
-
-
-# --- running --------------------------------------------------------------------------------------
-
-
 def peers_suite(name: str | Path, ours: Suite) -> Suite:
-    """The suite of peers at the norm and the sizes of ours, judged on as many draws.
+    """The suite of peers at the norm and the sizes of our suite, judged on as many draws.
 
     Raises:
-        InputError: There is none, or it fixes another threat model.
+        InputError: If there is no suite of that name, or if it fixes another threat model.
     """
     suite = load_suite(name)
     if (suite.norm, suite.epsilon) != (ours.norm, ours.epsilon):
@@ -50,10 +41,14 @@ def peers_suite(name: str | Path, ours: Suite) -> Suite:
 
 
 def runnable(suite: Suite, classes: int) -> tuple[Suite, tuple[str, ...]]:
-    """The entries that can be run here on a network of so many classes, and why not the others.
+    """The suite without the entries that cannot be run, and a sentence on each of those.
+
+    Args:
+        suite: A suite of peers.
+        classes: The number of classes of the network.
 
     Raises:
-        InputError: None can be run, or an attack is misspelt.
+        InputError: If no entry can be run, or if the name of an attack is misspelt.
     """
     from robustsnn.adversary.catalogue import load_attack
     from robustsnn.adversary.peers import MissingLibrary
@@ -70,9 +65,9 @@ def runnable(suite: Suite, classes: int) -> tuple[Suite, tuple[str, ...]]:
         norms = getattr(attack, "norms", None)
         fewest = getattr(attack, "fewest_classes", 0)
         if norms is not None and norm not in norms:
-            left_out.append(f"{entry.label}: it works in {' and '.join(norms)} only.")
+            left_out.append(f"{entry.label}: it works only in {' and '.join(norms)}.")
         elif classes < fewest:
-            left_out.append(f"{entry.label}: it needs {fewest} classes and there are {classes}.")
+            left_out.append(f"{entry.label}: it needs {fewest} classes, and there are {classes}.")
         else:
             kept.append(entry)
     if not kept:
@@ -96,26 +91,26 @@ def crosscheck(
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> Crosscheck:
-    """Evaluate a model under our suite and under the peers, and join the two by image.
+    """Evaluate a model under our suite and under the peers, and join the two runs by image.
 
     Args:
-        model: A zoo name, a checkpoint folder or `python.module:factory`.
-        data: As for `evaluate`.
-        suite: Ours.
-        peers: Theirs, at the same norm and sizes, as `peers_suite` gives them.
-        data_root: As for `evaluate`, like the other settings.
-        samples: The first so many images.
-        weights: State dict of a factory's module.
-        seed: Of every draw.
-        device: Where to compute.
-        batch_size: Images per forward pass.
-        output: Folder of both runs, `crosscheck.csv` and `crosscheck.md`; by default
+        model: A name in the zoo, a checkpoint folder or `python.module:factory`.
+        data: The images, or the name of a data set; None stands for what the model was trained on.
+        suite: Our suite.
+        peers: The suite of peers at the same norm and sizes, as `peers_suite` returns it.
+        data_root: The folder of the data set; None stands for the sample that ships.
+        samples: The number of images, taken from the start of the data; None stands for all.
+        weights: The file with the state dict of a factory's module.
+        seed: The seed of every random draw.
+        device: The device to compute on.
+        batch_size: The number of images per forward pass.
+        output: The folder of both runs, `crosscheck.csv` and `crosscheck.md`; by default
             `runs/crosscheck-<hash>`. The same call resumes there.
-        progress: Told of every finished batch.
-        command: How it was asked for.
+        progress: A function that is called after every finished batch.
+        command: The command line, to be written into the header of both runs.
 
     Raises:
-        InputError: Something given cannot be used, or a peer fails on the network.
+        InputError: If an argument cannot be used, or if a peer fails on the network.
     """
     from robustsnn.evaluation.inputs import images_of
     from robustsnn.evaluation.run import prepare
@@ -144,7 +139,7 @@ def crosscheck(
 
 
 def library_versions() -> dict[str, str]:
-    """The peers that are installed, with their versions."""
+    """The versions of the peer libraries that are installed, by their names."""
     found = {}
     for name in LIBRARIES:
         try:

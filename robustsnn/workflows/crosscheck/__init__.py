@@ -1,0 +1,1 @@
+"""Attacks of other libraries next to ours: run both, join by image, and write what came out."""
