@@ -1,1 +1,1 @@
-"""The renderers: one file each; records in, a table, figure or page out."""
+"""The renderers: each file turns the records of runs into a table, a figure or a page."""

@@ -1,4 +1,4 @@
-"""Accuracy against the size of the perturbation, with Wilson bands, a line for every model."""
+"""Accuracy against the size of the perturbation, one line with a Wilson band per model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.reporting import figures
 from robustsnn.reporting.comparison import Comparison, comparisons
 
-#: An attack, or the worst case, under one norm.
+#: The name of an attack, or of the worst case, and a norm.
 Panel = tuple[str, str]
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """One figure for each comparison that has an attack at three sizes or more."""
+    """Draw one figure for each comparison that has an attack at three sizes or more."""
     written = []
     for comparison in comparisons(runs):
         if comparison.is_curve:
@@ -56,15 +56,15 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         output,
         f"accuracy-vs-epsilon-{comparison.slug}",
         "Accuracy against epsilon",
-        f"{comparison.title}: fraction of {wording.count(comparison.samples, 'image')} still"
-        " classified right as the perturbation grows, with 95 % Wilson bands. A sound attack ends"
-        " at or below chance (dotted); a curve that does not says more about the attack than about"
-        " the model.",
+        f"{comparison.title}: the fraction of {wording.count(comparison.samples, 'image')} that is"
+        " still classified right as the perturbation grows, with 95 % Wilson bands. The curve of a"
+        " sound attack ends at or below chance (dotted); a curve that stays above it says more"
+        " about the attack than about the model.",
     )
 
 
 def _panels(comparison: Comparison) -> list[Panel]:
-    """Every attack run at three sizes or more; the worst case where it is not one of them."""
+    """The attacks with three sizes or more; the worst case comes first if a norm has several."""
     sizes: dict[Panel, set[str]] = {}
     for condition in comparison.attacks:
         sizes.setdefault((condition.attack, condition.norm), set()).add(condition.epsilon)
@@ -116,8 +116,8 @@ def _draw_panel(axes: Axes, comparison: Comparison, models: tuple[str, ...], pan
     axes.set_xlabel(f"{size}, in 1/255" if in_255 else size)
     ticks = sorted({c.radius * unit for c in conditions} | {0.0})
     if len(ticks) > 2 and ticks[-1] >= 8 * ticks[1]:
-        # Sizes that double would crowd at the left: as far from 0 to the first as from one to the
-        # next.
+        # Sizes that double would crowd at the left of a linear axis. On this one the step from 0
+        # to the first size is as wide as that from one size to the next.
         axes.set_xscale("symlog", base=2, linthresh=ticks[1], linscale=0.5)
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0, ticks[-1])

@@ -1,10 +1,12 @@
-"""Accuracy under every attack, grouped bars with Wilson whiskers, a colour for every model."""
+"""Accuracy under every attack as grouped bars with Wilson intervals, one colour per model."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -14,15 +16,18 @@ from robustsnn.records.schema import WORST_CASE, Condition
 from robustsnn.reporting import figures
 from robustsnn.reporting.comparison import Comparison, comparisons
 
-#: Characters of a label that fit beside the bars.
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: The number of characters of a label that fit next to the bars.
 WIDEST = 20
-#: Share of the figure's width that one of them takes, with what is around the label.
+#: The share of the figure's width that a character takes, with the space around the label.
 MARGIN = 0.0175
-CUMULATIVE = "Each bar is what is left after that attack and all above it."
+CUMULATIVE = "Each bar is the accuracy that is left after that attack and all attacks above it."
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """One figure for each comparison that is no curve."""
+    """Draw one figure for each comparison that is not a curve."""
     written = []
     for comparison in comparisons(runs):
         if comparison.attacks and not comparison.is_curve:
@@ -31,12 +36,12 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 
 def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list[Path]:
-    # A worst case over a single attack repeats that attack.
+    # The worst case over a single attack repeats that attack.
     conditions = [
         c for c in comparison.conditions if c.attack != WORST_CASE or _several(comparison, c)
     ]
     count = len(comparison.models)
-    # Bars lie down: names of attacks stay level and the figure grows with their number.
+    # Bars are horizontal, so that names of attacks are too and the figure grows with their number.
     thickness = 0.17 if count > 1 else 0.24
     row = count * thickness + 0.19
     legend_labels = list(comparison.models)
@@ -46,50 +51,15 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         figure = Figure(figsize=(figures.WIDTH, height))
         axes = figure.subplots()
         for index, model in enumerate(comparison.models):
+            shade = figures.colour(models, model)
             for place, condition in enumerate(conditions):
                 cell = comparison.cells.get((model, condition))
-                if cell is None:
-                    continue
-                y = place * row + (index - (count - 1) / 2) * thickness
-                accuracy = float(cell["accuracy"])
-                axes.barh(
-                    y,
-                    accuracy,
-                    height=thickness * 0.86,
-                    color=figures.colour(models, model),
-                )
-                axes.plot(
-                    [cell["ci_low"], cell["ci_high"]],
-                    [y, y],
-                    color=figures.INK,
-                    linewidth=1.1,
-                    solid_capstyle="butt",
-                )
-                axes.text(
-                    float(cell["ci_high"]) + 0.012,
-                    y,
-                    f"{100 * accuracy:.1f}",
-                    va="center",
-                    fontsize=8.5,
-                    bbox={"facecolor": figures.PAPER, "edgecolor": "none", "pad": 0.8},
-                )
+                if cell is not None:
+                    y = place * row + (index - (count - 1) / 2) * thickness
+                    _draw_bar(axes, cell, y, thickness, shade)
         names = [_name(condition) for condition in conditions]
-        axes.set_yticks([place * row for place in range(len(conditions))], names)
+        _set_axes(axes, names, row, 1 / comparison.runs[0].classes)
         longest = max(len(line) for name in names for line in name.split("\n"))
-        axes.set_ylim((len(conditions) - 0.5) * row, -0.5 * row)
-        axes.set_xlim(0, 1.1)
-        axes.spines["bottom"].set_bounds(0, 1)
-        axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
-        axes.set_xlabel("accuracy, %")
-        axes.grid(axis="y", visible=False)
-        axes.grid(axis="x", visible=True)
-        axes.axvline(
-            1 / comparison.runs[0].classes,
-            color=figures.MUTED,
-            linestyle=":",
-            linewidth=1.4,
-            zorder=0.6,
-        )
         figure.subplots_adjust(
             left=max(0.235, MARGIN * longest),
             right=0.985,
@@ -104,19 +74,61 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         output,
         f"attack-bars-{comparison.slug}",
         "Accuracy under each attack",
-        f"{comparison.title}: fraction of {wording.count(comparison.samples, 'image')} classified"
-        " right, with 95 % Wilson intervals; chance is dotted. The worst case counts an image only"
-        " if it survives every attack of that norm and size."
+        f"{comparison.title}: the fraction of {wording.count(comparison.samples, 'image')} that is"
+        " classified right, with 95 % Wilson intervals. The dotted line is chance. The worst case"
+        " counts an image only if it survives every attack of that norm and size."
         + (f" {CUMULATIVE}" if any(r.manifest.cascade for r in comparison.runs) else ""),
     )
 
 
+def _draw_bar(axes: Axes, cell: pd.Series[float], y: float, thickness: float, shade: str) -> None:
+    """Draw an accuracy as a bar at height `y`, with its interval and its number."""
+    accuracy = float(cell["accuracy"])
+    axes.barh(y, accuracy, height=thickness * 0.86, color=shade)
+    axes.plot(
+        [cell["ci_low"], cell["ci_high"]],
+        [y, y],
+        color=figures.INK,
+        linewidth=1.1,
+        solid_capstyle="butt",
+    )
+    axes.text(
+        float(cell["ci_high"]) + 0.012,
+        y,
+        f"{100 * accuracy:.1f}",
+        va="center",
+        fontsize=8.5,
+        bbox={"facecolor": figures.PAPER, "edgecolor": "none", "pad": 0.8},
+    )
+
+
+def _set_axes(axes: Axes, names: list[str], row: float, chance: float) -> None:
+    """Give the axes their ticks, limits, grid and the line of chance.
+
+    Args:
+        axes: The axes with the bars.
+        names: The labels of the rows from top to bottom.
+        row: The height of a row in units of the axis.
+        chance: The accuracy of a guess.
+    """
+    axes.set_yticks([place * row for place in range(len(names))], names)
+    axes.set_ylim((len(names) - 0.5) * row, -0.5 * row)
+    axes.set_xlim(0, 1.1)
+    axes.spines["bottom"].set_bounds(0, 1)
+    axes.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
+    axes.set_xlabel("accuracy, %")
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", visible=True)
+    axes.axvline(chance, color=figures.MUTED, linestyle=":", linewidth=1.4, zorder=0.6)
+
+
 def _name(condition: Condition) -> str:
-    """In lines that fit beside the bars."""
+    """The attack and its size, in lines that fit next to the bars."""
     title = textwrap.fill(condition.title, WIDEST, break_long_words=False)
     return f"{title}\n{condition.size}" if condition.size else title
 
 
 def _several(comparison: Comparison, worst: Condition) -> bool:
+    """Whether a worst case is over several attacks."""
     same = [c for c in comparison.attacks if (c.norm, c.epsilon) == (worst.norm, worst.epsilon)]
     return len(same) > 1

@@ -1,4 +1,4 @@
-"""One page that needs no network: the headlines first, then tables, figures and provenance."""
+"""One page that works offline: headlines first, then tables, figures and provenance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robustsnn.reporting.render import GENERATOR
 #: The page shows what the other renderers wrote, so it comes after them.
 ORDER = 1
 
-#: Colours of the figures that the style sheet of the page sets anew for light and dark.
+#: The colours of the figures that the style sheet of the page replaces in light and dark mode.
 _THEMED = {
     figures.INK: "ink",
     figures.MUTED: "muted",
@@ -35,7 +35,7 @@ _THEMED = {
     **{colour: f"model-{index}" for index, colour in enumerate(figures.PALETTE)},
 }
 
-#: Parts of the header of a run that have a place of their own on the page, or none.
+#: The keys of a manifest that are shown elsewhere on the page, or not at all.
 _ELSEWHERE = frozenset(
     "flags preflight probe diagnostics ledger class_names verdict energy status".split()
 )
@@ -43,7 +43,7 @@ _ELSEWHERE = frozenset(
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in the page."""
+    """A figure of the page."""
 
     name: str
     title: str
@@ -100,7 +100,7 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 
 def _names(text: str) -> Markup:
-    """A text as HTML in which names such as PGD-10 are not torn apart at their hyphens."""
+    """The text as HTML in which no line breaks at the hyphen of a name such as PGD-10."""
     whole = re.compile(r"(?<![\w.&-])[\w.]+(?:-[\w.]+)+(?![\w-])")
 
     def keep(found: re.Match[str]) -> str:
@@ -144,7 +144,7 @@ def _section(comparison: Comparison, noted: set[str]) -> Section:
 
 
 def _noted_once(table: tables.TextTable, noted: set[str]) -> tables.TextTable:
-    """A table without the notes that an earlier one of the page had."""
+    """The table without the notes that an earlier table of the page already has."""
     notes = tuple(note for note in table.notes if note not in noted)
     noted.update(notes)
     return dataclasses.replace(table, notes=notes)
@@ -175,10 +175,10 @@ def _picture(path: Path) -> Picture:
 
 
 def _inline(svg: str, prefix: str, title: str) -> Markup:
-    """An SVG file as an element of a page: identifiers of its own, colours of the page."""
+    """An SVG file as an element of the page, with unique identifiers and the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # matplotlib names every group, and equal images alike; keep the names that are referred to.
+    # matplotlib names every group and gives equal images equal names; keep only names in use.
     used = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg))
     wanted = {name for pair in used for name in pair if name}
 
@@ -193,7 +193,7 @@ def _inline(svg: str, prefix: str, title: str) -> Markup:
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     for colour, name in _THEMED.items():
         svg = svg.replace(colour, f"var(--{name}, {colour})")
-    # The page scales the figure by its view box.
+    # Without width and height, the page scales the figure by its view box.
     svg = re.sub(r'(<svg[^>]*?)\s+width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\s+height="[^"]*"', r"\1", svg, count=1)
     label = html.escape(title, quote=True)
@@ -206,7 +206,15 @@ def _checked(runs: Runs) -> int:
 
 @dataclass(frozen=True)
 class Diagnosed:
-    """Everything that was measured to see whether a run can be believed, and what it cost."""
+    """Every diagnostic of a run, and what each of its stages cost.
+
+    Args:
+        model: The label of the model.
+        suite: The name of the suite.
+        level: The level of the run, empty for a run without one.
+        rows: The id, name, value, severity and sentence of each diagnostic.
+        ledger: The entries of the ledger in the manifest.
+    """
 
     model: str
     suite: str
@@ -216,7 +224,7 @@ class Diagnosed:
 
 
 def _diagnosed(run: Run) -> Diagnosed | None:
-    """Id, slug, evidence, outcome and sentence of every diagnostic, flagged ones first."""
+    """The diagnostics of a run, those with a flag first; None if it has none."""
     flags = {(str(flag.get("flag")), str(flag.get("sentence"))): flag for flag in run.flags}
     rows = []
     for check in run.preflight:

@@ -1,4 +1,4 @@
-"""Spikes per neuron and time step by layer, for the spiking models."""
+"""Spikes per neuron and time step in each layer of the spiking models."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from robustsnn.reporting import figures
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """One figure over all spiking models; nothing if there is none."""
-    # Several runs of a model differ in the images only: take the one that saw the most.
+    """Draw one figure of all spiking models, or none if no model spikes."""
+    # Several runs of a model differ only in their images: take the run with the most images.
     largest: dict[str, Run] = {}
     for run in runs.runs:
         if len(run.activity) and (
@@ -78,13 +78,13 @@ def _draw(runs: Runs, spiking: dict[str, Run], output: Path) -> list[Path]:
         figures.legend(figure, handles, labels, below)
     steps = wording.listing([str(t) for t in sorted({r.time_steps for r in spiking.values()})])
     silent = list(dict.fromkeys(run.label for run in runs.runs if run.kind == "ann"))
-    verb = "does" if len(silent) == 1 else "do"
-    note = f" Not shown: {wording.listing(silent)}, which {verb} not spike." if silent else ""
+    verb, are = ("does", "is") if len(silent) == 1 else ("do", "are")
+    note = f" {wording.listing(silent)} {verb} not spike and {are} not shown." if silent else ""
     return figures.save(
         figure,
         output,
         "spikes",
         "Spikes per neuron and step",
-        f"Mean over clean images and the {steps} time steps in each spiking layer (marker) and the"
-        f" range of the single steps (bar).{note}",
+        f"The marker is the mean over the clean images and the {steps} time steps in each spiking"
+        f" layer; the bar is the range of the single steps.{note}",
     )

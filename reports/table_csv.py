@@ -1,4 +1,4 @@
-"""The tables as CSV: tidy results, the comparison, and spikes by layer."""
+"""The tables as CSV: one row per result, the comparison, and the spikes of each layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustsnn.reporting.comparison import comparison_frame
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """`results.csv` as the runs hold it, `comparison.csv`, and `spikes.csv` if anything spikes."""
+    """Write `results.csv`, `comparison.csv` and, if a model spikes, `spikes.csv`."""
     folder = output / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"results": runs.results, "comparison": comparison_frame(runs)}

@@ -1,4 +1,4 @@
-"""The tables as LaTeX, for a paper; they need the package booktabs."""
+"""The tables as LaTeX for a paper, which needs the package booktabs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ESCAPES = {
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """All tables in `comparison.tex`, each a `table` environment of its own."""
+    """Write all tables to `comparison.tex`, each in a `table` environment of its own."""
     path = output / "tables" / "comparison.tex"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(_table(table) for table in tables(runs))
@@ -74,5 +74,5 @@ def _label(name: str) -> str:
 
 
 def escape(text: str) -> str:
-    """A text that LaTeX prints as it is."""
+    """The text with every character that has a meaning in LaTeX escaped."""
     return "".join(_ESCAPES.get(char, char) for char in text)

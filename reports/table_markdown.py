@@ -1,4 +1,4 @@
-"""The tables as Markdown, for a README or an issue."""
+"""The tables as Markdown for a README or an issue."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from robustsnn.reporting.tables import Cell, TextTable, tables
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """All tables below one another in `comparison.md`."""
+    """Write all tables, one below the other, to `comparison.md`."""
     path = output / "tables" / "comparison.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join(_table(table) for table in tables(runs)) + "\n"
@@ -36,7 +36,7 @@ def _row(cells: tuple[Cell, ...]) -> str:
 
 
 def escape(text: str) -> str:
-    """A text that Markdown shows as it is, also inside a table."""
+    """The text with every character that has a meaning in Markdown or HTML escaped."""
     for char in "\\`*_[]|~$":
         text = text.replace(char, f"\\{char}")
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

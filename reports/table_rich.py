@@ -1,4 +1,4 @@
-"""The accuracy table as a terminal shows it, in a text file."""
+"""The accuracy tables as a terminal shows them, in a text file."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from robustsnn.reporting.terminal import comparison_table, comparison_tables
 
 __all__ = ["comparison_table", "render"]
 
-#: Columns of a terminal that has never been resized.
+#: The usual number of columns of a terminal.
 WIDTH = 80
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
-    """The tables as plain text in `comparison.txt`."""
+    """Write the tables as plain text to `comparison.txt`."""
     path = output / "tables" / "comparison.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.StringIO()
