@@ -1,10 +1,10 @@
-"""How numbers and names are written for readers, the same in every table, figure and sentence."""
+"""The way numbers and names are printed in every table, figure and sentence."""
 
 from __future__ import annotations
 
 import math
 
-#: Keeps a number and its unit on one line.
+#: A space at which no line breaks, for a number and its unit.
 NBSP = "\u00a0"
 
 _NORMS = {"Linf": "L∞", "L2": "L2", "L1": "L1", "L0": "L0"}
@@ -30,7 +30,7 @@ _DATA = {
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """A fraction as a percentage, "3.2 %"; an en dash where there is none."""
+    """A fraction as a percentage, "3.2 %"; an en dash for NaN."""
     return "–" if math.isnan(fraction) else f"{100 * fraction:.{digits}f}{NBSP}%"
 
 
@@ -48,7 +48,7 @@ def points(difference: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value with its relation, "p = 0.031" or "p < 0.001"; an en dash where there is none."""
+    """A p-value with its relation, "p = 0.031" or "p < 0.001"; an en dash for NaN."""
     if math.isnan(p):
         return "–"
     if p < 0.001:
@@ -62,7 +62,7 @@ def norm(name: str) -> str:
 
 
 def threat(norm_name: str, epsilon: str) -> str:
-    """A threat as it is printed, "L∞ 8/255"; empty where nothing was perturbed."""
+    """A norm and a size as they are printed, "L∞ 8/255"; empty if nothing was perturbed."""
     return f"{norm(norm_name)}{NBSP}{epsilon}" if epsilon and norm_name else epsilon
 
 
@@ -88,7 +88,7 @@ def data(name: str) -> str:
 
 
 def energy(microjoule: float) -> str:
-    """An energy per image in microjoule to three digits; an en dash where there is none."""
+    """An energy per image in microjoule to three digits; an en dash for NaN."""
     if math.isnan(microjoule):
         return "–"
     digits = 0 if microjoule == 0 else max(0, 2 - math.floor(math.log10(abs(microjoule))))
@@ -96,12 +96,12 @@ def energy(microjoule: float) -> str:
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """A count with its noun in the right number: "1 image", "2,000 images"."""
+    """A count with its noun in the singular or plural: "1 image", "2,000 images"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def listing(items: list[str]) -> str:
-    """Words as a list in a sentence: "a", "a and b", "a, b and c"."""
+    """The items as a list in a sentence: "a", "a and b", "a, b and c"."""
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"

@@ -1,1 +1,1 @@
-"""What reports are made of: comparisons, tables, sentences, figures."""
+"""The parts of a report: comparisons, tables, sentences and figures."""

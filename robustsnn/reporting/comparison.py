@@ -1,4 +1,4 @@
-"""Models under the same suite on the same images, side by side."""
+"""Comparisons of models under the same suite on the same images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustsnn.records.summary import classified_right
 
 
 class SuccessRates(NamedTuple):
-    """The three things the literature calls attack success rate; NaN if nothing is right clean."""
+    """The three numbers that papers call attack success rate, see `success_rates`."""
 
     clean_correct: float
     net: float
@@ -29,7 +29,12 @@ class SuccessRates(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that share images, suite and seed; the first one's model is the baseline."""
+    """Runs that share images, suite and seed.
+
+    Args:
+        runs: The runs; the model of the first one is the baseline.
+        slug: The name of the comparison in file names, unique in a report.
+    """
 
     runs: tuple[Run, ...]
     slug: str
@@ -41,17 +46,17 @@ class Comparison:
 
     @property
     def baseline(self) -> str:
-        """The label of the model the others are compared with."""
+        """The label of the model that the others are compared with."""
         return self.runs[0].label
 
     @property
     def samples(self) -> int:
-        """How many images every model saw."""
+        """The number of images, the same for every model."""
         return self.runs[0].samples
 
     @property
     def title(self) -> str:
-        """What was done, in a few words."""
+        """The data set and the suite, as they are printed."""
         run = self.runs[0]
         return f"{wording.data(run.data)}, suite {run.suite}"
 
@@ -62,9 +67,10 @@ class Comparison:
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
-        """The rows: clean, the attacks as the suite orders them, then the worst cases.
+        """The rows: clean images, the attacks in the order of the suite, then the worst cases.
 
-        Sizes of one attack grow; a worst case that only repeats a single attack is left out.
+        The sizes of one attack are in ascending order. A worst case that only repeats a single
+        attack is left out.
         """
         found = {c for right in self.verdicts.values() for c in right}
         named = [row for run in self.runs for row in run.results[["attack", "norm"]].values]
@@ -89,7 +95,7 @@ class Comparison:
 
     @property
     def attacks(self) -> tuple[Condition, ...]:
-        """The conditions that are attacks of their own."""
+        """The conditions without clean images and worst cases."""
         return tuple(c for c in self.conditions if c.attack not in (CLEAN, WORST_CASE))
 
     @property
@@ -103,9 +109,10 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row per model and condition; fractions in [0, 1], energies in microjoule per image.
 
-        `difference` is to the baseline; `gained` counts images only this model gets right, `lost`
-        those only the baseline does; `p` is the exact McNemar test of the two and `p_holm` its
-        Holm adjustment over the attacks and worst cases of the model.
+        `difference` is the accuracy less that of the baseline. `gained` counts the images that
+        only this model gets right, `lost` those that only the baseline gets right. `p` is the
+        p-value of the exact McNemar test on these two counts, and `p_holm` its Holm adjustment
+        over the attacks and worst cases of the model.
         """
         rows = []
         for run in self.runs:
@@ -160,7 +167,7 @@ class Comparison:
         tests = {
             c: paired(ours[c], theirs[c]) for c in self.conditions if c in ours and c in theirs
         }
-        # Clean images, also under the name of an attack of size 0, are no attack.
+        # Clean images are not an attack, and neither is an attack of size 0.
         family = [c for c in tests if c.radius != 0]
         adjusted = dict(zip(family, holm([tests[c].p for c in family]), strict=True))
         return {
@@ -183,8 +190,8 @@ _KNOWN: WeakKeyDictionary[Runs, list[Comparison]] = WeakKeyDictionary()
 
 
 def comparisons(runs: Runs) -> list[Comparison]:
-    """Group runs that can be compared image by image, in the order of their first run."""
-    # Every renderer asks for the same comparisons, and their tests take a while.
+    """The runs in groups that can be compared image by image, in the order of their first run."""
+    # Every renderer asks for the same comparisons, and the paired tests take time.
     if runs not in _KNOWN:
         _KNOWN[runs] = _grouped(runs)
     return list(_KNOWN[runs])
@@ -205,20 +212,20 @@ def _grouped(runs: Runs) -> list[Comparison]:
 
 
 def comparison_frame(runs: Runs) -> pd.DataFrame:
-    """The tables of all comparisons below one another, with the columns of `Comparison.table`."""
+    """The tables of all comparisons in one frame, with the columns of `Comparison.table`."""
     return pd.concat([c.table for c in comparisons(runs)], ignore_index=True)
 
 
 def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
     """Which images a run's model gets right in each condition, [images] in order of their ids.
 
-    An image without a record under an attack was not attacked because it is wrong already, and
-    stays as it is on the clean image. The worst case needs every margin to be negative, and so
-    does an entry of a cascade.
+    An image without a record under an attack was not attacked because it is wrong already; its
+    verdict is the one on the clean image. In the worst case, and under an attack of a cascade, an
+    image is right only if every margin is negative.
 
     Raises:
-        InputError: If the records hold an image twice under one condition, or lack a clean-correct
-            image.
+        InputError: If the records hold an image twice in one condition, or lack an image that is
+            right when clean.
     """
     records = run.records
     clean_rows = records[records["attack"] == CLEAN]
@@ -226,7 +233,7 @@ def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
     one = one.set_index("image_id").sort_index()
     predicted = one["prediction"] if len(clean_rows) else one["clean_prediction"]
     clean = (predicted == one["label"]).to_numpy(dtype=bool)
-    # Without clean rows the margin on the clean image is unknown, but its sign is not.
+    # Without clean rows the margin on the clean image is unknown, but its sign is known.
     clean_margin = one["margin"].to_numpy() if len(clean_rows) else np.where(clean, -1.0, 1.0)
 
     found = {CLEAN_IMAGES: clean}
@@ -243,7 +250,8 @@ def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
         there = rows["prediction"].notna().to_numpy()
         if (clean & ~there).any():
             raise InputError(
-                f"{run.folder} is incomplete: {condition.attack!r} lacks images; run it again."
+                f"{run.folder} is incomplete: {condition.attack!r} has no record of some images;"
+                " run it again."
             )
         right = classified_right(rows, run.manifest.cascade)
         found[condition] = np.where(there, right, clean)
@@ -255,11 +263,16 @@ def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
 
 
 def success_rates(clean: NDArray[np.bool_], right: NDArray[np.bool_]) -> SuccessRates:
-    """Attack success rate by the three definitions in use, from verdicts [images].
+    """The attack success rate by each of the three definitions in use.
 
-    `clean_correct`: broken among those right when clean (RGA, HART). `net`: relative loss of
-    accuracy, in which images the attack mends cancel others (PDSG). `all_images`: errors among
-    all images, errors on clean images included (ASSG).
+    `clean_correct` is the fraction of the images right when clean that the attack breaks (RGA,
+    HART). `net` is the relative loss of accuracy, in which images that the attack mends cancel
+    images that it breaks (PDSG). `all_images` is the fraction of all images that are wrong, errors
+    on clean images included (ASSG). The first two are NaN if no clean image is right.
+
+    Args:
+        clean: Whether each clean image is right, [images].
+        right: Whether each image is right under the attack, [images].
     """
     if not clean.any():
         return SuccessRates(_NAN, _NAN, float((~right).mean()))
@@ -269,10 +282,12 @@ def success_rates(clean: NDArray[np.bool_], right: NDArray[np.bool_]) -> Success
 
 
 def energy(run: Run, same_layer: bool = False) -> float:
-    """Estimated energy per image in microjoule; NaN if the run does not hold it.
+    """The estimated energy per image in microjoule; NaN if the run does not hold it.
 
-    An SNN's operations are counted by the spikes that enter a layer, or by those of the layer
-    itself where `same_layer` (as several papers count).
+    Args:
+        run: The run.
+        same_layer: Whether the operations of an SNN are counted by the spikes that leave a layer,
+            as several papers do, and not by those that enter it.
     """
     if run.kind == "ann":
         return run.energy.get("ann_uj", _NAN)
@@ -280,7 +295,10 @@ def energy(run: Run, same_layer: bool = False) -> float:
 
 
 def strongest(comparison: Comparison, model: str) -> Condition | None:
-    """The attack that leaves the least of a model, the last of several; None without attacks."""
+    """The attack that leaves a model the least accuracy; None without attacks.
+
+    If several leave the same accuracy, it is the last of them.
+    """
     right = comparison.verdicts[model]
     attacks = [c for c in comparison.attacks if c in right]
     return min(reversed(attacks), key=lambda c: right[c].mean()) if attacks else None

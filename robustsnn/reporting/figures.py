@@ -1,4 +1,4 @@
-"""What the figures have in common: colours, type, and how they are saved."""
+"""The common parts of all figures: colours, type, legends, and how they are saved."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-#: Text and axes, secondary text, grid, background. The page swaps them for its own in dark mode.
+#: The colours of text and axes, secondary text, grid and background. The page replaces them by its
+#: own in dark mode.
 INK, MUTED, GRID, PAPER = "#1f2933", "#66717d", "#dde2e7", "#fefefe"
 
-#: A prediction that is right, and one that is not; never told by colour alone.
+#: The colours of right and wrong predictions, which always have a sign next to them too.
 RIGHT, WRONG = "#1a7f4b", "#c0392b"
 
-#: Told apart with any colour vision and on light and dark ground (after Okabe and Ito, 2008).
+#: Colours that differ for any colour vision on light and dark paper (after Okabe and Ito, 2008).
 PALETTE = ("#0b72b5", "#d1590c", "#0a9270", "#b565a7", "#b58900", "#46a5d8")
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
-#: Inches. Narrow, so that the type is still legible where a phone shrinks the figure.
+#: The width of a figure in inches; it is narrow, so that its text is legible on a phone.
 WIDTH = 5.0
 
 _STYLE: dict[Any, Any] = {
@@ -57,7 +58,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustsnn",
     "text.color": INK,
-    # A model may be called a$b$c; that is a name and no formula.
+    # A model may be called a$b$c, which is a name and not a formula.
     "text.parse_math": False,
     "xtick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -71,9 +72,9 @@ _STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Draw inside this context; the caller's matplotlib settings are left as they were."""
+    """A context with the style of our figures; afterwards the matplotlib settings are restored."""
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # A name in a script the font lacks still shows in the page, which has fonts of its own.
+        # The page has its own fonts, so it can show a name in a script that this font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing")
         yield
 
@@ -90,7 +91,7 @@ def marker(models: Sequence[str], model: str) -> str:
 
 
 def shorten(text: str, length: int = 26) -> str:
-    """A text that is no longer than `length`, with its middle left out; ends tell models apart."""
+    """The text cut to `length` characters in its middle, because names often differ at the ends."""
     if len(text) <= length:
         return text
     head = (length - 1) // 2
@@ -101,10 +102,10 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], top
     """A legend below the axes in as many columns as its longest label leaves room for.
 
     Args:
-        figure: Where to put it.
-        handles: What the labels stand for.
-        labels: The texts; long ones lose their middle.
-        top: Height of its upper edge in inches above the lower edge of the figure.
+        figure: The figure.
+        handles: The line or patch of each label.
+        labels: The texts; long ones are cut in the middle.
+        top: The distance in inches from the lower edge of the figure to the top of the legend.
     """
     texts = [shorten(label) for label in labels]
     columns = legend_columns(figure.get_figwidth(), texts)
@@ -122,7 +123,7 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], top
 
 
 def legend_columns(width: float, labels: Sequence[str]) -> int:
-    """How many columns of these labels fit a figure of this width in inches, in even rows."""
+    """The number of columns of a legend in a figure of this width in inches."""
     widths = [0.62 + 0.082 * len(shorten(label)) for label in labels]
     if sum(widths) <= width:
         return len(labels)
@@ -138,7 +139,7 @@ def legend_height(width: float, labels: Sequence[str]) -> float:
 
 
 def line(colour: str, marker: str | None = None, dashes: Literal["-", ":"] = "-") -> Line2D:
-    """A handle for a legend."""
+    """A line as the handle of a legend."""
     return Line2D([], [], color=colour, marker=marker, linestyle=dashes, linewidth=1.8)
 
 
@@ -150,9 +151,10 @@ def percent_axis(axes: Axes, label: str = "accuracy, %") -> None:
 
 
 def save(figure: Figure, output: Path, name: str, title: str, description: str) -> list[Path]:
-    """Write `figures/NAME.png` and `.svg` with title and description inside, for the page to show.
+    """Write `figures/NAME.png` and `figures/NAME.svg`.
 
-    The same figure gives the same bytes: no dates, fixed identifiers.
+    Both hold the title and description, which the page shows. The same figure always gives the
+    same bytes: there is no date, and identifiers are fixed.
     """
     folder = output / "figures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Numbers of the literature, for the column next to ours."""
+"""Published accuracies, which reports show next to ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustsnn.records.schema import CLEAN, Condition
 
 
 class Published(NamedTuple):
-    """A published accuracy in [0, 1] and where it is from."""
+    """A published accuracy in [0, 1], its source, and a note such as "derived"."""
 
     accuracy: float
     source: str
@@ -20,9 +20,10 @@ class Published(NamedTuple):
 
 
 def method(run: Run) -> str:
-    """How a model was trained: "ann", "traditional" or "hire"; empty if that is not known.
+    """The training method of a model: "ann", "traditional" or "hire"; empty if it is not known.
 
-    The header of the run decides; without one only the names of the zoo's models do.
+    It is read from the header of the run. If the header does not name it, only the names of the
+    models of the zoo tell the method.
     """
     if named := run.manifest.method:
         return {"snn": "traditional", "hybrid": "traditional"}.get(named, named)
@@ -35,9 +36,9 @@ def published(run: Run, condition: Condition, data: str | None = None) -> Publis
     """The published accuracy of a model of this architecture and training, or None.
 
     Args:
-        run: Ours.
-        condition: The attack; it must be the published one, at the published size.
-        data: Look at this data set in place of the run's own.
+        run: The run to compare with.
+        condition: The attack; the published one must have the same name, norm and size.
+        data: The data set to look up; None stands for the data set of the run.
     """
     key = (data or run.data, run.architecture, method(run), condition.attack)
     for row in _published():

@@ -1,4 +1,4 @@
-"""Run folders in, tables, figures and one page out."""
+"""Reports: tables, figures and one page, written from runs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from robustsnn.common.content import folder
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Runs
 
-#: Marks a page as ours, so that a report never overwrites somebody else's index.html.
+#: The mark of our pages, so that a report does not overwrite an index.html of other origin.
 GENERATOR = "RobustSNN"
 
 
 def render(runs: Runs, output: Path | str, baseline: str | None = None) -> Path:
-    """Write every table and figure and the page that shows them.
+    """Write every table and figure, and the page that shows them.
 
-    Each file appears whole or not at all, index.html last. Files of other origin stay untouched.
+    Each file is moved into place when it is complete, index.html last. Files of other origin are
+    not changed.
 
     Args:
-        runs: What to report.
-        output: The folder of index.html, tables/ and figures/; made if it does not exist.
-        baseline: The model the others are compared with; the first one by default.
+        runs: The runs to report.
+        output: The folder of index.html, tables/ and figures/; created if it does not exist.
+        baseline: The model that the others are compared with; by default the first one.
 
     Returns:
         The path of index.html.
 
     Raises:
-        InputError: If `output` cannot be written or holds a foreign index.html, or if no run is
-            of the baseline.
+        InputError: If `output` cannot be written or holds an index.html of other origin, or if no
+            run is of the baseline.
     """
     if baseline is not None:
         runs = runs.with_baseline(baseline)
@@ -76,12 +77,12 @@ def _refuse_foreign(page: Path) -> None:
 
 
 def renderer_names() -> list[str]:
-    """The renderers of reports that ship: file names with dashes."""
+    """The names of the renderers: their file names with dashes."""
     return sorted(_renderer_modules())
 
 
 def renderers() -> list[types.ModuleType]:
-    """The module of each renderer, imported, in the order of their names."""
+    """The modules of the renderers, in the order of their names."""
     return [
         importlib.import_module(f"robustsnn.reports.{stem}")
         for _, stem in sorted(_renderer_modules().items())

@@ -1,4 +1,4 @@
-"""What a comparison says, in sentences."""
+"""The outcome of a comparison in sentences."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from robustsnn.records.runs import Run
 from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.reporting.comparison import Comparison, strongest
 
+#: An adjusted p-value below this counts as a difference.
 SIGNIFICANCE = 0.05
 
-#: From more models than this a sentence names the extremes only.
+#: With more models than this, a sentence names only the best and the worst.
 MANY = 4
 
 
 @dataclass(frozen=True)
 class Headline:
-    """What is said of one model: a number, what the number is, the rest, and a caution.
+    """The outcome for one model.
 
-    `level` is `A`, `B` or `C` with what it stands for, `trust` why and what to do next; both are
-    empty for a run without.
+    Args:
+        model: The label of the model.
+        number: The most important number, as text.
+        meaning: The meaning of the number.
+        detail: One or more sentences with further numbers.
+        caution: A sentence on the flags of the run; empty if there are none.
+        level: The level `A`, `B` or `C` with its title; empty for a run without one.
+        trust: The reason for the level and what to do next; empty for a run without a level.
     """
 
     model: str
@@ -42,7 +49,7 @@ class Headline:
 
 
 def lead(comparison: Comparison) -> str:
-    """What a comparison says, in one sentence."""
+    """The sentence that stands above the headlines of a comparison."""
     return _curve_lead(comparison) if comparison.is_curve else _lead(comparison)
 
 
@@ -56,9 +63,10 @@ def headlines(comparison: Comparison) -> list[Headline]:
 
 
 def headline_condition(comparison: Comparison) -> Condition:
-    """The condition a headline is about: what leaves the models the least accuracy on average.
+    """The condition that headlines are about: the one with the lowest mean accuracy of the models.
 
-    A worst case over several attacks comes before the single attacks; clean if there are none.
+    The candidates are the worst cases over several attacks; if there is none, the single attacks;
+    if there is no attack, the clean images.
     """
 
     def mean_accuracy(condition: Condition) -> float:
@@ -115,8 +123,9 @@ def _lead(comparison: Comparison) -> str:
         under = (
             f"Under the strongest attack run here ({condition.title}, {condition.size}, {images})"
         )
-    bound = "an upper bound" if len(said) == 1 else "upper bounds"
-    return f"{under}, {kept}: {bound}, since a stronger attack can only take more."
+    bound, it = ("is an upper bound", "it") if len(said) == 1 else ("are upper bounds", "them")
+    this = "This number" if len(said) == 1 else "These numbers"
+    return f"{under}, {kept}. {this} {bound}: a stronger attack can only lower {it}."
 
 
 def _accuracy(said: tuple[str, float, str]) -> float:
@@ -127,18 +136,18 @@ def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     condition = headline_condition(comparison)
     row = comparison.cells.get((run.label, condition))
     if row is None:
-        return "–", "not attacked", f"It was not attacked with {condition.title}."
+        return "–", "not attacked", f"The model was not attacked with {condition.title}."
     number = wording.percent(row["accuracy"])
     interval = wording.bounds(row["ci_low"], row["ci_high"])
     if condition == CLEAN_IMAGES:
         return number, f"clean {interval}", _against(comparison, run.label, condition)
     clean = wording.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
-    sentence = f"Down from {clean} on clean images."
+    sentence = f"Its accuracy on clean images is {clean}."
     hardest = strongest(comparison, run.label)
-    # An entry of a cascade leaves what those before it left too: none stands alone.
+    # An attack of a cascade sees only the survivors of those before it, so it has no number alone.
     if condition.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
-        left = wording.percent(comparison.cells[run.label, hardest]["accuracy"])
-        sentence += f" The strongest attack alone, {hardest.title}, leaves {left}."
+        least = wording.percent(comparison.cells[run.label, hardest]["accuracy"])
+        sentence += f" The strongest single attack, {hardest.title}, leaves {least}."
     return number, interval, f"{sentence} {_against(comparison, run.label, condition)}".strip()
 
 
@@ -152,13 +161,13 @@ def _against(comparison: Comparison, model: str, condition: Condition) -> str:
     size = wording.points(abs(row["difference"])).lstrip("+±")
     if row["p_holm"] >= SIGNIFICANCE:
         difference = wording.points(row["difference"])
-        return f"It cannot be told apart from {baseline} ({difference} points; {test})."
-    more = "more" if row["difference"] > 0 else "less"
-    return f"That is {size} points {more} than {baseline} on the same images ({test})."
+        return f"The model cannot be told apart from {baseline} ({difference} points; {test})."
+    side = "above" if row["difference"] > 0 else "below"
+    return f"The model is {size} points {side} {baseline} on the same images ({test})."
 
 
 def _hardest_by_size(comparison: Comparison, model: str) -> list[Condition]:
-    """The attack that leaves the least at each size, the sizes growing."""
+    """The attack that leaves the least accuracy at each size, in the order of the sizes."""
     found: dict[tuple[str, str], Condition] = {}
     right = comparison.verdicts[model]
     for condition in sorted(comparison.attacks, key=lambda c: c.radius):
@@ -170,7 +179,7 @@ def _hardest_by_size(comparison: Comparison, model: str) -> list[Condition]:
 
 
 def _reaches_chance(comparison: Comparison, run: Run) -> Condition | None:
-    """The smallest size at which the interval of the accuracy holds chance or lies below it."""
+    """The smallest size at which the interval of the accuracy contains chance or lies below it."""
     sizes = _hardest_by_size(comparison, run.label)
     level = 1 / run.classes
     return next((c for c in sizes if comparison.cells[run.label, c]["ci_low"] <= level), None)
@@ -210,14 +219,15 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     sizes = _hardest_by_size(comparison, run.label)
     clean = wording.percent(comparison.cells[run.label, CLEAN_IMAGES]["accuracy"])
     if not sizes:
-        return clean, "clean", "It was not attacked."
+        return clean, "clean", "The model was not attacked."
 
     def accuracy_at(condition: Condition) -> str:
         accuracy = comparison.cells[run.label, condition]["accuracy"]
         return f"{wording.percent(accuracy)} at {condition.epsilon}"
 
     shown = list(dict.fromkeys([sizes[0], sizes[len(sizes) // 2], sizes[-1]]))
-    sentence = f"From {clean} clean to {wording.listing([accuracy_at(c) for c in shown])}."
+    numbers = wording.listing([f"{clean} on clean images", *map(accuracy_at, shown)])
+    sentence = f"Its accuracy is {numbers}."
     condition = _reaches_chance(comparison, run)
     if condition is None:
         return "never", "at chance", sentence
@@ -225,7 +235,7 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
 
 
 def _trust(run: Run) -> tuple[str, str]:
-    """The level of a run and its title; why, and what to do next."""
+    """The level of a run with its title, and the reason for it with what to do next."""
     said = run.diagnosis
     if not run.level:
         return "", ""
@@ -243,7 +253,7 @@ def _caution(run: Run) -> str:
 
 
 def flag_sentences(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:
-    """Every flag and failed check as (model, suite, severity, sentence), each once."""
+    """The flags and failed checks as (model, suite, severity, sentence), without repetitions."""
     found: dict[tuple[str, str, str, str], None] = {}
     for run in runs:
         for check in run.preflight:

@@ -1,4 +1,4 @@
-"""The tables of a report as text, laid out once for every form they are written in."""
+"""The tables of a report as text, from which every file format is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from robustsnn.reporting.published import published, published_data
 
 
 class Cell(NamedTuple):
-    """What stands in one place: number, interval or size, a remark below, a mark behind it."""
+    """The content of one cell.
+
+    Args:
+        main: The number or name.
+        detail: What follows it on the same line, such as an interval or a size.
+        note: A remark on the line below.
+        mark: A mark directly after the number, such as the level of a run.
+    """
 
     main: str
     detail: str = ""
@@ -24,7 +31,7 @@ class Cell(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Number, mark and detail on one line."""
+        """The number, mark and detail on one line."""
         number = f"{self.main}{wording.NBSP}({self.mark})" if self.mark else self.main
         joint = " " if self.detail.startswith(("[", "(")) else ", "
         return f"{number}{joint}{self.detail}" if self.detail else number
@@ -32,7 +39,15 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table ready to be written: a head, rows of as many cells, and notes on how to read it."""
+    """A table ready to be written.
+
+    Args:
+        name: The name of the table, which is unique in a report.
+        title: The title for readers.
+        head: The cells of the head.
+        rows: The rows, each with as many cells as the head.
+        notes: Sentences that say how to read the table.
+    """
 
     name: str
     title: str
@@ -42,19 +57,19 @@ class TextTable:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers and belong to the right."""
+        """Whether each column holds numbers, which are aligned to the right."""
         columns = zip(*self.rows, strict=True)
         found = tuple(all(c.main[:1] in "0123456789+−±–<>" for c in column) for column in columns)
         return found or (False,) * len(self.head)
 
 
 def tables(runs: Runs) -> list[TextTable]:
-    """Every table of a report, comparison by comparison."""
+    """All tables of a report, comparison by comparison."""
     return [table for comparison in comparisons(runs) for table in tables_of(comparison)]
 
 
 def tables_of(comparison: Comparison) -> Iterator[TextTable]:
-    """The tables of one comparison; those that would be empty are left out."""
+    """The tables of one comparison, without those that would be empty."""
     yield accuracy_table(comparison)
     if len(comparison.runs) > 1:
         yield paired_table(comparison)
@@ -65,7 +80,7 @@ def tables_of(comparison: Comparison) -> Iterator[TextTable]:
 
 
 def accuracy_table(comparison: Comparison) -> TextTable:
-    """Accuracy by attack and model, then what each model costs to run."""
+    """The accuracy of each model under each attack, then its spikes and energy."""
     runs = comparison.runs
     rows = [
         (
@@ -96,7 +111,7 @@ def accuracy_table(comparison: Comparison) -> TextTable:
 
 
 def _shown(comparison: Comparison) -> list[Condition]:
-    """The conditions worth a row: an attack of size 0 only repeats the clean images."""
+    """The conditions that get a row: an attack of size 0 only repeats the clean images."""
     return [c for c in comparison.conditions if c.attack == CLEAN or c.radius != 0]
 
 
@@ -117,37 +132,38 @@ def _accuracy(comparison: Comparison, run: Run, condition: Condition) -> Cell:
 
 def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str]:
     yield (
-        "Accuracy over all images with its 95 % Wilson interval. Under attack it is an upper bound:"
-        " a stronger attack can only lower it."
+        "Each cell holds the accuracy over all images with its 95 % Wilson interval. Under attack"
+        " it is an upper bound: a stronger attack can only lower it."
     )
     if any(run.manifest.cascade for run in comparison.runs):
         yield (
-            "Each attack had only those images that all attacks above it at that norm and size"
-            " left: its row is what is left after it, not what it leaves by itself."
+            "Each attack was run only on the images that survived all attacks above it at that norm"
+            " and size. Its row is therefore the accuracy after all of them, not under it alone."
         )
     if any(condition.attack == WORST_CASE for condition in comparison.conditions):
         yield (
-            "Worst case: right on the clean image and on every image proposed at that norm and"
-            " size; a tie at the top counts as wrong."
+            "In the worst case an image counts only if the model is right on it when clean and on"
+            " every image proposed for it at that norm and size; a tie at the top counts as wrong."
         )
     rated = [run for run in comparison.runs if run.level]
     if rated:
         yield (
-            "A, B and C say how far the worst case can be trusted: A, no flag; B, an upper bound"
-            " that may still fall; C, not reliable."
+            "A, B and C say how far the worst case can be trusted: A means that no flag was raised,"
+            " B that the number is an upper bound that may still fall, C that it is not reliable."
         )
     for run in rated:
         yield f"{run.label}: {run.diagnosis['sentence']} {run.diagnosis['next']}"
     if len(comparison.runs) > 1:
         yield (
-            f"Below, the difference to {comparison.baseline} in points and the exact McNemar test"
-            " on the same images, Holm-adjusted over the attacks and worst cases (clean is not)."
+            f"Below an accuracy stand the difference to {comparison.baseline} in percentage points"
+            " and the p-value of the exact McNemar test on the same images. The p-value is"
+            " Holm-adjusted over the attacks and worst cases, but not on clean images."
         )
     if not all(map(math.isnan, joules)):
         yield (
-            "Energy counts arithmetic only, multiply-accumulates and an accumulate for every spike"
-            " that enters a layer (own spikes: that leaves it, as several papers count): an"
-            " estimate, no measurement."
+            "The energy is an estimate and not a measurement. It counts arithmetic only:"
+            " multiply-accumulates, and one accumulate for every spike that enters a layer. With"
+            " own spikes it counts the spikes that leave the layer instead, as several papers do."
         )
 
 
@@ -164,7 +180,7 @@ def _kind(run: Run) -> str:
 
 
 def paired_table(comparison: Comparison) -> TextTable:
-    """Every model against the baseline on the same images, with the discordant counts."""
+    """Each model against the baseline on the same images, with the counts of the paired test."""
     rows = []
     for model in comparison.models[1:]:
         for condition in _shown(comparison):
@@ -191,15 +207,16 @@ def paired_table(comparison: Comparison) -> TextTable:
         head=tuple(Cell(head) for head in heads),
         rows=tuple(rows),
         notes=(
-            f"Difference in points. Gained: images only the model gets right; lost: images only"
-            f" {comparison.baseline} does. Exact two-sided McNemar test on these two counts"
-            " (p = 1 where there are none); Holm over the attacks and worst cases of a model.",
+            "The difference is in percentage points. Gained counts the images that only the model"
+            f" gets right, lost those that only {comparison.baseline} gets right. The p-value is"
+            " that of the exact two-sided McNemar test on these two counts, 1 if both are 0. The"
+            " last column is its Holm adjustment over the attacks and worst cases of a model.",
         ),
     )
 
 
 def success_table(comparison: Comparison) -> TextTable:
-    """The three definitions of attack success rate side by side."""
+    """The attack success rate by each of its three definitions."""
     rows = []
     for model in comparison.models:
         for condition in _shown(comparison):
@@ -226,17 +243,17 @@ def success_table(comparison: Comparison) -> TextTable:
         ),
         rows=tuple(rows),
         notes=(
-            "Papers call three different things attack success rate; never compare one with"
-            " another. Of clean-correct: broken among the images that were right. Net loss:"
-            " (clean accuracy − accuracy) / clean accuracy, so that images an attack mends cancel"
-            " images it breaks. Of all images: 1 − accuracy, so that errors on clean images count"
-            " as success.",
+            "Papers use the name attack success rate for three different numbers, which must not be"
+            " compared with each other. Of clean-correct: the fraction of the images right when"
+            " clean that the attack breaks. Net loss: (clean accuracy − accuracy) / clean accuracy,"
+            " so that images that the attack mends cancel images that it breaks. Of all images:"
+            " 1 − accuracy, so that errors on clean images count as success.",
         ),
     )
 
 
 def published_table(comparison: Comparison) -> TextTable | None:
-    """Our accuracies beside published ones; None where no architecture has any."""
+    """Our accuracies next to published ones; None if there are none for any architecture."""
     runs = comparison.runs
     sets = published_data(runs)
     own = runs[0].data
@@ -267,18 +284,24 @@ def published_table(comparison: Comparison) -> TextTable | None:
     ours = wording.data(own)
     if same:
         heads: tuple[str, ...] = (f"Ours, {ours}", f"Published, {ours}")
-        note = f"Same architecture, training method and attack on {ours}; widths and seeds differ."
+        note = (
+            "The published values are for the same architecture, training method and attack on"
+            f" {ours}; the widths and seeds differ."
+        )
     else:
         heads = (f"Ours, {ours}", f"Published, {ours}", f"Published, {others}")
         note = (
-            f"There is no published value for {ours}. What was published for the architecture and"
-            f" training method on {others} stands beside ours for orientation only: other data,"
-            " other widths; the difference of the two numbers means nothing."
+            f"There is no published value for {ours}. The values published for the architecture and"
+            f" training method on {others} are for orientation only: the data and the widths"
+            " differ, so the difference between the two numbers has no meaning."
         )
-    note += " Derived: from a difference the paper prints, not from the accuracy itself."
+    note += (
+        " A derived value was computed from a difference that the paper prints, because the paper"
+        " does not print the accuracy itself."
+    )
     return TextTable(
         name=f"published-{comparison.slug}",
-        title="Beside the literature",
+        title="Next to published numbers",
         head=tuple(Cell(head) for head in ("Model", "Attack", *heads, "Source")),
         rows=tuple(rows),
         notes=(note,),

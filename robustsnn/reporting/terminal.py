@@ -1,4 +1,4 @@
-"""The accuracies of a comparison for a terminal of 80 columns."""
+"""The accuracies of comparisons as tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from robustsnn.reporting.tables import Cell, TextTable, accuracy_table
 
 
 def comparison_table(runs: Runs) -> Table:
-    """The accuracies of the first comparison: attacks down, models across."""
+    """The accuracies of the first comparison, one row per attack and one column per model."""
     table = accuracy_table(comparisons(runs)[0])
     drawn = _drawn(table)
     drawn.title = _title(table)
@@ -23,7 +23,7 @@ def comparison_table(runs: Runs) -> Table:
 
 
 def comparison_tables(runs: Runs) -> RenderableType:
-    """The accuracies of every comparison below one another, with how to read them."""
+    """The accuracies of all comparisons, one below the other, with notes on how to read them."""
     parts: list[RenderableType] = []
     for comparison in comparisons(runs):
         table = accuracy_table(comparison)
@@ -41,7 +41,7 @@ def _title(table: TextTable) -> Text:
 
 
 def _drawn(table: TextTable) -> Table:
-    # Text objects, not strings: a model called [red] is a name and no markup.
+    # Text objects and not strings, because rich would take a model called [red] for markup.
     drawn = Table(
         title_style="bold",
         title_justify="left",
@@ -77,7 +77,7 @@ def _lines(main: str, detail: str) -> Text:
 
 
 def _number(cell: Cell) -> Text:
-    # The title names the unit: three models fit 80 columns without it.
+    # The title names the unit, so that three models fit into 80 columns.
     text = Text(cell.main.removesuffix(f"{NBSP}%"), style="bold")
     if cell.mark:
         text.append(f" {cell.mark}", style="bold")

@@ -79,7 +79,7 @@ def test_paired_tests_against_the_binomial_test(two):
         assert (found["gained"], found["lost"]) == (gained, lost)
         assert found["p"] == pytest.approx(ps[key])
         assert found["difference"] == pytest.approx((gained - lost) / 120)
-    # Three tests are adjusted: FGSM, PGD and their worst case; clean is no attack.
+    # Three tests are adjusted: FGSM, PGD and their worst case; clean is not an attack.
     family = sorted([ps[FGSM], ps[PGD], row(frame, "snn", WORST)["p"]])
     adjusted = np.maximum.accumulate([min(1, p * (3 - i)) for i, p in enumerate(family)])
     for key in (FGSM, PGD):
@@ -171,7 +171,7 @@ def test_the_strongest_attack_and_the_headline(two):
     assert f"base stays right on {100 * robust:.1f} %" in text
     assert "120 images" in text
     assert "upper bound" in text
-    clean = f"Down from {100 * ours[CLEAN].mean():.1f} % on clean images"
+    clean = f"accuracy on clean images is {100 * ours[CLEAN].mean():.1f} %"
     assert clean in headlines(comparison)[1].sentence.replace("\u00a0", " ")
 
 
@@ -192,9 +192,9 @@ def test_a_curve_says_where_chance_is_reached(make_run):
     text = lead(comparison).replace("\u00a0", " ")
     assert "falls falls to chance (10 %) at L∞ 8/255" in text
     assert "stays stays above chance (10 %) even at L∞ 32/255" in text
-    assert "90.0 % clean to 50.0 % at 2/255" in headlines(comparison)[0].sentence.replace(
-        "\u00a0", " "
-    )
+    assert "accuracy is 90.0 % on clean images, 50.0 % at 2/255" in headlines(comparison)[
+        0
+    ].sentence.replace("\u00a0", " ")
 
 
 def test_an_attack_of_size_zero_is_outside_the_family_of_tests(make_run):

@@ -142,8 +142,8 @@ def test_a_cascade_says_that_its_rows_add_up(make_run, tmp_path):
         output = tmp_path / f"page-{cascade}"
         render(load_runs([folder]), output)
         text = (output / "index.html").read_text(encoding="utf-8")
-        assert ("what is left after it, not what it leaves by itself" in text) == cascade
-        assert ("what is left after that attack and all above it" in text) == cascade
+        assert ("the accuracy after all of them, not under it alone" in text) == cascade
+        assert ("left after that attack and all attacks above it" in text) == cascade
 
 
 def test_text_tables_hold_the_numbers_of_the_csv(three_models, three_report):
@@ -185,7 +185,7 @@ def test_three_models_fit_a_terminal_of_80_columns(three_models):
 def test_a_report_of_the_users_own_is_shown_on_the_page(three_models, tmp_path, monkeypatch):
     own = types.ModuleType("own")
     source = (
-        "from matplotlib.figure import Figure\nfrom robustsnn import figures\n"
+        "from matplotlib.figure import Figure\nfrom robustsnn.reporting import figures\n"
         "def render(runs, output):\n"
         "    return figures.save(Figure(), output, 'extra', 'My own figure', 'Of my own.')\n"
     )

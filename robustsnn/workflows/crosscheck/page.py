@@ -112,11 +112,11 @@ def table(rows: Sequence[Row]) -> list[Table]:
         )
         heads = ("attack", "robust accuracy", "peer only", "ours only", "passes", "seconds")
         for index, head in enumerate(heads):
-            # A number and its interval stay on one line; names and ids may break.
+            # Only names and ids may break; a number stays on one line with its interval.
             one.add_column(head, justify="right" if index else "left", no_wrap=index not in (0, 2))
         for row in rows:
             if (row.norm, row.epsilon) == (ours.norm, ours.epsilon):
-                # Text objects, not strings: an attack called [red] is a name and no markup.
+                # Text objects and not strings, because rich would take [red] for markup.
                 cells = [Text(cell) for cell in _cells(row, SHOWN)]
                 one.add_row(*cells, style="bold" if row.ours else None)
         found.append(one)
