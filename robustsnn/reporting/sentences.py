@@ -201,18 +201,18 @@ def _curve_lead(comparison: Comparison) -> str:
     chance = _chance(comparison.runs[0])
     parts = []
     for index, (size, models) in enumerate(reached.items()):
-        fall = f" {'falls' if len(models) == 1 else 'fall'} to {chance}" if index == 0 else ""
-        parts.append(f"{wording.listing(models)}{fall} at {size}")
-    said = [wording.listing(parts)] if parts else []
+        fall = "falls" if len(models) == 1 else "fall"
+        to = chance if index == 0 else "chance"
+        parts.append(f"{wording.listing(models)} {fall} to {to} at {size}")
     if never:
         stay = "stays" if len(never) == 1 else "stay"
         largest = max(comparison.attacks, key=lambda c: c.radius).size
-        said.append(
+        parts.append(
             f"{wording.listing(never)} {stay} above {chance} even at {largest}, which speaks"
             " against the attack and not for the model"
         )
     images = wording.count(comparison.samples, "image")
-    return f"As the perturbation grows ({images}), {'; '.join(said)}."
+    return f"As the perturbation grows ({images}), {'; '.join(parts)}."
 
 
 def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:

@@ -138,7 +138,7 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
     if any(run.manifest.cascade for run in comparison.runs):
         yield (
             "Each attack was run only on the images that survived all attacks above it at that norm"
-            " and size. Its row is therefore the accuracy after all of them, not under it alone."
+            " and size. Its row gives the accuracy under it and these together, not under it alone."
         )
     if any(condition.attack == WORST_CASE for condition in comparison.conditions):
         yield (

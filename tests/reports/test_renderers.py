@@ -142,7 +142,7 @@ def test_a_cascade_says_that_its_rows_add_up(make_run, tmp_path):
         output = tmp_path / f"page-{cascade}"
         render(load_runs([folder]), output)
         text = (output / "index.html").read_text(encoding="utf-8")
-        assert ("the accuracy after all of them, not under it alone" in text) == cascade
+        assert ("the accuracy under it and these together, not under it alone" in text) == cascade
         assert ("left after that attack and all attacks above it" in text) == cascade
 
 
