@@ -1,4 +1,4 @@
-"""Run folders with known verdicts, so that every number of a report has an independent truth."""
+"""Run folders with known verdicts, from which a test can compute every number of a report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from robustsnn.records.runs import load_runs
+from robustsnn.records.schema import ACTIVITY, RESULTS
 from robustsnn.reporting.render import render
 
 CLASSES = (
@@ -29,7 +30,7 @@ CLASSES = (
 )
 LAYERS = {"features.0": 16384, "features.3": 8192, "features.6": 4096, "classifier.0": 512}
 
-#: Markup in every language a report is written in.
+#: A name with markup of every language that a report is written in.
 HARD_NAME = "<script>alert(1)</script> & $x_1$ 50% {a}^b~c|d [red]e[/red] `f` \\g"
 
 Key = tuple[str, str, str]
@@ -58,7 +59,7 @@ CURVE: dict[Key, float] = {
 
 
 def draw(rates: Mapping[Key, float], n: int, seed: int, clean: float = 0.9) -> dict[Key, Any]:
-    """Random verdicts: which of n images are right when clean and, of those, under each threat."""
+    """Random verdicts: which of n images are right when clean and, of those, under each attack."""
     rng = np.random.default_rng(seed)
     right: dict[Key, Any] = {("clean", "", ""): rng.random(n) < clean}
     for key, rate in rates.items():
@@ -84,16 +85,45 @@ def write_run(
     """Write a run folder whose records have exactly these verdicts.
 
     `right` maps (attack, norm, epsilon) to [images] booleans; `ties` are images whose margin is 0
-    under every attack although the prediction is right.
+    under every attack although the prediction is right. `header` overrides keys of the manifest.
     """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed + 1)
-    clean = np.asarray(right["clean", "", ""], dtype=bool)
-    n, classes = len(clean), len(CLASSES)
-    label = np.arange(n) % classes
+    n = len(right["clean", "", ""])
+    label = np.arange(n) % len(CLASSES)
     ids = np.arange(n) * 7 + 3
-    estimator = "backprop" if kind == "ann" else "bptt"
-    rows, results = [], []
+    columns = {
+        "model": model,
+        "suite": suite,
+        "estimator": "backprop" if kind == "ann" else "bptt",
+        "substitute": "",
+        "seed": seed,
+    }
+    _records(right, ids, label, ties, columns).to_parquet(folder / "records.parquet")
+    _results(right, ties, {**columns, "data": data}).to_csv(folder / "results.csv", index=False)
+    activity = _activity(rng, time_steps)
+    # An ANN has the columns of the file, but no rows.
+    activity[: None if kind == "snn" else 0].to_parquet(folder / "activity.parquet")
+    save_file(_examples(rng, right, ids, label, channels), folder / "examples.safetensors")
+    manifest = {
+        **_manifest(model, suite, n, kind),
+        "seed": seed,
+        "data": data,
+        "architecture": architecture,
+        "time_steps": time_steps if kind == "snn" else 1,
+        **header,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def _records(
+    right: Right, ids: Any, label: Any, ties: Sequence[int], columns: Mapping[str, Any]
+) -> pd.DataFrame:
+    """The rows of `records.parquet`; `columns` are the same in every row."""
+    classes = len(CLASSES)
+    clean = np.asarray(right["clean", "", ""], dtype=bool)
+    rows = []
     for (attack, norm, epsilon), verdict in right.items():
         verdict = np.asarray(verdict, dtype=bool)
         margin = np.where(verdict, -1.5, 2.5)
@@ -102,16 +132,12 @@ def write_run(
         rows.append(
             pd.DataFrame(
                 {
-                    "model": model,
                     "image_id": ids,
                     "label": label,
-                    "suite": suite,
+                    **columns,
                     "attack": attack,
-                    "estimator": estimator,
-                    "substitute": "",
                     "norm": norm,
                     "epsilon": epsilon,
-                    "seed": seed,
                     "clean_prediction": np.where(clean, label, (label + 1) % classes),
                     "prediction": np.where(verdict, label, (label + 1) % classes),
                     "margin": margin,
@@ -127,7 +153,15 @@ def write_run(
                 }
             )
         )
-        results.append((attack, norm, epsilon, verdict))
+    # The rows of a real run are in the order of computation, so readers must not rely on any order.
+    records = pd.concat(rows, ignore_index=True).sample(frac=1, random_state=columns["seed"])
+    return records.reset_index(drop=True)
+
+
+def _results(right: Right, ties: Sequence[int], columns: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of `results.csv`; `columns` are the same in every row."""
+    clean = np.asarray(right["clean", "", ""], dtype=bool)
+    results = [(*key, np.asarray(verdict, dtype=bool)) for key, verdict in right.items()]
     for norm, epsilon in dict.fromkeys((k[1], k[2]) for k in right if k[0] != "clean"):
         robust = clean.copy()
         for key, verdict in right.items():
@@ -135,40 +169,34 @@ def write_run(
                 robust &= np.asarray(verdict, dtype=bool)
         robust[list(ties)] = False
         results.append(("worst-case", norm, epsilon, robust))
-    # Rows of a real run come as they are computed; readers must not rely on an order.
-    records = pd.concat(rows, ignore_index=True).sample(frac=1, random_state=seed)
-    records.reset_index(drop=True).to_parquet(folder / "records.parquet")
-    pd.DataFrame(
-        [
-            {
-                "model": model,
-                "data": data,
-                "samples": n,
-                "suite": suite,
-                "attack": attack,
-                "estimator": estimator,
-                "substitute": "",
-                "norm": norm,
-                "epsilon": epsilon,
-                "steps": "",
-                "restarts": "",
-                "seed": seed,
-                "accuracy": verdict.mean(),
-                "ci_low": 0.0,
-                "ci_high": 1.0,
-                "attack_success_rate": (clean & ~verdict).sum() / max(1, clean.sum()),
-                "mean_linf": 0.03,
-                "mean_l2": 0.8,
-                "forward_passes": 11.0,
-                "backward_passes": 10.0,
-                "flags": "",
-                "seconds": 1.0,
-            }
-            for attack, norm, epsilon, verdict in results
-        ]
-    ).to_csv(folder / "results.csv", index=False)
-    spiking = kind == "snn"
-    activity = [
+    rows = [
+        {
+            **columns,
+            "samples": len(clean),
+            "attack": attack,
+            "norm": norm,
+            "epsilon": epsilon,
+            "steps": "",
+            "restarts": "",
+            "accuracy": verdict.mean(),
+            "ci_low": 0.0,
+            "ci_high": 1.0,
+            "attack_success_rate": (clean & ~verdict).sum() / max(1, clean.sum()),
+            "mean_linf": 0.03,
+            "mean_l2": 0.8,
+            "forward_passes": 11.0,
+            "backward_passes": 10.0,
+            "flags": "",
+            "seconds": 1.0,
+        }
+        for attack, norm, epsilon, verdict in results
+    ]
+    return pd.DataFrame(rows)[[name for name in RESULTS if name in rows[0]]]
+
+
+def _activity(rng: np.random.Generator, time_steps: int) -> pd.DataFrame:
+    """The rows of `activity.parquet` of an SNN, with no spikes at the first step."""
+    rows = [
         {
             "layer": layer,
             "neurons": neurons,
@@ -178,17 +206,18 @@ def write_run(
         for place, (layer, neurons) in enumerate(LAYERS.items())
         for step in range(time_steps)
     ]
-    columns = ["layer", "neurons", "step", "spikes_per_neuron"]
-    pd.DataFrame(activity if spiking else [], columns=columns).to_parquet(
-        folder / "activity.parquet"
-    )
-    save_file(_examples(rng, right, ids, label, channels), folder / "examples.safetensors")
-    manifest = {
+    return pd.DataFrame(rows, columns=list(ACTIVITY))
+
+
+def _manifest(model: str, suite: str, n: int, kind: str) -> dict[str, Any]:
+    """A header without the keys that `write_run` adds."""
+    energy = {"ann_uj": 120.5}
+    if kind == "snn":
+        energy |= {"snn_input_uj": 21.25, "snn_same_layer_uj": 18.0}
+    return {
         "command": ["robustsnn", "evaluate", model, "--suite", suite, "--samples", str(n)],
         "versions": {"robustsnn": "0.1.0", "torch": "2.9.0", "python": "3.11.2"},
-        "seed": seed,
         "model": model,
-        "data": data,
         "data_fingerprint": "sha256:2b9c4c7f0a1d7f0f4cbd5e8e42f1d7a6",
         "checkpoint_sha256": f"{abs(hash_of(model)):064x}",
         "suite": suite,
@@ -204,19 +233,12 @@ def write_run(
         "status": "done",
         "class_names": list(CLASSES),
         "kind": kind,
-        "architecture": architecture,
-        "time_steps": time_steps if spiking else 1,
-        "energy": {"ann_uj": 120.5}
-        if kind == "ann"
-        else {"ann_uj": 120.5, "snn_input_uj": 21.25, "snn_same_layer_uj": 18.0},
+        "energy": energy,
         "preflight": [
             {"check": "batch", "passed": True, "evidence": 0.0, "sentence": "Alone as in a batch."}
         ],
         "flags": [],
-        **header,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    return folder
 
 
 def hash_of(text: str) -> int:
@@ -227,13 +249,12 @@ def hash_of(text: str) -> int:
 def _examples(
     rng: np.random.Generator, right: Right, ids: Any, label: Any, channels: int
 ) -> dict[str, Any]:
+    """The tensors of `examples.safetensors`, for the first eight images."""
     m = min(8, len(ids))
     yy, xx = np.mgrid[0:28, 0:28] / 27
     clean = np.stack(
         [
-            np.stack([np.clip(np.sin(3 * xx * (i + 1) + c) * np.cos(2 * yy * (i + 1)), 0, 1)] * 1)[
-                0
-            ][None]
+            np.clip(np.sin(3 * xx * (i + 1) + c) * np.cos(2 * yy * (i + 1)), 0, 1)
             for i in range(m)
             for c in range(channels)
         ]
@@ -269,7 +290,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def three_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three models of the zoo under a table suite and under a curve; to be read only."""
+    """Three models of the zoo under a suite of one size and under a curve; do not change them."""
     base = tmp_path_factory.mktemp("three")
     models = {"vgg5-ann": "ann", "vgg5-snn": "snn", "vgg5-snn-hire": "snn"}
     return [
@@ -287,13 +308,13 @@ def three_models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def three_report(three_models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the report of the three models; to be read only."""
+    """The folder of the report of the three models; do not change it."""
     return render(load_runs(three_models), tmp_path_factory.mktemp("report")).parent
 
 
 @pytest.fixture(scope="session")
 def hard_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Models whose names mean something to HTML, LaTeX, Markdown, rich or matplotlib; read only."""
+    """Models whose names mean something to HTML, LaTeX, Markdown, rich or matplotlib."""
     base = tmp_path_factory.mktemp("hard")
     names = [HARD_NAME, "_hidden", "long-name-" * 12, "名前"]
     return [
@@ -311,5 +332,5 @@ def hard_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def hard_report(hard_runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the report of the hard runs; to be read only."""
+    """The folder of the report of the hard runs; do not change it."""
     return render(load_runs(hard_runs), tmp_path_factory.mktemp("hard-report")).parent
