@@ -159,16 +159,16 @@ def _rank(path: Path) -> tuple[int, str]:
 def _picture(path: Path) -> Picture:
     svg = path.read_text(encoding="utf-8")
 
-    def said(tag: str) -> str:
+    def metadata_of(tag: str) -> str:
         found = re.search(rf"<dc:{tag}>(.*?)</dc:{tag}>", svg, re.DOTALL)
         return html.unescape(found[1]) if found else ""
 
     width = re.search(r'<svg[^>]*\bwidth="([\d.]+)pt"', svg)
-    title = said("title") or path.stem
+    title = metadata_of("title") or path.stem
     return Picture(
         name=path.stem,
         title=title,
-        caption=said("description"),
+        caption=metadata_of("description"),
         width=round(float(width[1]) * 4 / 3) if width else 540,
         svg=_inline(svg, path.stem, title),
     )

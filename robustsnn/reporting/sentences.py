@@ -93,19 +93,19 @@ def _is_cascade(comparison: Comparison) -> bool:
 
 def _lead(comparison: Comparison) -> str:
     condition = headline_condition(comparison)
-    said = []
+    numbers = []
     for model in comparison.models:
         if (row := comparison.cells.get((model, condition))) is not None:
             number = wording.percent(row["accuracy"])
             interval = wording.bounds(row["ci_low"], row["ci_high"])
-            said.append((model, float(row["accuracy"]), f"{number} {interval}"))
+            numbers.append((model, float(row["accuracy"]), f"{number} {interval}"))
     images = wording.count(comparison.samples, "image")
-    if len(said) > MANY:
-        said = [min(said, key=_accuracy), max(said, key=_accuracy)]
-        (low, least), (high, most) = ((model, text) for model, _, text in said)
+    if len(numbers) > MANY:
+        numbers = [min(numbers, key=_accuracy), max(numbers, key=_accuracy)]
+        (low, least), (high, most) = ((model, text) for model, _, text in numbers)
         kept = f"{len(comparison.models)} models stay right on {least} ({low}) to {most} ({high})"
     else:
-        (first, _, number), *rest = said
+        (first, _, number), *rest = numbers
         others = [f"{model} on {text}" for model, _, text in rest]
         stays = "is" if condition == CLEAN_IMAGES else "stays"
         kept = wording.listing([f"{first} {stays} right on {number}", *others])
@@ -123,13 +123,13 @@ def _lead(comparison: Comparison) -> str:
         under = (
             f"Under the strongest attack run here ({condition.title}, {condition.size}, {images})"
         )
-    bound, it = ("is an upper bound", "it") if len(said) == 1 else ("are upper bounds", "them")
-    this = "This number" if len(said) == 1 else "These numbers"
+    bound, it = ("is an upper bound", "it") if len(numbers) == 1 else ("are upper bounds", "them")
+    this = "This number" if len(numbers) == 1 else "These numbers"
     return f"{under}, {kept}. {this} {bound}: a stronger attack can only lower {it}."
 
 
-def _accuracy(said: tuple[str, float, str]) -> float:
-    return said[1]
+def _accuracy(entry: tuple[str, float, str]) -> float:
+    return entry[1]
 
 
 def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
@@ -236,11 +236,12 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
 
 def _trust(run: Run) -> tuple[str, str]:
     """The level of a run with its title, and the reason for it with what to do next."""
-    said = run.diagnosis
+    diagnosis = run.diagnosis
     if not run.level:
         return "", ""
-    title = str(said.get("title") or "")
-    return f"{run.level}, {title}", f"{said.get('sentence', '')} {said.get('next', '')}".strip()
+    title = str(diagnosis.get("title") or "")
+    reason = f"{diagnosis.get('sentence', '')} {diagnosis.get('next', '')}".strip()
+    return f"{run.level}, {title}", reason
 
 
 def _caution(run: Run) -> str:
@@ -248,8 +249,8 @@ def _caution(run: Run) -> str:
     if not flags:
         return ""
     verb = "speaks" if flags == 1 else "speak"
-    said = wording.count(flags, "flag")
-    return f"{said} {verb} against taking these numbers as they are; see below."
+    count = wording.count(flags, "flag")
+    return f"{count} {verb} against taking these numbers as they are; see below."
 
 
 def flag_sentences(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:

@@ -1,4 +1,4 @@
-"""Every number of the comparison against one computed from the verdicts that were written."""
+"""Every number of a comparison against one that is computed from the verdicts of its runs."""
 
 import math
 
@@ -21,7 +21,7 @@ WORST = ("worst-case", "Linf", "8/255")
 
 def verdicts_of(seed, n=120, clean=0.9, fgsm=0.5, pgd=0.2):
     rng = np.random.default_rng(seed)
-    # Not nested: an attack may mend an image that is wrong when clean.
+    # The verdicts are independent: an attack may mend an image that is wrong when clean.
     return {CLEAN: rng.random(n) < clean, FGSM: rng.random(n) < fgsm, PGD: rng.random(n) < pgd}
 
 
@@ -203,7 +203,7 @@ def test_an_attack_of_size_zero_is_outside_the_family_of_tests(make_run):
     frame = comparison_frame(
         load_runs([make_run("a", a, model="a"), make_run("b", b, model="b")])
     ).query("model == 'b'")
-    # 3 against 3 discordant images, p = 1, and none at the largest size.
+    # Three images are gained and three lost, so p = 1; at the largest size there are none.
     assert (frame["p"] == 1).all()
     assert set(frame["attack"]) == {"clean", "pgd-20"}
 

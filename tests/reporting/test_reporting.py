@@ -22,7 +22,7 @@ def test_a_run_comes_back_as_it_was_written(make_run):
         "snn",
     )
     assert run.samples == 20
-    # An epsilon of 0 is text, as it was written.
+    # An epsilon of 0 is read back as text.
     assert set(run.results["epsilon"]) == {"", "0"}
     assert set(run.records["epsilon"]) == {"", "0"}
     assert runs.records["model"].unique().tolist() == ["vgg5-snn"]

@@ -1,4 +1,4 @@
-"""The page in a real browser, where there is one: nothing sticks out, nothing complains."""
+"""The page in a real browser, if there is one: no overflow, and no message in the console."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ FLAGS = (
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
-#: A frame is as wide as a phone, which a window of a desktop browser cannot be.
+#: A frame can be as narrow as a phone; the window of a desktop browser cannot.
 FRAME = """<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">
 <iframe id="page" src="PAGE" style="width:WIDTHpx;height:900px;border:0"></iframe>
 <pre id="out"></pre>

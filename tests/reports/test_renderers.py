@@ -1,4 +1,4 @@
-"""Contracts over every renderer there is, and what the tables say cell by cell."""
+"""The contract of every renderer, and the content of the tables cell by cell."""
 
 import hashlib
 import io
@@ -78,7 +78,7 @@ def test_reports_do_without_torch():
 
 
 class Page(HTMLParser):
-    """What a browser would load, run and show."""
+    """The links, scripts and text of a page, as a browser would see them."""
 
     def __init__(self, text):
         super().__init__()
@@ -178,7 +178,7 @@ def test_three_models_fit_a_terminal_of_80_columns(three_models):
     Console(width=80, file=stream).print(comparison_table(load_runs(three_models)))
     text = stream.getvalue()
     assert max(map(len, text.splitlines())) <= 80
-    # Number and interval stay on one line.
+    # A number and its interval stay on one line.
     assert re.search(r"\d+\.\d \[\d+\.\d,\u00a0\d+\.\d\] +\d+\.\d \[", text)
 
 
