@@ -5,14 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-all lint types bench clean
 
 help:
-	@echo "make demo   attack the models that ship and write runs/demo/index.html (minutes)"
-	@echo "make test   lint, types, and every test with coverage"
-	@echo "make lint   lint and types only"
-	@echo "make bench  speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
-	@echo "make clean  remove .venv and caches"
+	@echo "make demo      attack the models that ship and write runs/demo/index.html (minutes)"
+	@echo "make test      lint, types, and the tests with coverage (under 25 minutes)"
+	@echo "make test-all  every test however slow, the examples in docstrings, the mutants (longer)"
+	@echo "make lint      lint and types only"
+	@echo "make bench     speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
+	@echo "make clean     remove .venv and caches"
 
 demo: $(VENV)/.core
 	$(BIN)/robustsnn demo
@@ -20,13 +21,22 @@ demo: $(VENV)/.core
 # With the peers, which the tests of adapters and benchmarks compare with. The fast tests first: most
 # mistakes are told within minutes.
 test: $(VENV)/.peers lint
-	$(BIN)/pytest -m "not slow" --durations=5 --cov --cov-report=
-	$(BIN)/pytest -m slow --durations=5 --cov --cov-append --cov-report=term
+	$(BIN)/pytest -m "not slow and not exhaustive" --durations=5 --cov --cov-report=
+	$(BIN)/pytest -m "slow and not exhaustive" --durations=5 --cov --cov-append --cov-report=term
+
+# pytest ends with 5 where no docstring holds an example.
+test-all: $(VENV)/.peers lint
+	$(BIN)/pytest --durations=20 --cov --cov-report=term
+	$(BIN)/pytest --doctest-modules --pyargs robustsnn robustsnn.attacks robustsnn.reports || [ $$? -eq 5 ]
+	$(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy robustsnn attacks reports zoo tests benchmarks
+	@$(MAKE) --no-print-directory types
+
+types: $(VENV)/.dev
+	$(BIN)/mypy robustsnn attacks reports zoo tests benchmarks studies
 
 # Resumes what was measured before; see benchmarks/README.md.
 bench: $(VENV)/.peers
