@@ -5,15 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo test test-all lint types docs bench clean
 
 help:
 	@echo "make demo      attack the models that ship and write runs/demo/index.html (minutes)"
 	@echo "make test      lint, types, and the tests with coverage (under 25 minutes)"
 	@echo "make test-all  every test however slow, the examples in docstrings, the mutants (longer)"
 	@echo "make lint      lint and types only"
+	@echo "make docs      build the documentation site in site/ (open site/index.html)"
 	@echo "make bench     speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
-	@echo "make clean     remove .venv and caches"
+	@echo "make clean     remove .venv, the site and caches"
 
 demo: $(VENV)/.core
 	$(BIN)/robustsnn demo
@@ -36,14 +37,18 @@ lint: $(VENV)/.dev
 	@$(MAKE) --no-print-directory types
 
 types: $(VENV)/.dev
-	$(BIN)/mypy robustsnn attacks reports zoo tests benchmarks studies
+	$(BIN)/mypy robustsnn attacks reports zoo tests benchmarks studies docs
+
+# Fails on a warning: mkdocs.yml is strict.
+docs: $(VENV)/.docs
+	$(VENV)/docs/bin/mkdocs build
 
 # Resumes what was measured before; see benchmarks/README.md.
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks run $(BENCH)
 
 clean:
-	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build site *.egg-info
 
 # Stamps: the environment is renewed when the dependencies change.
 $(VENV)/.core: pyproject.toml
@@ -60,6 +65,15 @@ $(VENV)/.peers: pyproject.toml
 	$(venv)
 	$(BIN)/python -m pip install --editable '.[dev,peers]'
 	@touch $@ $(VENV)/.core $(VENV)/.dev
+
+# In an environment of its own, since mkdocs-material and torchattacks need different versions of
+# requests. The site is made from the sources, so RobustSNN itself is not installed there.
+$(VENV)/.docs: pyproject.toml
+	$(venv)
+	$(PYTHON) -m venv --clear $(VENV)/docs
+	$(VENV)/docs/bin/python -m pip install --upgrade 'pip>=25.1'
+	$(VENV)/docs/bin/python -m pip install --group docs
+	@touch $@
 
 # An environment without pip is one whose making was interrupted.
 define venv
