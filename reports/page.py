@@ -239,7 +239,7 @@ def _diagnosed(run: Run) -> Diagnosed | None:
             flag = finding
         rows.append(_diagnostic(finding, slug, flag))
     rows += [_diagnostic(flag, str(flag.get("flag")), flag) for flag in flags.values()]
-    ledger = run.manifest.ledger
+    ledger: list[Mapping[str, Any]] = list(run.manifest.ledger)
     if not rows:
         return None
     rows.sort(key=lambda row: (row[3] == "", _by_number(row[0])))

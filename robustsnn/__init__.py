@@ -1,4 +1,11 @@
-"""RobustSNN: how robust a spiking neural network is, and whether to believe the number."""
+"""RobustSNN: how robust a spiking neural network is, and whether to believe the number.
+
+Examples:
+    >>> import robustsnn
+    >>> found = robustsnn.evaluate("fashion-mnist/vgg5-snn", samples=4, attack=["fgsm"])
+    >>> found.manifest.suite, found.manifest.level
+    ('custom', 'B')
+"""
 
 from __future__ import annotations
 
@@ -6,29 +13,75 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from robustsnn.adversary.contract import Attack
+    from robustsnn.adversary.threat import ThreatModel
+    from robustsnn.adversary.victim import Victim
+    from robustsnn.common.randomness import Rng
+    from robustsnn.errors import InputError
+    from robustsnn.estimators.base import Estimator
+    from robustsnn.evaluation.request import Request
     from robustsnn.evaluation.run import evaluate
+    from robustsnn.evaluation.suites import Suite
     from robustsnn.models.checkpoint import load_model
+    from robustsnn.records.runs import Runs, load_runs
     from robustsnn.training import train_recipe as train
     from robustsnn.workflows.compare import compare
+    from robustsnn.workflows.crosscheck.run import crosscheck
     from robustsnn.workflows.report import report
+    from robustsnn.workflows.verify import verify
 
-__all__ = ["compare", "evaluate", "load_model", "report", "train"]
+    __version__: str
 
 # Imported when asked for: `robustsnn --help` must not wait for torch.
 _WHERE = {
-    "compare": ("robustsnn.workflows.compare", "compare"),
-    "evaluate": ("robustsnn.evaluation.run", "evaluate"),
-    "load_model": ("robustsnn.models.checkpoint", "load_model"),
-    "report": ("robustsnn.workflows.compare", "report"),
-    "train": ("robustsnn.training", "train_recipe"),
+    "Attack": "robustsnn.adversary.contract",
+    "Estimator": "robustsnn.estimators.base",
+    "InputError": "robustsnn.errors",
+    "Request": "robustsnn.evaluation.request",
+    "Rng": "robustsnn.common.randomness",
+    "Runs": "robustsnn.records.runs",
+    "Suite": "robustsnn.evaluation.suites",
+    "ThreatModel": "robustsnn.adversary.threat",
+    "Victim": "robustsnn.adversary.victim",
+    "compare": "robustsnn.workflows.compare",
+    "crosscheck": "robustsnn.workflows.crosscheck.run",
+    "evaluate": "robustsnn.evaluation.run",
+    "load_model": "robustsnn.models.checkpoint",
+    "load_runs": "robustsnn.records.runs",
+    "report": "robustsnn.workflows.report",
+    "train": "robustsnn.training:train_recipe",
+    "verify": "robustsnn.workflows.verify",
 }
+
+__all__ = [
+    "Attack",
+    "Estimator",
+    "InputError",
+    "Request",
+    "Rng",
+    "Runs",
+    "Suite",
+    "ThreatModel",
+    "Victim",
+    "__version__",
+    "compare",
+    "crosscheck",
+    "evaluate",
+    "load_model",
+    "load_runs",
+    "report",
+    "train",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("robustsnn")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _WHERE[name]
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = _WHERE[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
 
 
 def __dir__() -> list[str]:

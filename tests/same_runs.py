@@ -55,14 +55,14 @@ def outcome(name: str) -> dict[str, Any]:
     records = done.records.drop(columns="seconds")
     results = done.results.drop(columns="seconds")
     return {
-        "identity": done.manifest["identity"],
+        "identity": done.manifest.identity,
         "records": _digest(records.to_csv(index=False, float_format="%.17g")),
         "results": _digest(results.to_csv(index=False, float_format="%.17g")),
         "rows": len(records),
-        "flags": [[f["flag"], f["severity"], f["sentence"]] for f in done.manifest["flags"]],
-        "flags_whole": _digest(json.dumps(done.manifest["flags"], sort_keys=True)),
-        "level": done.manifest["verdict"]["level"],
-        "verdict": _digest(json.dumps(done.manifest["verdict"], sort_keys=True)),
+        "flags": [[f["flag"], f["severity"], f["sentence"]] for f in done.manifest.flags],
+        "flags_whole": _digest(json.dumps(done.manifest.flags, sort_keys=True)),
+        "level": done.manifest.verdict["level"],
+        "verdict": _digest(json.dumps(done.manifest.verdict, sort_keys=True)),
     }
 
 

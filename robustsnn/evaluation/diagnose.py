@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from robustsnn.adversary.contract import Attack
 from robustsnn.common.kinds import BEST
 from robustsnn.diagnosis.probe.measure import IMAGES, probe
 from robustsnn.diagnosis.probe.specimen import Sizes
@@ -96,19 +97,49 @@ def stages_of(plan: Plan) -> list[Stage]:
             return BEST
         return estimator_name(task, network, second if task.substitute else None)
 
-    return [_stage(task, named(task)) for task in plan.tasks]
+    return [
+        stage_of(
+            task.attack,
+            task.slug,
+            task.threat.norm,
+            task.threat.epsilon,
+            estimator=named(task),
+            probe=task.probe,
+            substitute=task.substitute,
+        )
+        for task in plan.tasks
+    ]
 
 
-def _stage(task: Task, estimator: str) -> Stage:
-    attack = task.attack
+def stage_of(
+    attack: Attack,
+    name: str,
+    norm: str,
+    epsilon: str,
+    *,
+    estimator: str,
+    probe: bool,
+    substitute: bool,
+) -> Stage:
+    """An attack at one size as a stage.
+
+    Args:
+        attack: The attack.
+        name: The slug that records give it.
+        norm: The norm.
+        epsilon: The size, as written.
+        estimator: The estimator as records name it.
+        probe: Whether it is there to rank that estimator.
+        substitute: Whether it crafts on a second network.
+    """
     free = bool(getattr(attack, "gradient_free", False))
     return Stage(
-        attack=task.slug,
-        norm=task.threat.norm,
-        epsilon=task.threat.epsilon,
+        attack=name,
+        norm=norm,
+        epsilon=epsilon,
         kind=attack.kind,
-        black=free or task.substitute or attack.kind == "transfer",
-        probe=task.probe,
+        black=free or substitute or attack.kind == "transfer",
+        probe=probe,
         estimator=estimator,
         draws=draws_of([estimator]),
         steps=_plain(getattr(attack, "steps", None)),

@@ -1,80 +1,38 @@
-"""One request: everything that a user can ask of an evaluation, checked without torch.
-
-A new option is a field here: the command line and the functions of the door take theirs from it.
-"""
+"""One request: everything that a user can ask of an evaluation, checked without torch."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustsnn.common.files import check_output
 from robustsnn.data.catalogue import NAMES
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError, unknown
 from robustsnn.estimators.catalogue import check_estimator
+from robustsnn.evaluation.options import Data, Model, Options
 from robustsnn.evaluation.suites import Suite, load_suite, suite_of
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.records.schema import COMPARISON, MANIFEST
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from robustsnn.data.images import Images
-    from robustsnn.models.subject import Subject
-
-    Model = nn.Module | str | Path | Subject
-    Data = Images | tuple[Tensor, Tensor] | str | None
-
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
-def _option(default: Any, kind: Any, text: str, **more: Any) -> Any:
-    """A field that is also an option of the command line.
-
-    Args:
-        default: Its default.
-        kind: The type that the command line reads it as.
-        text: What `--help` says of it.
-        more: `flag`, its name where that is not the field's; `variable`, of the environment.
-    """
-    return field(default=default, metadata={"kind": kind, "help": text, **more})
-
-
 @dataclass(frozen=True, eq=False)
-class Request:
+class Request(Options):
     """What is asked of an evaluation; it checks itself, without torch, when it is made.
 
     Args:
         models: The models: zoo names, checkpoint folders, `python.module:factory`, or networks in
             memory, which are copied before they are attacked. The first is the baseline.
-        data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
-            `[n]`; by default what the first model was trained on.
-        data_root: The folder that holds the data set; by default the sample that ships.
-        download: Whether missing data are fetched to `data_root`.
-        samples: How many of the first images; None for all.
-        suite: A suite, its name or its YAML file; by default `quick`.
-        attack: Specifications of attacks in place of a suite.
-        estimator: What takes the place of every entry's gradient estimator.
-        norm: `Linf` or `L2` in place of the suite's.
-        epsilon: A size or several in place of the suite's, in pixel units, such as `8/255`.
-        substitute: The model that a black-box attacker crafts on.
-        weights: The state dict of a `python.module:factory`.
-        seed: The seed of every draw.
-        device: Where to compute.
-        batch_size: Images of a forward pass; by default what suits the network.
-        recompute: Time steps between two membranes that a gradient keeps: less memory on long
-            sequences for a second forward pass. None keeps all.
-        threads: CPU threads; None for torch's choice.
-        save_images: Whether every adversarial image is kept, for `verify`.
-        allow_code: Whether the Python files that a suite file names may be run.
-        name: What to call a network in memory.
+
+    The other fields are those of `Options`.
 
     Raises:
         InputError: Something asked for cannot be right.
@@ -85,50 +43,6 @@ class Request:
     """
 
     models: tuple[Model, ...]
-    data: Data = _option(None, str | None, "Data set [default: the model's own].")
-    data_root: Path | None = _option(
-        None,
-        Path | None,
-        "Folder with the data set [default: the sample that ships].",
-        variable="ROBUSTSNN_DATA",
-    )
-    download: bool = _option(False, bool, "Fetch missing data to --data-root.")
-    samples: int | None = _option(None, int | None, "The first N images [default: all].")
-    suite: Suite | str | Path | None = _option(
-        None, str | None, "standard, light, quick, curve, ..., or a YAML file [default: quick]."
-    )
-    attack: Sequence[str] = _option(
-        (),
-        list[str] | None,
-        "NAME[:field=value,...] or FILE.py in place of a suite; repeatable.",
-    )
-    estimator: str | None = _option(
-        None,
-        str | None,
-        "NAME[:field=value,...] or FILE.py in place of each entry's gradient estimator.",
-    )
-    norm: str | None = _option(None, str | None, "Linf or L2 [default: the suite's].")
-    epsilon: str | None = _option(
-        None, str | None, "Such as 8/255; several with commas [default: the suite's]."
-    )
-    substitute: Model | None = _option(
-        None, str | None, "Model of a black-box attacker [default: the one the model names]."
-    )
-    weights: Path | None = _option(None, Path | None, "State dict of a python.module:factory.")
-    seed: int = _option(0, int, "Seed of every draw.")
-    device: str = _option("cpu", str, "cpu, cuda, cuda:N or mps.")
-    batch_size: int | None = _option(
-        None, int | None, "Images per forward pass [default: what suits the network]."
-    )
-    recompute: int | None = _option(
-        None, int | None, "Time steps a segment: less memory on long sequences, more time."
-    )
-    threads: int | None = _option(None, int | None, "CPU threads [default: torch's choice].")
-    save_images: bool = _option(False, bool, "Keep every adversarial image, for verify.")
-    allow_code: bool = _option(
-        False, bool, "Run the Python files that a suite file names; they are listed first."
-    )
-    name: str | None = None
 
     @classmethod
     def of(
@@ -220,11 +134,6 @@ class Request:
     def but(self, **changes: Any) -> Request:
         """The same request with other values of some fields."""
         return dataclasses.replace(self, **changes)
-
-
-def options() -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a request that are options of the command line, by name."""
-    return {f.name: f for f in dataclasses.fields(Request) if "help" in f.metadata}
 
 
 def trained_on(model: object) -> str | None:

@@ -84,6 +84,7 @@ class Manifest(BaseModel):
         verdict: The level A, B or C with its reasons and what to do next.
         energy: Estimated energy in microjoule per image, by accounting convention.
         activity_images: Images whose spikes were counted.
+        diagnosed_again: What is to be said of a diagnosis that was taken again; never on disk.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
@@ -144,6 +145,7 @@ class Manifest(BaseModel):
     verdict: dict[str, Any] = {}
     energy: dict[str, float] = {}
     activity_images: int | None = None
+    diagnosed_again: str = ""
 
     @property
     def done(self) -> bool:
@@ -185,5 +187,6 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a run folder, whole or not at all."""
-    text = json.dumps(dict(manifest), indent=2, ensure_ascii=False)
+    held = {name: value for name, value in manifest if name != "diagnosed_again"}
+    text = json.dumps(held, indent=2, ensure_ascii=False)
     write_atomically(folder / MANIFEST, (text + "\n").encode())

@@ -240,8 +240,8 @@ def _trust(run: Run) -> tuple[str, str]:
     if not run.level:
         return "", ""
     title = str(diagnosis.get("title") or "")
-    reason = f"{diagnosis.get('sentence', '')} {diagnosis.get('next', '')}".strip()
-    return f"{run.level}, {title}", reason
+    said = (diagnosis.get("sentence", ""), diagnosis.get("next", ""), run.manifest.diagnosed_again)
+    return f"{run.level}, {title}", " ".join(part for part in said if part)
 
 
 def _caution(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Several models under the same suite on the same images, and what ships shown in minutes."""
+"""Several models under the same suite on the same images, side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from robustsnn.common.files import check_output, unwritable, write_atomically
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
-from robustsnn.evaluation.run import Evaluation, Plan, Progress, run
+from robustsnn.evaluation.plan import Plan, plans_of
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import Evaluation, Progress, run
 from robustsnn.evaluation.suites import Suite, slug
 from robustsnn.records.folder import check_folder
 from robustsnn.records.runs import load_runs
@@ -51,8 +53,30 @@ def compare(
     Raises:
         InputError: Something given cannot be used.
     """
-    plans = plans_of(Request(tuple(models), data=data, suite=suite, **settings))
-    runs = [(name, plan) for name, plan in zip(names(plans), plans, strict=True)]
+    request = Request(tuple(models), data=data, suite=suite, **settings)
+    return compared(request, output=output, progress=progress, command=command)
+
+
+def compared(
+    request: Request,
+    *,
+    output: Path | str | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Path:
+    """The comparison of the models of a request; see `compare`.
+
+    Args:
+        request: What is asked for.
+        output: As for `compare`, like the other arguments.
+        progress: What is told of every finished batch.
+        command: How the comparison was asked for.
+
+    Raises:
+        InputError: Something asked for cannot be done.
+    """
+    plans = plans_of(request)
+    runs = list(zip(names(plans), plans, strict=True))
     folder = Path(output) if output is not None else default_folder(plans)
     run_all(runs, folder, progress=progress, command=command)
     return render(

@@ -9,10 +9,15 @@ from pathlib import Path
 from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import COMPARISON, MANIFEST
 from robustsnn.reporting.render import render
+from robustsnn.workflows.rediagnose import diagnosed_again
 
 
 def report(
-    runs: Sequence[Path | str], output: Path | str | None = None, baseline: str | None = None
+    runs: Sequence[Path | str],
+    output: Path | str | None = None,
+    baseline: str | None = None,
+    *,
+    diagnose_again: bool = False,
 ) -> Path:
     """Write tables, figures and the page of finished runs.
 
@@ -21,6 +26,8 @@ def report(
             a report are passed over.
         output: Where to; by default the folder of the only run or comparison, else `runs/report`.
         baseline: The model that the others are compared with; the first one by default.
+        diagnose_again: Whether flags and level are taken again by today's criteria, which the page
+            then says; the run folders stay as they are.
 
     Returns:
         The path of index.html.
@@ -37,7 +44,10 @@ def report(
             folders.append(folder)
     if output is None:
         output = given[0] if len(given) == 1 else Path("runs/report")
-    return render(load_runs(folders), output, baseline)
+    found = load_runs(folders)
+    if diagnose_again:
+        found = diagnosed_again(found)
+    return render(found, output, baseline)
 
 
 def runs_of(folder: Path) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +13,14 @@ from safetensors.torch import load_file
 
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.errors import InputError
-from robustsnn.evaluation.run import check_device
+from robustsnn.evaluation.plan import check_device
 from robustsnn.models.scoring import verdict
 from robustsnn.models.subject import checkpoint_subject, subject_of
 from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import CLEAN, DONE
+from robustsnn.records.manifest import Manifest
+from robustsnn.records.schema import CLEAN
 from robustsnn.records.summary import summarise
+from robustsnn.workflows.rediagnose import diagnosis_of, differences
 
 #: Columns of `results.csv` that follow from the records, numbers and words.
 MEASURED = (
@@ -37,8 +38,10 @@ class Verification:
 
     `differing` lists (image id, threat) of verdicts that differ; `outside` counts images that
     are not in their ball or range; `rows` counts rows of `results.csv`, worst cases too, that do
-    not follow from the records; `contradictory` counts records whose margin says otherwise than
-    their prediction, `incomplete` attacks that have not one record of each image of the run.
+    not follow from the records; `contradictory` counts records whose margin contradicts their
+    prediction, `incomplete` attacks that have not one record of each image of the run. `diagnosis`
+    says in what the flags and the level that follow from manifest and records differ from those
+    that the run states.
     """
 
     images: int
@@ -48,13 +51,14 @@ class Verification:
     rows: int
     contradictory: int = 0
     incomplete: int = 0
+    diagnosis: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether at most 0.5 % of verdicts differ, and nothing else is wrong."""
         few = len(self.differing) <= TOLERATED * self.verdicts
         rest = self.outside + self.rows + self.contradictory + self.incomplete
-        return few and rest == 0
+        return few and rest == 0 and not self.diagnosis
 
     @property
     def sentence(self) -> str:
@@ -71,6 +75,7 @@ class Verification:
             parts.append(f"{self.contradictory} records have a margin of another prediction")
         if self.incomplete:
             parts.append(f"{self.incomplete} attacks have not a record of each image")
+        parts += self.diagnosis
         return f"{'verified' if self.passed else 'NOT verified'}: {'; '.join(parts)}."
 
 
@@ -93,11 +98,12 @@ def verify(
         InputError: The run is not finished or damaged, or its model is gone or another.
     """
     check_device(device)
+    folder = Path(folder)
     run = RunFolder(folder)
     if not folder.is_dir():
         raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")
     manifest = run.manifest()
-    if manifest.get("status") != DONE:
+    if not manifest.done:
         raise InputError(f"{folder} is not finished: run the same evaluation again first.")
     network = _network(manifest, model, weights, device)
     try:
@@ -107,7 +113,6 @@ def verify(
         labels, clean = saved["label"].to(device), saved["clean"].to(device)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"{folder} is damaged ({error}): run the evaluation again.") from None
-    size, seed = int(manifest["batch_size"]), int(manifest["seed"])
     differing: list[tuple[int, str]] = []
     outside = verdicts = 0
     for group, rows in records.groupby(["attack", "norm", "epsilon"], sort=False):
@@ -118,7 +123,9 @@ def verify(
         images = saved[name].to(device)
         if attack != CLEAN:
             outside += int((~ThreatModel(norm, epsilon).admits(images, clean)).sum())
-        said = verdict(network, images, labels, ids, size, seed, int(manifest.get("draws") or 1))
+        said = verdict(
+            network, images, labels, ids, manifest.batch_size, manifest.seed, manifest.draws
+        )
         recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
         # A tie at the top is right by its class and an error in the worst case.
         wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
@@ -127,7 +134,7 @@ def verify(
         verdicts += len(ids)
         threat = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
         differing += [(ids[i], threat) for i in wrong.nonzero()[0].tolist()]
-    wrong_rows = _rows(records, results, bool(manifest.get("cascade")))
+    wrong_rows = _rows(records, results, manifest.cascade)
     return Verification(
         images=len(ids),
         verdicts=verdicts,
@@ -135,34 +142,34 @@ def verify(
         outside=outside,
         rows=wrong_rows,
         contradictory=_contradictory(records),
-        incomplete=_incomplete(records, int(manifest["samples"])),
+        incomplete=_incomplete(records, manifest.samples),
+        diagnosis=differences(manifest, diagnosis_of(manifest, records)),
     )
 
 
 def _network(
-    manifest: dict[str, Any], model: str | None, weights: Path | None, device: str
+    manifest: Manifest, model: str | None, weights: Path | None, device: str
 ) -> torch.nn.Module:
-    origin = str(manifest.get("origin"))
-    if model is None and origin == "memory":
+    if model is None and manifest.origin == "memory":
         raise InputError("the run's network was in memory: name its checkpoint with --model.")
-    if model is not None or weights is not None:
-        if model is None:
-            raise InputError("--weights goes with --model python.module:factory: name it too.")
+    if model is not None:
         asked = model
         subject = subject_of(model, weights=weights, device=device)
+    elif weights is not None:
+        raise InputError("--weights goes with --model python.module:factory: name it too.")
     else:
         # The manifest may be anybody's: what it names is looked up, never imported.
-        asked = origin if Path(origin).is_dir() else str(manifest["model"])
+        asked = manifest.origin if Path(manifest.origin).is_dir() else manifest.model
         if ":" in asked:
             raise InputError(
                 f"the run's network came from code ({asked}), which a manifest cannot make "
                 "RobustSNN import: name it with --model (and --weights)."
             )
         subject = checkpoint_subject(asked, device=device)
-    if subject.sha256 != manifest.get("checkpoint_sha256"):
+    if subject.sha256 != manifest.checkpoint_sha256:
         raise InputError(
             f"{asked} is not the model of this run (sha256 {subject.sha256[:12]}, the run has "
-            f"{str(manifest.get('checkpoint_sha256'))[:12]}): name the right one with --model."
+            f"{manifest.checkpoint_sha256[:12]}): name the right one with --model."
         )
     return subject.load()
 
@@ -174,7 +181,7 @@ def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
     written = results.set_index(keys)
     if written.index.has_duplicates:
         return len(written)
-    # A run of old has no column of draws.
+    # Older runs do not have a column of draws.
     measured = [c for c in MEASURED if c in written or c != "draws_accuracy"]
     wrong = len(again.index.symmetric_difference(written.index))
     for key in again.index.intersection(written.index):

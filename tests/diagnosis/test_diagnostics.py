@@ -264,7 +264,7 @@ def test_a_network_that_draws_is_sent_to_the_suite_that_averages(checkpoints):
     from robustsnn.evaluation.diagnose import stages_of
     from robustsnn.evaluation.plan import prepare
 
-    found = stages_of(prepare(checkpoints / "snn", None, "rand", samples=8))
+    found = stages_of(prepare(Request.of(checkpoints / "snn", None, "rand", samples=8)))
     # Fifty steps, each of them an average over twenty draws.
     assert missing(found, True, stochastic=True) == []
     assert any("100 steps" in words for words in missing(found, True))
@@ -280,7 +280,7 @@ def test_which_shipped_suites_are_full(suite, full, kind, checkpoints):
     from robustsnn.evaluation.plan import prepare
 
     pytest.importorskip("foolbox")
-    plan = prepare(checkpoints / kind, None, suite, samples=8)
+    plan = prepare(Request.of(checkpoints / kind, None, suite, samples=8))
     found = stages_of(plan)
     assert (missing(found, kind == "snn") == []) == full
 
@@ -548,7 +548,7 @@ def test_an_honest_network_gets_an_a(tmp_path):
     worst = found.results.set_index("attack").loc["worst-case", "accuracy"]
     assert manifest["ledger"][-1]["left"] == pytest.approx(worst)
     again = run(Two(), output=tmp_path / "run")
-    assert again.reprinted and again.manifest["verdict"] == manifest["verdict"]
+    assert again.reprinted and again.manifest.verdict == manifest["verdict"]
 
 
 def test_a_short_suite_gets_a_b():
@@ -572,7 +572,7 @@ def test_the_level_stands_beside_the_number(tmp_path):
     runs = load_runs([tmp_path / "run"])
     (said,) = headlines(comparisons(runs)[0])
     assert said.level == "C, not reliable" and "(C, not reliable)" in said.sentence
-    assert runs.runs[0].manifest["verdict"]["next"] in said.trust
+    assert runs.runs[0].manifest.verdict["next"] in said.trust
     page = render(runs, tmp_path / "page").read_text(encoding="utf-8")
     assert 'class="level level-C">C, not reliable' in page and "no gradient" in page.lower()
     tables = tmp_path / "page" / "tables"

@@ -304,7 +304,7 @@ def test_a_failed_check_is_a_flag_on_every_row():
     data = torch.rand(20, 1, 4, 4), torch.zeros(20, dtype=torch.int64)
     found = evaluate(Softmax(), data, suite_of(["fgsm"]))
     assert found.results["flags"].str.contains("logits").all()
-    assert any(not c["passed"] for c in found.manifest["preflight"])
+    assert any(not c["passed"] for c in found.manifest.preflight)
 
 
 # --- flags from records -------------------------------------------------------------------------

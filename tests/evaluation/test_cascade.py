@@ -19,7 +19,9 @@ from robustsnn.evaluation.batch import Batch, Networks
 from robustsnn.evaluation.cascade import Probe, best_probe
 from robustsnn.evaluation.judging import judged
 from robustsnn.evaluation.memory import _calls, membranes
-from robustsnn.evaluation.run import Evaluation, evaluate, prepare
+from robustsnn.evaluation.plan import prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import Evaluation, evaluate
 from robustsnn.evaluation.suites import Suite
 from robustsnn.models.checkpoint import load_network, read_checkpoint
 from robustsnn.records.folder import RunFolder
@@ -511,7 +513,7 @@ def test_an_estimator_that_remembers_is_given_few_images(spiking, monkeypatch):
     one = entry("Adaptive", "apgd:steps=4,loss=margin", estimator="assg:vanishing=0.425")
     suite = suite_of(one, epsilon="12/256")
     whole = evaluate(spiking, images, suite, batch_size=4)
-    plan = prepare(spiking, images, suite, batch_size=4)
+    plan = prepare(Request.of(spiking, images, suite, batch_size=4))
     networks = Networks.of(plan, plan.tasks[0], plan.subject.load())
     held = 8 * membranes(networks.judging, images.tensor(slice(0, 1)))
     where = torch.arange(20)
@@ -570,7 +572,7 @@ def test_accuracies_of_a_cascade_are_not_taken_for_those_of_attacks(shift):
     ]
     alone = evaluate(Grid(), images, suite_of(*entries, cascade=False))
     cascade = evaluate(Grid(), images, suite_of(*entries))
-    assert {f["flag"] for f in alone.manifest["flags"]} >= {"one-step-beats-many"}
+    assert {f["flag"] for f in alone.manifest.flags} >= {"one-step-beats-many"}
     assert not {f["flag"] for f in cascade.manifest["flags"]} & {
         "one-step-beats-many", "noise-beats-gradient", "black-box-beats-white-box",
     }  # fmt: skip
@@ -619,19 +621,19 @@ def test_entries_are_for_kinds_of_networks(spiking):
     assert steps == ["3", "2"]
     only = suite_of(entry("Main", "fgsm", kinds=["snn"]))
     with pytest.raises(InputError, match=r"no entry for a network such as Grid \(ANN\)"):
-        prepare(Grid(), data_of(Grid()), only)
+        prepare(Request.of(Grid(), data_of(Grid()), only))
 
 
 def test_entries_that_rank_nothing_are_refused(shift):
     network, images = Grid(), data_of(Grid())
     with pytest.raises(InputError, match="follows no gradient"):
-        prepare(network, images, suite_of(entry("Noise", "gaussian-noise", probe=True)))
+        prepare(Request.of(network, images, suite_of(entry("Noise", "gaussian-noise", probe=True))))
     transfer = suite_of(
         entry("Probe", "fgsm", probe=True),
         entry("Other", "transfer:fgsm", estimator="best"),
     )
     with pytest.raises(InputError, match="for the network itself"):
-        prepare(network, images, transfer, substitute=Grid(1))
+        prepare(Request.of(network, images, transfer, substitute=Grid(1)))
 
 
 @pytest.mark.parametrize(
@@ -640,9 +642,9 @@ def test_entries_that_rank_nothing_are_refused(shift):
 def test_a_warm_start_without_a_cascade_is_refused_before_anything_runs(attack):
     network, images = Grid(), data_of(Grid())
     entries = (entry("First", "fgsm"), entry("Warm", attack))
-    prepare(network, images, suite_of(*entries), substitute=Grid(1))
+    prepare(Request.of(network, images, suite_of(*entries), substitute=Grid(1)))
     with pytest.raises(InputError, match=r"^Warm: .* cascade: true"):
-        prepare(network, images, suite_of(*entries, cascade=False), substitute=Grid(1))
+        prepare(Request.of(network, images, suite_of(*entries, cascade=False), substitute=Grid(1)))
 
 
 def test_a_warm_transfer_starts_where_the_cascade_stopped(tmp_path):
@@ -702,10 +704,9 @@ def test_few_survivors_are_not_padded_to_many(shift):
             widths.append(len(images))
             return super().forward(images)
 
-    plan = prepare(
+    plan = prepare(Request.of(
         Watched(), data_of(Line(), 20, wrong=0), suite_of(entry("Up", f"{shift}:by=1")),
-        batch_size=16,
-    )  # fmt: skip
+        batch_size=16))  # fmt: skip
     judging = plan.subject.load()
     networks = Networks.of(plan, plan.tasks[0], judging)
     images, labels = plan.images.tensor(slice(0, 3)), torch.zeros(3, dtype=torch.int64)

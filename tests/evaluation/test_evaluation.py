@@ -15,7 +15,9 @@ from torch import nn
 
 import robustsnn
 from robustsnn.errors import InputError
-from robustsnn.evaluation.run import evaluate, prepare
+from robustsnn.evaluation.plan import prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import evaluate
 from robustsnn.evaluation.suites import suite_of
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import RESULTS
@@ -201,7 +203,7 @@ def test_a_run_reprints_without_computing(checkpoints, tmp_path):
 def test_identity_changes_with_all_it_promises(checkpoints, tmp_path, liar):
     def identity(model="snn", suite="quick", **changes):
         settings = {"samples": 20, **changes}
-        return prepare(checkpoints / model, None, suite, **settings).identity
+        return prepare(Request.of(checkpoints / model, None, suite, **settings)).identity
 
     found = {
         identity(),
@@ -245,12 +247,12 @@ def test_black_box_needs_and_records_a_substitute(checkpoints):
     assert rows.loc["bb-pgd-7", "steps"] == "7" and rows.loc["bb-pgd-7", "backward_passes"] == 7
     assert set(rows["norm"]) == {"", "Linf", "L2"}
     with pytest.raises(InputError, match="--substitute"):
-        prepare(checkpoints / "snn-b", None, "hire-iccv21", samples=20)
+        prepare(Request.of(checkpoints / "snn-b", None, "hire-iccv21", samples=20))
 
 
 def test_energy_and_activity_are_in_the_run(checkpoints):
     found = evaluate(checkpoints / "snn", samples=20)
-    assert found.manifest["energy"]["snn_input_uj"] > 0
+    assert found.manifest.energy["snn_input_uj"] > 0
     assert set(found.activity["step"]) == {0, 1, 2}
     assert found.activity["spikes_per_neuron"].between(0, 1).all()
     assert found.activity["spikes_per_neuron"].max() > 0
@@ -324,15 +326,20 @@ def test_a_substitute_goes_with_an_attack_that_uses_it(checkpoints):
     entry = suite.entries[0].model_copy(update={"substitute": True})
     with pytest.raises(InputError, match="transfer:fgsm"):
         prepare(
-            checkpoints / "snn", None, suite.model_copy(update={"entries": (entry,)}), samples=20
+            Request.of(
+                checkpoints / "snn",
+                None,
+                suite.model_copy(update={"entries": (entry,)}),
+                samples=20,
+            )
         )
 
 
 def test_the_file_behind_a_transfer_is_part_of_the_identity(checkpoints, liar):
     suite = suite_of([f"transfer:{liar}"])
-    before = prepare(checkpoints / "snn", None, suite, samples=20).identity
+    before = prepare(Request.of(checkpoints / "snn", None, suite, samples=20)).identity
     liar.write_text(LIAR + "# changed\n")
-    assert prepare(checkpoints / "snn", None, suite, samples=20).identity != before
+    assert prepare(Request.of(checkpoints / "snn", None, suite, samples=20)).identity != before
 
 
 def test_a_factory_is_called_once_and_gives_separate_copies(tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def test_a_resumed_run_keeps_the_batch_size_it_was_started_with(checkpoints, tmp
             checkpoints / "snn", samples=50, batch_size=8, output=tmp_path / "r", progress=stop
         )
     found = evaluate(checkpoints / "snn", samples=50, batch_size=16, output=tmp_path / "r")
-    assert found.manifest["batch_size"] == 8 and (found.results["samples"] == 50).all()
+    assert found.manifest.batch_size == 8 and (found.results["samples"] == 50).all()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="locks are the system's")

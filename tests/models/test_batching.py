@@ -9,7 +9,9 @@ from torch import nn
 from robustsnn.adversary.victim import Victim
 from robustsnn.errors import InputError
 from robustsnn.estimators.backprop import Backprop
-from robustsnn.evaluation.run import evaluate, prepare, run
+from robustsnn.evaluation.plan import prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import evaluate, run
 from robustsnn.models.batching import (
     LARGEST,
     MICRO_BATCH,
@@ -94,9 +96,9 @@ class Hungry(nn.Module):
 
 
 def test_batches_are_halved_until_they_fit(tmp_path):
-    plan = prepare(Hungry(5), "fashion-mnist", samples=20, batch_size=16)
+    plan = prepare(Request.of(Hungry(5), "fashion-mnist", samples=20, batch_size=16))
     done = run(plan, tmp_path / "run")
-    assert (done.manifest["batch_size"], done.manifest["batch_size_asked"]) == (4, 16)
+    assert (done.manifest.batch_size, done.manifest.batch_size_asked) == (4, 16)
     plenty = evaluate(Hungry(99), "fashion-mnist", samples=20, batch_size=4, name="Hungry")
     assert list(done.results.accuracy) == list(plenty.results.accuracy)
     again = run(plan, tmp_path / "run")

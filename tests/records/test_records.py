@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_a_folder_belongs_to_one_run(tmp_path):
     open_folder(tmp_path / "run", "one", lambda: {"identity": "one", "status": "running"})
     again = open_folder(tmp_path / "run", "one", lambda: pytest.fail("made twice"))
-    assert again.manifest()["identity"] == "one"
+    assert again.manifest().identity == "one"
     with pytest.raises(InputError, match="holds another run"):
         open_folder(tmp_path / "run", "two", dict)
 

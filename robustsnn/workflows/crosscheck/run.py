@@ -10,15 +10,18 @@ import hashlib
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
+from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Entry, Suite, load_suite
 from robustsnn.workflows.crosscheck.page import frame, markdown
 from robustsnn.workflows.crosscheck.rows import OURS, PEERS, Crosscheck, join
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from robustsnn.data.images import Images
     from robustsnn.evaluation.run import Progress
 
@@ -26,13 +29,18 @@ if TYPE_CHECKING:
 LIBRARIES = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "secml-torch")
 
 
-def peers_suite(name: str | Path, ours: Suite) -> Suite:
+def peers_suite(name: str | Path, ours: Suite, *, allow_code: bool = False) -> Suite:
     """The suite of peers at the norm and the sizes of our suite, judged on as many draws.
+
+    Args:
+        name: The name of a suite that ships, or a YAML file.
+        ours: Our suite.
+        allow_code: Whether Python files that the YAML file names may be run.
 
     Raises:
         InputError: If there is no suite of that name, or if it fixes another threat model.
     """
-    suite = load_suite(name)
+    suite = load_suite(name, allow_code=allow_code)
     if (suite.norm, suite.epsilon) != (ours.norm, ours.epsilon):
         suite = suite.at(ours.norm, ",".join(ours.epsilon))
     if suite.draws != ours.draws:
@@ -76,58 +84,74 @@ def runnable(suite: Suite, classes: int) -> tuple[Suite, tuple[str, ...]]:
 
 
 def crosscheck(
-    model: str | Path,
-    data: Images | str | None,
-    suite: Suite,
-    peers: Suite,
+    model: nn.Module | str | Path,
+    data: Images | tuple[Tensor, Tensor] | str | None = None,
+    suite: Suite | str | Path = "standard",
+    peers: Suite | str | Path = "peers",
     *,
-    data_root: Path | None = None,
-    samples: int | None = None,
-    weights: Path | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    batch_size: int | None = None,
-    output: Path | None = None,
+    output: Path | str | None = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
+    **settings: Any,
 ) -> Crosscheck:
     """Evaluate a model under our suite and under the peers, and join the two runs by image.
 
     Args:
-        model: A name in the zoo, a checkpoint folder or `python.module:factory`.
-        data: The images, or the name of a data set; None stands for what the model was trained on.
+        model: The model, as for `evaluate`.
+        data: The images, as for `evaluate`.
         suite: Our suite.
-        peers: The suite of peers at the same norm and sizes, as `peers_suite` returns it.
-        data_root: The folder of the data set; None stands for the sample that ships.
-        samples: The number of images, taken from the start of the data; None stands for all.
-        weights: The file with the state dict of a factory's module.
-        seed: The seed of every random draw.
-        device: The device to compute on.
-        batch_size: The number of images per forward pass.
+        peers: The suite of peers; it is run at the norm and sizes of ours.
         output: The folder of both runs, `crosscheck.csv` and `crosscheck.md`; by default
             `runs/crosscheck-<hash>`. The same call resumes there.
-        progress: A function that is called after every finished batch.
-        command: The command line, to be written into the header of both runs.
+        progress: What is told of every finished batch.
+        command: How the crosscheck was asked for.
+        **settings: The other fields of `robustsnn.Request`.
 
     Raises:
         InputError: If an argument cannot be used, or if a peer fails on the network.
     """
-    from robustsnn.evaluation.inputs import images_of
-    from robustsnn.evaluation.run import prepare
-    from robustsnn.models.subject import subject_of
+    request = Request.of(model, data, suite, **settings)
+    theirs = (
+        peers
+        if isinstance(peers, Suite)
+        else peers_suite(peers, request.chosen, allow_code=request.allow_code)
+    )
+    return crosschecked(request, theirs, output=output, progress=progress, command=command)
+
+
+def crosschecked(
+    request: Request,
+    peers: Suite,
+    *,
+    output: Path | str | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Crosscheck:
+    """The crosscheck of a request, whose suite is ours; see `crosscheck`.
+
+    Args:
+        request: What is asked for, about one model.
+        peers: The suite of peers at the same norm and sizes, as `peers_suite` returns it.
+        output: As for `crosscheck`, like the other arguments.
+        progress: What is told of every finished batch.
+        command: How the crosscheck was asked for.
+
+    Raises:
+        InputError: If something asked for cannot be done, or if a peer fails on the network.
+    """
+    from robustsnn.evaluation.plan import prepare
     from robustsnn.workflows.compare import run_all
 
-    subject = subject_of(model, weights=weights, device=device)
-    images = images_of(data, subject, root=data_root, samples=samples)
+    ours = prepare(request)
+    subject, images = ours.subject, ours.images
     classes = getattr(subject.load(), "classes", None) or len(images.class_names)
     second, left_out = runnable(peers, int(classes or images.labels.max() + 1))
-    plans = [
-        prepare(subject, images, one, seed=seed, device=device, batch_size=batch_size)
-        for one in (suite, second)
-    ]
+    plain = {"suite": second, "attack": (), "norm": None, "epsilon": None, "estimator": None}
+    plans = [ours, prepare(request.but(**plain), subject, images)]
     if output is None:
         digest = hashlib.sha256(" ".join(plan.identity for plan in plans).encode())
         output = Path("runs") / f"crosscheck-{digest.hexdigest()[:12]}"
+    output = Path(output)
     runs = list(zip((OURS, PEERS), plans, strict=True))
     done = run_all(runs, output, progress=progress, command=command)
     labels = {entry.slug: entry.label for entry in second.entries}

@@ -1,0 +1,123 @@
+"""The commands that list and show what ships: models, attacks, suites and estimators."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustsnn.cli.app import app
+from robustsnn.cli.screen import console, print_table
+from robustsnn.errors import unknown
+
+zoo_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+attacks_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+estimators_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(zoo_app, name="zoo", help="List, show and import models.")
+app.add_typer(attacks_app, name="attacks", help="List and show attacks and suites.")
+app.add_typer(estimators_app, name="estimators", help="List and show gradient estimators.")
+
+
+@zoo_app.command("list", short_help="The models that ship, with their clean accuracy.")
+def zoo_list() -> None:
+    """The models that ship, with their data and clean accuracy."""
+    from robustsnn.models.zoo import zoo_names, zoo_summary
+
+    heads = ("architecture", "kind", "time_steps", "accuracy")
+    rows = [(name, *(zoo_summary(name)[head] for head in heads)) for name in zoo_names()]
+    print_table(("model", "architecture", "kind", "time steps", "clean accuracy"), rows)
+
+
+@zoo_app.command("show", short_help="The card of a model.")
+def zoo_show(name: Annotated[str, typer.Argument(help="A zoo name.")]) -> None:
+    """The card of a model."""
+    from robustsnn.models.zoo import zoo_folder
+
+    folder = zoo_folder(name)
+    card = folder / "card.md"
+    print((card if card.is_file() else folder / "model.json").read_text(encoding="utf-8").strip())
+
+
+@zoo_app.command("import", short_help="Read an official state dict into a checkpoint.")
+def zoo_import(
+    file: Annotated[Path, typer.Argument(help="State dict.")],
+    arch: Annotated[str, typer.Option(help="vgg5, vgg11 or vgg16.")],
+    timesteps: Annotated[int, typer.Option(help="Time steps; the file does not hold them.")],
+    output: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    format_name: Annotated[str, typer.Option("--format", help="hire-snn.")] = "hire-snn",
+    normalisation: Annotated[str, typer.Option(help="cifar10, cifar100 or none.")] = "none",
+    data: Annotated[str | None, typer.Option(help="Data set it was trained on.")] = None,
+) -> None:
+    """Read an official state dict into a checkpoint, without running code from it."""
+    from robustsnn.models.importing import FORMATS, check_import
+
+    if format_name not in FORMATS:
+        raise unknown("format", format_name, FORMATS)
+    check_import(file, timesteps, output, data)
+    from robustsnn.models.importing import import_hire_snn
+
+    print(import_hire_snn(file, arch, timesteps, normalisation, output, data))
+
+
+@attacks_app.command("list", short_help="The attacks and suites that ship.")
+def attacks_list() -> None:
+    """The attacks and suites that ship, with what they are."""
+    from robustsnn.adversary.catalogue import attack_names, attack_summary
+    from robustsnn.evaluation.suites import load_suite, suite_names
+
+    print_table(("attack", ""), [(name, attack_summary(name)) for name in attack_names()])
+    console().print("")
+    print_table(("suite", ""), [(name, load_suite(name).description) for name in suite_names()])
+
+
+@attacks_app.command("show", short_help="The settings of an attack, or the file of a suite.")
+def attacks_show(name: Annotated[str, typer.Argument(help="An attack or suite.")]) -> None:
+    """The settings of an attack, or the file of a suite."""
+    from robustsnn.adversary.catalogue import attack_names
+    from robustsnn.evaluation.suites import suite_names, suite_path
+
+    if name in suite_names():
+        print(suite_path(name).read_text(encoding="utf-8").strip())
+        return
+    if name not in attack_names():
+        raise unknown("attack or suite", name, [*attack_names(), *suite_names()])
+    from robustsnn.adversary.catalogue import attack_class
+
+    kind: Any = attack_class(name)
+    _show(f"{name} ({kind.kind})", kind)
+
+
+@estimators_app.command("list", short_help="The gradient estimators that ship.")
+def estimators_list() -> None:
+    """The gradient estimators that ship, with what they are."""
+    from robustsnn.estimators.catalogue import estimator_names, estimator_summary
+
+    rows = [(name, estimator_summary(name)) for name in estimator_names()]
+    print_table(("estimator", ""), rows)
+    console().print("\ndraws=N,average=gradients|logits behind any of them averages over draws.")
+
+
+@estimators_app.command("show", short_help="The settings of a gradient estimator.")
+def estimators_show(name: Annotated[str, typer.Argument(help="An estimator.")]) -> None:
+    """The settings of a gradient estimator."""
+    from robustsnn.estimators.catalogue import estimator_names
+
+    if name not in estimator_names():
+        raise unknown("gradient estimator", name, estimator_names())
+    from robustsnn.estimators.make import estimator_class
+
+    _show(name, estimator_class(name))
+
+
+def _show(title: str, kind: Any) -> None:
+    """The description and the fields of an attack or estimator."""
+    print(f"{title}\n\n{inspect.getdoc(kind)}")
+    fields = [field for field in dataclasses.fields(kind) if field.init]
+    if fields:
+        print("\nFields:")
+    for field in fields:
+        has = field.default is not dataclasses.MISSING
+        print(f"  {field.name}: {field.type}{f' = {field.default!r}' if has else ''}")

@@ -1,0 +1,137 @@
+"""What a user sees: tables and progress in a terminal, JSON on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from robustsnn.workflows.crosscheck.rows import Crosscheck
+
+
+def asked() -> list[str]:
+    """The command line, as the manifest keeps it."""
+    return ["robustsnn", *sys.argv[1:]]
+
+
+def console() -> Console:
+    """A terminal on stdout that leaves text as it is."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress on stderr: a bar in a terminal, elsewhere a line whenever something new begins."""
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    if not stderr.is_terminal:
+        last = ""
+
+        def line(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if what != last:
+                print(f"{100 * (done - 1) // total:3d} % {what}", file=sys.stderr, flush=True)
+                last = what
+
+        yield line
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=stderr, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def shown(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield shown
+
+
+def print_run(folder: Path) -> None:
+    """The table of a finished run, and what speaks against it."""
+    from robustsnn.records.runs import load_runs
+    from robustsnn.reporting.sentences import flag_sentences
+    from robustsnn.reporting.terminal import comparison_tables
+
+    runs = load_runs([folder])
+    out = console()
+    out.print(comparison_tables(runs))
+    for _, _, severity, sentence in flag_sentences(runs.runs):
+        out.print(f"{severity}: {sentence}", markup=False)
+    print(f"{folder}  (robustsnn report {folder} writes the page)")
+
+
+def print_page(page: Path) -> None:
+    """The tables and headlines of a comparison, and what speaks against it."""
+    from robustsnn.records.runs import load_runs
+    from robustsnn.reporting.comparison import comparisons
+    from robustsnn.reporting.sentences import flag_sentences, headlines
+    from robustsnn.reporting.terminal import comparison_tables
+    from robustsnn.workflows.report import runs_of
+
+    runs = load_runs(runs_of(page.parent))
+    out = console()
+    out.print(comparison_tables(runs))
+    for comparison in comparisons(runs):
+        for headline in headlines(comparison):
+            out.print(headline.sentence, markup=False)
+            out.print()
+    for model, suite, severity, sentence in flag_sentences(runs.runs):
+        out.print(f"{severity}, {model}, {suite}: {sentence}", markup=False)
+    print(page)
+
+
+def print_json(folder: Path, results: pd.DataFrame, **more: Any) -> None:
+    """Results as JSON on stdout, NaN as null.
+
+    Args:
+        folder: Where the results lie.
+        results: One row each.
+        **more: Other keys of the object.
+    """
+    rows = [
+        {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in results.to_dict("records")
+    ]
+    print(json.dumps({"output": str(folder), "results": rows, **more}, indent=2))
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table, its columns as wide as they need to be."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in heads:
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def print_crosscheck(found: Crosscheck) -> None:
+    """The tables of a crosscheck, what they say, and what was left out."""
+    from robustsnn.workflows.crosscheck.page import sentences, table
+
+    out = console()
+    for one in table(found.rows):
+        out.print(one)
+    for sentence in [*sentences(found.rows), *(f"left out: {text}" for text in found.left_out)]:
+        out.print(sentence, markup=False)
+    print(found.folder / "crosscheck.md")

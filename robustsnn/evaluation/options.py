@@ -1,0 +1,146 @@
+"""The options of an evaluation, stated once; nothing is imported for them.
+
+A new option is one field here: the command line and the functions of the door take theirs from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robustsnn.data.images import Images
+    from robustsnn.evaluation.suites import Suite
+    from robustsnn.models.subject import Subject
+
+Model: TypeAlias = "nn.Module | str | Path | Subject"
+Data: TypeAlias = "Images | tuple[Tensor, Tensor] | str | None"
+
+
+def _cli(kind: Any, text: str, **more: Any) -> dict[str, Any]:
+    """What the command line makes of a field.
+
+    Args:
+        kind: The type that it is read as.
+        text: What `--help` says of it.
+        more: `variable`, the environment variable that it may come from.
+    """
+    return {"kind": kind, "help": text, **more}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be asked of an evaluation, whatever the model.
+
+    Args:
+        data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
+            `[n]`; by default what the first model was trained on.
+        data_root: The folder that holds the data set; by default the sample that ships.
+        download: Whether missing data are fetched to `data_root`.
+        samples: How many of the first images; None for all.
+        suite: A suite, its name or its YAML file; by default `quick`.
+        attack: Specifications of attacks in place of a suite.
+        estimator: What takes the place of every entry's gradient estimator.
+        norm: `Linf` or `L2` in place of the suite's.
+        epsilon: A size or several in place of the suite's, in pixel units, such as `8/255`.
+        substitute: The model that a black-box attacker crafts on.
+        weights: The state dict of a `python.module:factory`.
+        seed: The seed of every draw.
+        device: Where to compute.
+        batch_size: Images of a forward pass; by default what suits the network.
+        recompute: Time steps between two membranes that a gradient keeps: less memory on long
+            sequences for a second forward pass. None keeps all.
+        threads: CPU threads; None for torch's choice.
+        save_images: Whether every adversarial image is kept, for `verify`.
+        allow_code: Whether the Python files that a suite file names may be run.
+        name: What to call a network in memory.
+    """
+
+    data: Data = field(
+        default=None, metadata=_cli(str | None, "Data set [default: the model's own].")
+    )
+    data_root: Path | None = field(
+        default=None,
+        metadata=_cli(
+            Path | None,
+            "Folder with the data set [default: the sample that ships].",
+            variable="ROBUSTSNN_DATA",
+        ),
+    )
+    download: bool = field(default=False, metadata=_cli(bool, "Fetch missing data to --data-root."))
+    samples: int | None = field(
+        default=None, metadata=_cli(int | None, "The first N images [default: all].")
+    )
+    suite: Suite | str | Path | None = field(
+        default=None,
+        metadata=_cli(
+            str | None, "standard, light, quick, curve, ..., or a YAML file [default: quick]."
+        ),
+    )
+    attack: Sequence[str] = field(
+        default=(),
+        metadata=_cli(
+            list[str] | None, "NAME[:field=value,...] or FILE.py in place of a suite; repeatable."
+        ),
+    )
+    estimator: str | None = field(
+        default=None,
+        metadata=_cli(
+            str | None,
+            "NAME[:field=value,...] or FILE.py in place of each entry's gradient estimator.",
+        ),
+    )
+    norm: str | None = field(
+        default=None, metadata=_cli(str | None, "Linf or L2 [default: the suite's].")
+    )
+    epsilon: str | None = field(
+        default=None,
+        metadata=_cli(str | None, "Such as 8/255; several with commas [default: the suite's]."),
+    )
+    substitute: Model | None = field(
+        default=None,
+        metadata=_cli(
+            str | None, "Model of a black-box attacker [default: the one the model names]."
+        ),
+    )
+    weights: Path | None = field(
+        default=None, metadata=_cli(Path | None, "State dict of a python.module:factory.")
+    )
+    seed: int = field(default=0, metadata=_cli(int, "Seed of every draw."))
+    device: str = field(default="cpu", metadata=_cli(str, "cpu, cuda, cuda:N or mps."))
+    batch_size: int | None = field(
+        default=None,
+        metadata=_cli(int | None, "Images per forward pass [default: what suits the network]."),
+    )
+    recompute: int | None = field(
+        default=None,
+        metadata=_cli(
+            int | None, "Time steps a segment: less memory on long sequences, more time."
+        ),
+    )
+    threads: int | None = field(
+        default=None, metadata=_cli(int | None, "CPU threads [default: torch's choice].")
+    )
+    save_images: bool = field(
+        default=False, metadata=_cli(bool, "Keep every adversarial image, for verify.")
+    )
+    allow_code: bool = field(
+        default=False,
+        metadata=_cli(bool, "Run the Python files that a suite file names; they are listed first."),
+    )
+    name: str | None = None
+
+
+def options() -> dict[str, dataclasses.Field[Any]]:
+    """The fields that are options of the command line, by name.
+
+    Examples:
+        >>> options()["samples"].metadata["help"]
+        'The first N images [default: all].'
+    """
+    return {f.name: f for f in dataclasses.fields(Options) if "help" in f.metadata}
