@@ -1,4 +1,4 @@
-"""The command line, `python -m benchmarks`: speed, and studies of the attacks that resume."""
+"""The command line, `python -m benchmarks`: speed and memory of this and other libraries."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,12 +33,6 @@ ProcessOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads, by default torch's choice.")]
 OutputOption = Annotated[Path, typer.Option(help="Folder of the tables and figures.")]
-DataRootOption = Annotated[
-    Path | None, typer.Option(envvar="ROBUSTSNN_DATA", help="Folder of the data sets' folders.")
-]
-OnlyOption = Annotated[str | None, typer.Option(help="Networks, separated by commas.")]
-RunsOption = Annotated[Path, typer.Option(help="Folder of the runs, to resume.")]
-TablesOnlyOption = Annotated[bool, typer.Option(help="Write up what is finished.")]
 CellsOption = Annotated[Path, typer.Option(help="Folder of finished measurements, to resume.")]
 
 
@@ -195,128 +188,6 @@ def settings(
         typer.echo(f"{name:44} {batch / seconds:8.2f} input gradients a second")
 
 
-@app.command()
-def soundness(
-    data_root: DataRootOption = None,
-    only: OnlyOption = None,
-    samples: Annotated[
-        int | None, typer.Option(help="Images of each network [default: 200, some 1000].")
-    ] = None,
-    suites: Annotated[
-        str | None, typer.Option(help="Suites, separated by commas [default: all four].")
-    ] = None,
-    output: OutputOption = Path("docs/results/soundness"),
-    runs: RunsOption = Path("runs/soundness"),
-    tables_only: TablesOnlyOption = False,
-) -> None:
-    """Set `standard` beside every peer and estimator on the networks that ship."""
-    from studies.soundness import study
-
-    _settle(Process.product, None)
-    names = _chosen("--only", only, study.NETWORKS)
-    parts = _chosen("--suites", suites, (study.OURS, *study.OTHERS))
-    studies = [
-        study.study(
-            name,
-            study.NETWORKS.get(name, study.SAMPLES) if samples is None else samples,
-            runs,
-            parts,
-            data_root=data_root,
-            kept=output / "records",
-            say=say,
-            finished_only=tables_only,
-        )
-        for name in names
-    ]
-    table = study.write(studies, output, "python -m benchmarks soundness")
-    say(f"{output / 'soundness.md'} written, {len(table)} rows")
-
-
-@app.command()
-def stages(
-    data_root: DataRootOption = None,
-    only: OnlyOption = None,
-    samples: Annotated[int, typer.Option(help="Training images of each network.")] = 200,
-    output: OutputOption = Path("docs/results/stages"),
-    runs: RunsOption = Path("runs/stages"),
-    tables_only: TablesOnlyOption = False,
-) -> None:
-    """Try what could be a stage of `standard`, on training images."""
-    from studies.stages import study
-
-    _settle(Process.product, None)
-    names = _chosen("--only", only, study.NETWORKS)
-    studies = [
-        study.study(name, runs, samples, data_root=data_root, say=say, finished_only=tables_only)
-        for name in names
-    ]
-    table = study.write(studies, output, "python -m benchmarks stages")
-    say(f"{output / 'stages.md'} written, {len(table)} rows")
-
-
-@app.command()
-def stability(
-    data_root: DataRootOption = None,
-    parts: Annotated[
-        str | None, typer.Option(help="Parts, separated by commas [default: all].")
-    ] = None,
-    only: OnlyOption = None,
-    samples: Annotated[int | None, typer.Option(help="Images [default: the part's].")] = None,
-    output: OutputOption = Path("docs/results/stability"),
-    runs: RunsOption = Path("runs/stability"),
-    tables_only: TablesOnlyOption = False,
-) -> None:
-    """Ask whether the number of `standard` holds still where it must."""
-    from studies.stability import study
-    from studies.stability.page import write
-
-    _settle(Process.product, None)
-    found = study.studies(
-        list(study.PARTS) if parts is None else parts.split(","),
-        runs,
-        None if only is None else only.split(","),
-        samples,
-        data_root=data_root,
-        say=say,
-        finished_only=tables_only,
-    )
-    table = write(found, output, "python -m benchmarks stability")
-    say(f"{output / 'stability.md'} written, {len(table)} rows")
-
-
-@app.command()
-def combined(
-    data_root: DataRootOption = None,
-    only: OnlyOption = None,
-    samples: Annotated[int, typer.Option(help="Images of each network.")] = 50,
-    passes: Annotated[str, typer.Option(help="Passes of each image, separated by commas.")] = (
-        "300,1000,5000"
-    ),
-    output: OutputOption = Path("docs/results/combined"),
-    runs: RunsOption = Path("runs/combined"),
-    tables_only: TablesOnlyOption = False,
-) -> None:
-    """Set gradients and search by score together beside either alone, at equal passes."""
-    from studies.combined import study
-
-    _settle(Process.product, None)
-    names = _chosen("--only", only, study.NETWORKS)
-    studies = [
-        study.study(
-            name,
-            runs,
-            [_number("--passes", number) for number in passes.split(",")],
-            samples,
-            data_root=data_root,
-            say=say,
-            finished_only=tables_only,
-        )
-        for name in names
-    ]
-    table = study.write(studies, output, "python -m benchmarks combined")
-    say(f"{output / 'combined.md'} written, {len(table)} rows")
-
-
 @app.command(hidden=True)
 def measure_cell(
     task: str, process: ProcessOption = Process.product, threads: ThreadsOption = None
@@ -349,23 +220,6 @@ def measure_memory(
 def say(text: str) -> None:
     """Progress, on stderr."""
     typer.echo(text, err=True)
-
-
-def _chosen(option: str, given: str | None, known: Iterable[str]) -> tuple[str, ...]:
-    """What was given, separated by commas, or all that is known."""
-    names = tuple(known)
-    if given is None:
-        return names
-    for name in given.split(","):
-        if name not in names:
-            raise InputError(f"{option} {name}: choose of {', '.join(names)}.")
-    return tuple(given.split(","))
-
-
-def _number(option: str, given: str) -> int:
-    if not given.strip().isdecimal() or int(given) < 1:
-        raise InputError(f"{option} {given}: give whole numbers from 1 on, separated by commas.")
-    return int(given)
 
 
 def _settle(process: Process, threads: int | None) -> None:

@@ -1,1 +1,1 @@
-"""What the published numbers rest on, measured again by one command each."""
+"""Studies of what the published numbers rest on, each measured again by one command."""

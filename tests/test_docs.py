@@ -298,7 +298,7 @@ def test_the_readme_takes_its_speed_from_the_measurement():
 
 
 def test_the_readme_takes_its_soundness_from_the_measurement():
-    from studies.soundness.study import in_short
+    from studies.soundness.page import in_short
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     marked = r"<!-- soundness:begin -->\n(.*?)<!-- soundness:end -->"

@@ -1,1 +1,1 @@
-"""Do combinations of gradients and search beat the best of both."""
+"""Do combinations of gradients and search find more than the better of both?"""

@@ -1,1 +1,1 @@
-"""Is `standard` below every peer and every single estimator."""
+"""Is `standard` below every peer and every single estimator?"""

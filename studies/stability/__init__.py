@@ -1,1 +1,1 @@
-"""Does a number hold still when budgets, batches and sizes change."""
+"""Is a number stable when budgets, batches and sizes change?"""

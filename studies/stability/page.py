@@ -1,4 +1,4 @@
-"""What the stability study found: aims, page and figure, and the files of all that was run."""
+"""What the stability study found: aims, page, figure and files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pandas as pd
 from robustsnn.common import wording as formats
 from robustsnn.common.files import write_atomically
 from robustsnn.evaluation.suites import load_suite
+from studies.shared import survivors_in
 from studies.stability.study import (
     DRAWS,
     EVERYTHING,
@@ -26,7 +27,6 @@ from studies.stability.study import (
     TEXT,
     Row,
     Study,
-    ids_of,
     key_of,
     merged,
     rows_of,
@@ -36,9 +36,12 @@ from studies.stability.study import (
 
 @dataclass(frozen=True)
 class Aim:
-    """Whether what a part asks for is so, None where nothing was asked yet, and a sentence.
+    """What a part asks for, and what was found.
 
-    `complete` says that it was asked of everything that the part is about.
+    Attributes:
+        met: Whether it is so; None where nothing was run yet.
+        sentence: What was found.
+        complete: Whether all networks and variants of the part were run.
     """
 
     met: bool | None
@@ -56,24 +59,24 @@ NOTHING = Aim(None, "")
 
 @dataclass(frozen=True)
 class Pair:
-    """A row beside the first variant of its network."""
+    """A row and the row of the first variant of its network."""
 
     first: Row
     row: Row
 
     @property
     def moved(self) -> int:
-        """Images by which the number is above that of the first variant."""
+        """The number of survivors above that of the first variant."""
         return int(self.row["gained"]) - int(self.row["lost"])
 
     @property
     def still(self) -> bool:
-        """Whether the number moved by less than half a point."""
+        """Whether robust accuracy moved by less than half a point."""
         return HALF_A_POINT * abs(self.moved) < int(self.row["samples"])
 
     @property
     def agrees(self) -> bool:
-        """Whether verdicts are the same on all but half a percent of the images."""
+        """Whether the verdicts are the same on all but half a percent of the images."""
         return HALF_A_POINT * len(str(self.row["differ"]).split()) <= int(self.row["samples"])
 
     @property
@@ -83,11 +86,11 @@ class Pair:
 
 
 def pairs(some: pd.DataFrame, variant: str | None = None) -> list[Pair]:
-    """Rows of a part beside the first variants of their networks, where those were run.
+    """Rows of a part, each with that of the first variant of its network, where it was run.
 
     Args:
         some: Rows of one part.
-        variant: Only rows of that name; None for all but the first ones.
+        variant: The name of the variant to take; None for all variants but the first.
     """
     found = []
     for _, group in some.groupby(["model", "samples"], sort=False):
@@ -99,7 +102,7 @@ def pairs(some: pd.DataFrame, variant: str | None = None) -> list[Pair]:
 
 
 def budgets_aim(some: pd.DataFrame) -> Aim:
-    """Doubling every budget must hardly move the number, or the run must say that it may fall."""
+    """Doubling every budget hardly moves the number, or the run says that the number may fall."""
     asked = pairs(some, SCALES[2])
     if not asked:
         return NOTHING
@@ -122,7 +125,7 @@ def budgets_aim(some: pd.DataFrame) -> Aim:
 
 
 def everything_aim(some: pd.DataFrame) -> Aim:
-    """In a ball that holds everything no more may be left than chance."""
+    """In a ball that holds every image, robust accuracy is not above chance."""
     if some.empty:
         return NOTHING
     rows = rows_of(some)
@@ -137,7 +140,7 @@ def everything_aim(some: pd.DataFrame) -> Aim:
 
 
 def noise_aim(some: pd.DataFrame) -> Aim:
-    """Noise must not break more than a gradient step does."""
+    """Noise does not break more images than a gradient step."""
     asked = pairs(some)
     if not asked:
         return NOTHING
@@ -152,7 +155,7 @@ def noise_aim(some: pd.DataFrame) -> Aim:
 
 
 def batches_aim(some: pd.DataFrame) -> Aim:
-    """What is computed together must hardly change a verdict."""
+    """The images in the same batch hardly change a verdict."""
     asked = pairs(some)
     if not asked:
         return NOTHING
@@ -182,7 +185,7 @@ AIMS: Mapping[str, tuple[str, Callable[[pd.DataFrame], Aim]]] = {
 
 
 def aims(table: pd.DataFrame) -> dict[str, Aim]:
-    """What the table says of each part."""
+    """What the table says about each part."""
     found = {}
     for part, (_, aim) in AIMS.items():
         some = table[table["part"] == part]
@@ -191,7 +194,7 @@ def aims(table: pd.DataFrame) -> dict[str, Aim]:
 
 
 def page(table: pd.DataFrame, stages: pd.DataFrame, command: str) -> str:
-    """`stability.md`."""
+    """The text of `stability.md`."""
     found = aims(table)
     epsilon = ", ".join(load_suite(STANDARD).epsilon)
     lines = [
@@ -327,13 +330,13 @@ def _by_stage(stages: pd.DataFrame) -> list[str]:
 
 
 def _with_pairs(some: pd.DataFrame) -> list[tuple[Row, Pair | None]]:
-    """Every row, with its pair if it has one."""
+    """Every row with its pair, or with None if it has no pair."""
     known = {(*key_of(pair.row), pair.row["variant"]): pair for pair in pairs(some)}
     return [(row, known.get((*key_of(row), row["variant"]))) for row in rows_of(some)]
 
 
 def _missing(part: str, some: pd.DataFrame) -> list[str]:
-    """Networks that are not in the table with all their variants."""
+    """The networks of which the table lacks some variants."""
     suite = load_suite(STANDARD)
     run_already = set(some[["model", "samples", "variant"]].itertuples(index=False, name=None))
     missing = []
@@ -347,7 +350,7 @@ def _missing(part: str, some: pd.DataFrame) -> list[str]:
 
 
 def _at_chance(row: Row) -> bool:
-    return len(ids_of(row)) * int(row["classes"]) <= int(row["samples"])
+    return len(survivors_in(row)) * int(row["classes"]) <= int(row["samples"])
 
 
 def _named(row: Row) -> str:
@@ -375,7 +378,7 @@ def _yes(so: bool) -> str:
 
 
 def figure(stages: pd.DataFrame, path: Path) -> None:
-    """What is left after each stage against the passes an image has cost until then."""
+    """Draw the survivors of each stage against the passes that an image has cost until then."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -404,7 +407,7 @@ def figure(stages: pd.DataFrame, path: Path) -> None:
 
 
 def read(path: Path, columns: Sequence[str]) -> list[Row]:
-    """The rows of an earlier table, none if there is no such file."""
+    """The rows of an earlier table; there are none if the file does not exist."""
     if not path.exists():
         return []
     table = pd.read_csv(path, keep_default_na=False, dtype=dict(TEXT))
@@ -412,7 +415,7 @@ def read(path: Path, columns: Sequence[str]) -> list[Row]:
 
 
 def write(found: Sequence[Study], output: Path, command: str) -> pd.DataFrame:
-    """Tables, page and figure of all that was run, now or before."""
+    """Write the tables, the page and the figure of all that was run, now or earlier."""
     output.mkdir(parents=True, exist_ok=True)
     rows = merged([row for one in found for row in one.rows], read(output / "stability.csv", FACTS))
     table = tabled(rows)
@@ -423,7 +426,7 @@ def write(found: Sequence[Study], output: Path, command: str) -> pd.DataFrame:
         for row in read(output / "stages.csv", STAGES)
         if (row["model"], row["samples"]) not in now
     ]
-    # A ledger goes with the run that it is of.
+    # The rows of a ledger are kept with the row of their run.
     of = [
         (row["model"], row["samples"], row["basis"])
         for row in rows

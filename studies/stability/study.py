@@ -1,4 +1,4 @@
-"""Does the number of `standard` hold still where it must: budgets, balls, noise and batches."""
+"""Is the number of `standard` stable where it has to be: budgets, balls, noise and batches."""
 
 from __future__ import annotations
 
@@ -14,30 +14,38 @@ import pandas as pd
 from robustsnn.common.statistics import wilson
 from robustsnn.data.images import Images, TensorSet
 from robustsnn.errors import InputError
-from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.plan import classes_of
 from robustsnn.evaluation.run import Evaluation, prepare, run
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import Subject, subject_of
 from robustsnn.records.schema import CLEAN
-from studies.soundness.study import MORE, NETWORKS, SAMPLES, is_finished, root_of
+from studies.shared import (
+    MORE,
+    NETWORKS,
+    SAMPLES,
+    first_images,
+    is_finished,
+    survivors,
+    survivors_in,
+    written_ids,
+)
 
 STANDARD = "standard"
 SEED = 0
-#: Budgets are enough if doubling them moves the number by less than this share of the images,
-#: and verdicts may depend on what is computed together for as many: one in 200, half a percent.
+#: One image in 200 is half a percent. Budgets are large enough if doubling them moves the number by
+#: less than this share of the images; the verdict may depend on the batch on at most this share.
 HALF_A_POINT = 200
 #: At this size every image can be made grey, so that no network can tell them apart.
 EVERYTHING = "0.5"
-#: Draws of noise that are taken together.
+#: Draws of noise, of which the worst one for each image counts.
 DRAWS = 100
-#: Images whose verdicts are compared between batches, and the sizes of those, the first of which
-#: the others are set beside.
+#: The number of images whose verdicts are compared between batches, and the sizes of the batches;
+#: the first size is the one that the others are compared with.
 BATCHED, BATCHES = 100, (100, 7, 1)
-#: What is scaled of an attack.
+#: The fields of an attack that are scaled.
 BUDGET = re.compile(r"\b(steps|queries)=(\d+)")
 SCALES: Mapping[float, str] = {1: "as it is", 0.5: "halved", 2: "doubled"}
-#: What a run says, and what follows from it and from the first variant of its network.
+#: What a run says; `COLUMNS` adds what follows from it and the first variant of its network.
 FACTS = (
     "part model samples variant basis epsilon batch classes clean forward_passes backward_passes "
     "seconds level standing"
@@ -46,7 +54,7 @@ COLUMNS = [*FACTS, *"accuracy ci_low ci_high lost gained differ".split()]
 STAGES = (
     "model samples basis stage estimator reached broken left forward_passes backward_passes seconds"
 ).split()
-#: Read as they were written: ids and digests can look like numbers.
+#: Columns that are read as text, since ids and digests can look like numbers.
 TEXT: Mapping[str, type] = dict.fromkeys("basis epsilon level standing differ".split(), str)
 
 Row = Mapping[str, Any]
@@ -54,9 +62,14 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to evaluate: what the table and its run folder call it, and what differs.
+    """One way to evaluate.
 
-    `batch_size` None is the usual one.
+    Attributes:
+        name: Its name in the table.
+        folder: The name of its run folder.
+        suite: The suite that it runs.
+        batch_size: The number of images in one pass; None for the usual number.
+        backwards: Whether the images are in reversed order.
     """
 
     name: str
@@ -68,7 +81,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its first so many images, and the names of the variants; None for all."""
+    """A network, its number of images, and the names of its variants (None for all)."""
 
     model: str
     samples: int
@@ -77,9 +90,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Part:
-    """A question: what is run for it on which networks.
+    """A question: the variants that are run for it, and the networks.
 
-    The first variant is what the others are set beside, image by image.
+    The other variants are compared with the first one, image by image.
     """
 
     variants: Callable[[Suite], tuple[Variant, ...]]
@@ -88,7 +101,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Study:
-    """Rows of one part and network: of its runs, and of the stages of `standard` as it is."""
+    """The rows of one part and network: of its runs, and of the stages of `standard` as it is."""
 
     rows: tuple[Row, ...]
     stages: tuple[Row, ...] = ()
@@ -98,10 +111,10 @@ class Study:
 
 
 def scaled(suite: Suite, factor: float) -> Suite:
-    """The suite with that many times the steps and queries of every entry, at least one each.
+    """The suite with the steps and queries of every entry multiplied by a factor, at least 1 each.
 
-    Only what an entry spells out is scaled. The offset of Square is a place on its schedule, not a
-    budget, and stays.
+    Only what an entry spells out is scaled. The offset of Square is a position in its schedule and
+    not a budget, so it is not scaled.
     """
     if factor == 1:
         return suite
@@ -117,26 +130,26 @@ def scaled(suite: Suite, factor: float) -> Suite:
 
 
 def budgets(suite: Suite) -> tuple[Variant, ...]:
-    """The suite as it is, and with half and twice of every budget."""
+    """The suite as it is, with half of every budget, and with twice every budget."""
     suites = {name: scaled(suite, factor) for factor, name in SCALES.items()}
     return tuple(Variant(name, some.name, some) for name, some in suites.items())
 
 
 def everything(suite: Suite) -> tuple[Variant, ...]:
-    """The suite where the ball holds an image that says nothing, every pixel at 1/2."""
+    """The suite with a ball that holds an image without information, every pixel at 1/2."""
     folder = f"{suite.name}-epsilon-{EVERYTHING}"
     return (Variant(f"epsilon {EVERYTHING}", folder, suite.at(epsilon=EVERYTHING)),)
 
 
 def noise(suite: Suite) -> tuple[Variant, ...]:
-    """One gradient step, and many draws of noise to be taken together, at the suite's size."""
+    """One gradient step, and many draws of noise taken together, at the size of the suite."""
 
     def of(name: str, attacks: Mapping[str, str]) -> Suite:
         entries = [{"label": label, "attack": attack} for label, attack in attacks.items()]
         size = {"norm": suite.norm, "epsilon": list(suite.epsilon)}
         return Suite.model_validate({"name": name, "entries": entries, **size})
 
-    # The label names the stream of an entry: every one draws other noise.
+    # The label of an entry names its random stream, so each entry draws different noise.
     draws = {f"draw {number}": "uniform-noise" for number in range(1, DRAWS + 1)}
     return (
         Variant("FGSM", "fgsm", of("fgsm", {"FGSM": "fgsm"})),
@@ -145,7 +158,7 @@ def noise(suite: Suite) -> tuple[Variant, ...]:
 
 
 def batches(suite: Suite) -> tuple[Variant, ...]:
-    """The suite with several numbers of images a pass, and with the images in reversed order."""
+    """The suite with several numbers of images in one pass, and with the images reversed."""
     of_size = (Variant(f"{n} a pass", f"{suite.name}-batch-{n}", suite, n) for n in BATCHES)
     size = BATCHES[0]
     return (
@@ -183,12 +196,12 @@ PARTS: Mapping[str, Part] = {
 def cases_of(
     part: str, only: Sequence[str] | None = None, samples: int | None = None
 ) -> list[Case]:
-    """What is run for a part, each network once if a number of images is given.
+    """The cases of a part; if a number of images is given, each network is a case only once.
 
     Args:
         part: One of `PARTS`.
-        only: Names of networks; None for all of the part's.
-        samples: In place of the part's.
+        only: Names of networks; None for all networks of the part.
+        samples: A number of images that replaces the numbers of the part.
     """
     some = [case for case in PARTS[part].cases if only is None or case.model in only]
     if samples is None:
@@ -210,31 +223,32 @@ def studies(
     """Run, resume or read some parts.
 
     Args:
-        parts: Of `PARTS`.
-        folder: Where the run folders of all networks are.
+        parts: Names out of `PARTS`.
+        folder: The folder of the run folders of all networks.
         only: Names of networks; None for all.
-        samples: Images of each network, in place of the parts'.
-        data_root: Folder of the data sets' folders.
-        say: Told what is done.
-        finished_only: Read what is finished and run nothing.
+        samples: A number of images of each network that replaces the numbers of the parts.
+        data_root: The folder of the data sets' folders.
+        say: A function that prints progress.
+        finished_only: Whether to read what is finished and run nothing.
 
     Raises:
-        InputError: No such part, or a network that none of the parts is asked of.
+        InputError: A part does not exist, or a network is in none of the parts.
     """
     for part in parts:
         if part not in PARTS:
-            raise InputError(f"--parts {part}: choose of {', '.join(PARTS)}.")
+            raise InputError(f"--parts {part}: choose from {', '.join(PARTS)}.")
     known = list(dict.fromkeys(case.model for part in parts for case in PARTS[part].cases))
     for name in only or ():
         if name not in known:
-            raise InputError(f"--only {name}: choose of {', '.join(known)}.")
+            raise InputError(f"--only {name}: choose from {', '.join(known)}.")
     suite = load_suite(STANDARD)
     found = []
     for part in parts:
         for case in cases_of(part, only, samples):
             subject = subject_of(case.model)
-            root = None if data_root is None else root_of(data_root, subject.meta)
-            images = images_of(None, subject, root=root, samples=case.samples)
+            images = first_images(subject, case.samples, data_root, say, finished_only)
+            if images is None:
+                continue
             variants = [
                 one
                 for one in PARTS[part].variants(suite)
@@ -261,11 +275,11 @@ def study(
     Args:
         part: One of `PARTS`.
         subject: The network.
-        images: In the fixed order.
-        variants: The part's first one before the others.
-        folder: Where the run folders of all networks are.
-        say: Told what is run.
-        finished_only: Read what is finished and run nothing.
+        images: The images in the fixed order.
+        variants: The variants, with the first one of the part before the others.
+        folder: The folder of the run folders of all networks.
+        say: A function that prints progress.
+        finished_only: Whether to read what is finished and run nothing.
     """
     here = folder / f"{subject.name.replace('/', '-')}-{len(images)}"
     rows: list[Row] = []
@@ -274,15 +288,15 @@ def study(
     for variant in variants:
         some = backwards(images) if variant.backwards else images
         plan = prepare(subject, some, variant.suite, seed=SEED, batch_size=variant.batch_size)
-        # Runs of other weights, images or attacks than the first variant's have nothing to say to
-        # it, although their rows may be called the same.
+        # A run of other weights, images or attacks cannot be compared with the first variant,
+        # although their rows may have the same name. The identity tells them apart.
         basis = basis or plan.identity[:12]
         finished = is_finished(here / variant.folder)
         if finished_only and not finished:
             continue
         if not finished:
             say(f"{part}: {subject.name}, {len(images)} images, {variant.name}")
-        done = run(plan, here / variant.folder, command=["benchmarks", "stability"])
+        done = run(plan, here / variant.folder, command=["studies", "stability"])
         about = {"model": subject.name, "samples": len(images), "basis": basis}
         classes = classes_of(subject.load(), images, plan.device)
         rows.append({"part": part, **about, "classes": classes, **_facts(variant, done)})
@@ -292,7 +306,7 @@ def study(
 
 
 def backwards(images: Images) -> TensorSet:
-    """The same images under the same ids, the last one first."""
+    """The same images with the same ids, in reversed order."""
     return TensorSet(
         images.name,
         images.tensor().flip(0),
@@ -306,13 +320,6 @@ def backwards(images: Images) -> TensorSet:
 # --- runs to rows ---------------------------------------------------------------------------------
 
 
-def standing(records: pd.DataFrame) -> list[int]:
-    """Ids of the images that are right when clean and under everything, a tie being an error."""
-    right = (records["prediction"] == records["label"]) & (records["margin"] < 0)
-    every = right.groupby(records["image_id"]).all()
-    return [int(image) for image in every.index[every]]
-
-
 def _facts(variant: Variant, done: Evaluation) -> dict[str, Any]:
     records = done.records
     attacked = records[records["attack"] != CLEAN]
@@ -321,17 +328,17 @@ def _facts(variant: Variant, done: Evaluation) -> dict[str, Any]:
         "variant": variant.name,
         "epsilon": ", ".join(variant.suite.epsilon),
         "batch": int(done.manifest["batch_size"]),
-        "clean": len(standing(records[records["attack"] == CLEAN])) / images,
+        "clean": len(survivors(records[records["attack"] == CLEAN])) / images,
         "forward_passes": float(attacked["forward_passes"].sum() / images),
         "backward_passes": float(attacked["backward_passes"].sum() / images),
         "seconds": float(attacked["seconds"].sum()),
         "level": str(done.manifest["verdict"]["level"]),
-        "standing": " ".join(map(str, standing(records))),
+        "standing": written_ids(survivors(records)),
     }
 
 
 def _stages(done: Evaluation) -> list[dict[str, Any]]:
-    """What each stage reached, broke and cost, passes being those of the images it reached."""
+    """What each stage reached, broke and cost; its passes are those of the images it reached."""
     return [
         {
             "stage": stage["attack"],
@@ -343,10 +350,10 @@ def _stages(done: Evaluation) -> list[dict[str, Any]]:
 
 
 def merged(rows: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
-    """Rows of runs, and the earlier ones of variants that they say nothing of.
+    """Rows of runs, with those earlier rows that they do not replace.
 
-    What was run on another machine is kept unless the network, its images or the suite are others
-    now: a number must be set beside one of the same kind.
+    A row of a run on another machine is kept unless the network, its images or the suite have
+    changed, since only numbers of the same kind can be compared.
     """
     fresh = {key_of(row): row["basis"] for row in rows}
     said = {(*key_of(row), row["variant"]) for row in rows}
@@ -371,20 +378,22 @@ def merged(rows: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
 
 
 def tabled(rows: Sequence[Row]) -> pd.DataFrame:
-    """The table of `stability.csv`: intervals, and what differs from each network's first variant.
+    """The table of `stability.csv`: rows with intervals and the difference from the first variant.
 
-    `lost` are images that are robust there and not here, `gained` the other way round; both are
-    empty where the first variant was not run.
+    `lost` counts the images that survive the first variant of the network and not this one,
+    `gained` those that survive only this one. Both are empty where the first variant was not run.
     """
     suite = load_suite(STANDARD)
     names = {part: PARTS[part].variants(suite)[0].name for part in PARTS}
-    first = {key_of(row): ids_of(row) for row in rows if row["variant"] == names.get(row["part"])}
+    first = {
+        key_of(row): survivors_in(row) for row in rows if row["variant"] == names.get(row["part"])
+    }
     found = []
     for row in rows:
-        left, before = ids_of(row), first.get(key_of(row))
-        low, high = wilson(len(left), row["samples"])
+        now, before = survivors_in(row), first.get(key_of(row))
+        low, high = wilson(len(now), row["samples"])
         derived: dict[str, Any] = {
-            "accuracy": len(left) / row["samples"],
+            "accuracy": len(now) / row["samples"],
             "ci_low": low,
             "ci_high": high,
             "lost": "",
@@ -392,8 +401,8 @@ def tabled(rows: Sequence[Row]) -> pd.DataFrame:
             "differ": "",
         }
         if before is not None:
-            derived["lost"], derived["gained"] = len(before - left), len(left - before)
-            derived["differ"] = " ".join(map(str, sorted(before ^ left)))
+            derived["lost"], derived["gained"] = len(before - now), len(now - before)
+            derived["differ"] = " ".join(map(str, sorted(before ^ now)))
         found.append({**row, **derived})
     return pd.DataFrame(found, columns=COLUMNS)
 
@@ -404,13 +413,8 @@ def rows_of(table: pd.DataFrame) -> list[Row]:
 
 
 def key_of(row: Row) -> tuple[str, str, int]:
-    """Part, network and number of images: what rows are set beside each other within."""
+    """The part, the network and the number of images, within which rows are compared."""
     return row["part"], row["model"], row["samples"]
-
-
-def ids_of(row: Row) -> set[int]:
-    """The images that a row leaves standing."""
-    return {int(image) for image in row["standing"].split()}
 
 
 def _index(names: Sequence[str], name: str) -> int:

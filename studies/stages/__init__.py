@@ -1,1 +1,1 @@
-"""What each possible stage of a cascade adds, on training images."""
+"""What does each possible stage of a cascade add, on training images?"""

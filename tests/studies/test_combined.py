@@ -16,7 +16,7 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import margin
 from robustsnn.snn.network import Network, NetworkConfig
 from studies.combined import study as combined
-from studies.stages import study as stages
+from studies.combined.page import wins, write
 
 PASSES = 60
 
@@ -43,10 +43,10 @@ def test_a_combination_stays_in_the_ball_and_within_its_passes(method: str):
     assert int(spent.max()) <= PASSES
     with torch.no_grad():
         after, before = margin(network(found), labels), margin(network(images), labels)
-    standing = after <= 0
-    # The tiny ball leaves some, or nothing was asked of the search.
-    assert bool(standing.any()) and bool((after[standing] >= before[standing]).all())
-    assert int(spent[standing].min()) > PASSES - 10
+    unbroken = after <= 0
+    # Some images survive in the tiny ball; without them the search would have nothing to do.
+    assert bool(unbroken.any()) and bool((after[unbroken] >= before[unbroken]).all())
+    assert int(spent[unbroken].min()) > PASSES - 10
 
 
 def test_the_methods_are_given_the_same_passes():
@@ -60,54 +60,23 @@ def test_the_methods_are_given_the_same_passes():
                 assert passes in (getattr(attack, "queries", 0), getattr(attack, "passes", 0))
 
 
-def row(method: str, standing: str, passes: int = 300, **more: object) -> dict[str, object]:
+def row(method: str, survivors: str, passes: int = 300, **more: object) -> dict[str, object]:
     return {
         "model": "m", "epsilon": "4/255", "samples": 10, "clean": 0.9, "passes": passes,
-        "method": method, "accuracy": len(standing.split()) / 10, "ci_low": 0.0, "ci_high": 1.0,
-        "forward_passes": 1.0, "backward_passes": 1.0, "seconds": 1.0, "standing": standing,
+        "method": method, "accuracy": len(survivors.split()) / 10, "ci_low": 0.0, "ci_high": 1.0,
+        "forward_passes": 1.0, "backward_passes": 1.0, "seconds": 1.0, "standing": survivors,
         **more,
     }  # fmt: skip
 
 
 def test_a_combination_wins_only_below_everything_else(tmp_path: Path):
     others = [row("ASSG 0.45", "1 2 3"), row("warm Square", "2 3 4")]
-    for standing, said in (("1 2", "on 1 of 1 network"), ("1 2 3", "on 0 of 1 network")):
-        table = pd.DataFrame([*others, row("guided", standing)], columns=combined.COLUMNS)
-        (sentence,) = combined.verdicts(table)
+    for survivors, said in (("1 2", "on 1 of 1 network"), ("1 2 3", "on 0 of 1 network")):
+        table = pd.DataFrame([*others, row("guided", survivors)], columns=combined.COLUMNS)
+        (sentence,) = wins(table)
         assert said in sentence
-    combined.write([table], tmp_path, "a command")
-    again = combined.write([], tmp_path, "a command")
+    write([table], tmp_path, "a command")
+    again = write([], tmp_path, "a command")
     assert again["standing"].tolist() == table["standing"].tolist()
-    # Images 2 and 3 stand under all three.
+    # Images 2 and 3 survive all three methods.
     assert "20.0 % stand under all" in (tmp_path / "combined.md").read_text(encoding="utf-8")
-
-
-def test_an_image_whose_logits_are_no_numbers_is_broken_and_not_passed_over():
-    records = pd.DataFrame(
-        {
-            "image_id": [9, 9, 2, 2, 4, 4],
-            "label": 1,
-            "prediction": [1, 1, 1, 1, 1, -1],
-            "margin": [-1.0, 0.0, -1.0, -0.1, -1.0, float("nan")],
-        }
-    )
-    assert stages.standing(records) == [2]
-
-
-def test_stages_are_ordered_by_what_each_adds(tmp_path: Path):
-    def stage(name: str, standing: str) -> dict[str, object]:
-        return {
-            "model": "m", "samples": 10, "clean": 1.0, "probed": 0.6, "stage": name,
-            "estimator": "bptt", "broken": 6 - len(standing.split()), "passes": 10.0,
-            "seconds": 1.0, "standing": standing,
-        }  # fmt: skip
-
-    # Of images 1 to 6 one leaves 2, one the other half, and the last adds nothing.
-    rows = [stage("half", "4 5 6"), stage("most", "1 2"), stage("none", "1 2 3 4 5 6")]
-    table = pd.DataFrame(rows, columns=stages.COLUMNS)
-    assert stages.greedy(table) == [("most", 4), ("half", 2)]
-    stages.write([table], tmp_path, "a command")
-    text = (tmp_path / "stages.md").read_text(encoding="utf-8")
-    assert "the probes leave 6 images, all candidates together 0" in text
-    # Only the one breaks 4 to 6, only the other 1 and 2.
-    assert "| most | 4 | 3 |" in text and "| half | 3 | 2 |" in text

@@ -8,6 +8,7 @@ import pandas as pd
 
 from robustsnn.evaluation.suites import load_suite
 from studies.soundness import study as soundness
+from studies.soundness.page import claims, gaps, overestimate, write
 
 MODEL, OTHER = "fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"
 
@@ -60,20 +61,20 @@ def test_comparisons_with_another_result_of_standard_are_dropped():
 
 
 def test_a_lower_peer_and_its_images_are_claimed_against_standard():
-    fine = soundness.claims(table(standard(), peer()))
+    fine = claims(table(standard(), peer()))
     assert len(fine) == 1
     assert "in 0 the other leaves a lower" in fine[0]
-    lower = soundness.claims(table(standard(), peer(accuracy=0.49, beyond_ours=2, images="3 7")))
+    lower = claims(table(standard(), peer(accuracy=0.49, beyond_ours=2, images="3 7")))
     assert "in 1 the other leaves a lower accuracy, in 1 it breaks more" in lower[0]
     assert "leaves 49.0 against 50.0, and breaks 2 images" in lower[1]
-    one = soundness.claims(table(standard(), peer(beyond_ours=1, images="3")))
+    one = claims(table(standard(), peer(beyond_ours=1, images="3")))
     assert "in 0 the other leaves a lower accuracy, in 0 it breaks more" in one[0]
 
 
 def test_an_overestimate_is_the_gap_with_the_interval_of_the_images_between():
     rows = table(standard(), peer(accuracy=0.6, only_ours=20))
-    assert soundness.overestimate(rows, "AutoAttack") == "10.0 [6.6, 14.9]"
-    assert soundness.overestimate(rows, "FGSM") == ""
+    assert overestimate(rows, "AutoAttack") == "10.0 [6.6, 14.9]"
+    assert overestimate(rows, "FGSM") == ""
 
 
 def test_the_overestimate_of_fgsm_is_not_that_of_a_peers_mifgsm():
@@ -82,7 +83,7 @@ def test_the_overestimate_of_fgsm_is_not_that_of_a_peers_mifgsm():
         peer(attack="torchattacks MIFGSM", accuracy=0.55),
         peer(suite="overestimate", attack="FGSM", accuracy=0.7, only_ours=40),
     )
-    assert soundness.overestimate(rows, "FGSM").startswith("20.0 ")
+    assert overestimate(rows, "FGSM").startswith("20.0 ")
 
 
 def test_the_gaps_of_spiking_networks_are_told_by_size():
@@ -93,16 +94,16 @@ def test_the_gaps_of_spiking_networks_are_told_by_size():
     rows = table(
         printed("a", "bptt", 0.65), printed("b", "bptt", 0.55), printed("c", "backprop", 0.9)
     )
-    assert soundness.gaps(rows) == ["- PGD-20: 10 points or more on a (15.0); less on b (5.0)."]
+    assert gaps(rows) == ["- PGD-20: 10 points or more on a (15.0); less on b (5.0)."]
 
 
 def test_the_files_are_written_again_from_what_they_hold(tmp_path: Path):
     table(standard(), peer()).to_csv(tmp_path / "soundness.csv", index=False)
-    written = soundness.write([], tmp_path, "a command")
+    written = write([], tmp_path, "a command")
     assert written["attack"].tolist() == ["standard", "torchattacks AutoAttack"]
     text = (tmp_path / "soundness.md").read_text()
     assert "| B | 60.0 torchattacks AutoAttack |" in text
-    # 50 seconds for the 100 images that are left of 200.
+    # 50 seconds for the 100 survivors of 200 images.
     assert "| 50 | 0.5 |" in text
 
 

@@ -20,6 +20,7 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation.inputs import images_of
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import Subject, subject_of
+from studies.shared import survivors_in
 from studies.stability import page as stability_page
 from studies.stability import study as stability
 from studies.stability.study import Study, Variant
@@ -79,10 +80,6 @@ def within_reach(subject: Subject, images: Images, radius: float) -> set[int]:
     return found
 
 
-def ids(row: stability.Row) -> set[int]:
-    return set(map(int, row["standing"].split()))
-
-
 def written(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -129,7 +126,7 @@ def test_budgets_leave_what_is_out_of_reach_and_resume(
     reached = within_reach(subject, images, RADIUS)
     assert 0 < len(reached) < NUMBER
     for row in first.rows:
-        assert ids(row) == set(range(NUMBER)) - reached, row["variant"]
+        assert survivors_in(row) == set(range(NUMBER)) - reached, row["variant"]
         assert row["clean"] == 1 and row["classes"] == CLASSES
     # More is spent on what is never broken, in proportion.
     spent = {row["variant"]: row["backward_passes"] for row in first.rows}
@@ -172,16 +169,16 @@ def test_draws_of_noise_are_taken_together_and_differ(
         point = threat.random_point(images.tensor(), Rng(0, images.ids.tolist(), f"draw-{draw}"))
         alone.append(network(point).argmax(1) == labels)
         right &= alone[-1]
-    assert ids(noise) == set(right.nonzero().flatten().tolist())
+    assert survivors_in(noise) == set(right.nonzero().flatten().tolist())
     assert int(right.sum()) < min(int(one.sum()) for one in alone)
-    assert len(ids(step)) <= len(ids(noise))
+    assert len(survivors_in(step)) <= len(survivors_in(noise))
 
 
 def test_batches_change_what_is_computed_together_and_no_verdict_of_a_linear_network(
     tmp_path: Path, subject: Subject, images: Images, short: Suite, monkeypatch: pytest.MonkeyPatch
 ):
     # It sees whether logits depend on the batch, by batches of its own.
-    monkeypatch.setattr("robustsnn.evaluation.header.preflight", lambda *_: [])
+    monkeypatch.setattr("robustsnn.evaluation.memory.preflight", lambda *_: [])
     reached = within_reach(subject, images, RADIUS)
     for variant in stability.batches(short):
         Flat.seen.clear()
@@ -190,7 +187,7 @@ def test_batches_change_what_is_computed_together_and_no_verdict_of_a_linear_net
         assert row["batch"] == variant.batch_size
         # A single image is padded to the shape of four.
         assert max(Flat.seen) == max(4, row["batch"])
-        assert ids(row) == set(range(NUMBER)) - reached
+        assert survivors_in(row) == set(range(NUMBER)) - reached
 
 
 def test_reversed_images_keep_their_ids(images: Images):
@@ -217,12 +214,12 @@ def test_each_network_is_run_once_at_a_number_of_ones_own():
 # --- tables made by hand --------------------------------------------------------------------------
 
 
-def row(part: str, variant: str, left: Sequence[int], samples: int = 200, **more: object):
+def row(part: str, variant: str, survivors: Sequence[int], samples: int = 200, **more: object):
     common = {
         "part": part, "model": MODEL, "samples": samples, "variant": variant,
         "basis": "012345678901", "epsilon": "8/255", "batch": 32, "classes": 10, "clean": 0.9,
         "forward_passes": 10.0, "backward_passes": 5.0, "seconds": 50.0, "level": "B",
-        "standing": " ".join(map(str, left)),
+        "standing": " ".join(map(str, survivors)),
     }  # fmt: skip
     return common | more
 
@@ -238,18 +235,6 @@ def stage(**more: object):
 
 def aim(*rows: stability.Row) -> stability_page.Aim:
     return stability_page.aims(stability.tabled(rows))[rows[0]["part"]]
-
-
-def test_neither_a_tie_nor_logits_that_are_no_numbers_stand():
-    records = pd.DataFrame(
-        {
-            "image_id": [9, 9, 2, 2, 5, 4, 4],
-            "label": 1,
-            "prediction": [1, 1, 1, 1, 0, 1, -1],
-            "margin": [-1.0, 0.0, -1.0, -0.1, 0.3, -1.0, float("nan")],
-        }
-    )
-    assert stability.standing(records) == [2]
 
 
 def test_one_image_of_two_hundred_is_half_a_point_and_one_of_a_thousand_is_less():

@@ -1,4 +1,4 @@
-"""Attacks that combine surrogate gradients with search by score; tried, and measured beside ours.
+"""Attacks that combine surrogate gradients with search by score, measured next to ours.
 
-Each file is an attack as a user would write one. None is part of a suite.
+Each file is an attack as a user would write one. None of them is part of a suite.
 """

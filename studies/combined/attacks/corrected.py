@@ -12,27 +12,28 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.models.scoring import margin
-from studies.combined.attacks.start import after_gradients, left, take
+from studies.combined.attacks.start import after_gradients, continuing, take
 
-#: Asked in turn, one a step.
+#: The estimators, which take turns, one in each step.
 WIDTHS = ("assg:vanishing=0.45", "bptt:arctan:width=0.0796")
-#: Directions a step: the pixels are drawn into so many parts.
+#: The number of directions in one step: the pixels are divided at random into so many parts.
 PARTS = 4
-#: Passes of one step: a gradient, one of each part, one of the whole.
+#: The passes of one step: two for a gradient, one for each part, and one for the whole.
 STEP = 2 + PARTS + 1
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """From SA-PGD's best iterate, steps along a surrogate gradient that the true loss has checked.
+    """Steps from SA-PGD's best iterate along a surrogate gradient that the true loss has checked.
 
-    The pixels are drawn into four parts anew at every step. The margin after a step along each
-    part alone says which parts point the right way; the step goes along those and against the
-    others. The best of the five proposals is kept if it raises the margin; three steps in a row
-    that raise nothing halve the step, down to an eighth, from where it starts anew.
+    At every step the pixels are divided at random into four parts. The margin after a step along
+    one part alone shows whether the gradient of that part has the right sign. The whole step goes
+    along the parts that raise the margin and against the others. The best of the five proposals is
+    kept if it raises the margin. After three steps in a row that raise nothing, the size of the
+    step is halved; below an eighth it starts again at its first size.
 
     Args:
-        passes: Forward and backward passes of each image in all.
+        passes: The number of forward and backward passes of each image in all.
     """
 
     kind: ClassVar[str] = "fixed-epsilon"
@@ -42,14 +43,14 @@ class Corrected:
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images."""
+        """The proposed images."""
         best, margins = after_gradients(victim, images, labels, threat, rng, self.passes)
         rng = rng.stream("parts")
         size = torch.full((len(images),), 2 * threat.radius, device=images.device)
         failed = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         turn = 0
         while True:
-            rows = left(victim, margins, self.passes, STEP)
+            rows = continuing(victim, margins, self.passes, STEP)
             if len(rows) == 0:
                 return best
             part, here, true = victim.select(rows), images[rows], labels[rows]

@@ -13,29 +13,30 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.models.scoring import margin
-from studies.combined.attacks.start import after_gradients, left, take
+from studies.combined.attacks.start import after_gradients, continuing, take
 
-#: Estimators of several widths, asked in turn.
+#: Estimators of several widths, which take turns.
 WIDTHS = (
     "assg:vanishing=0.45",
     "bptt:triangle:width=0.5",
     "bptt:arctan:width=0.0796",
     "hart:width=0.5",
 )
-#: Proposals drawn from one gradient.
+#: The number of proposals drawn from one gradient.
 EACH = 10
 
 
 @dataclass(frozen=True)
 class Guided:
-    """Square's windows from SA-PGD's best iterate, filled from surrogate gradients.
+    """Square's windows, starting from SA-PGD's best iterate and filled from surrogate gradients.
 
-    Every ten queries the gradient at the best point is taken anew under the next of several
-    estimators. A pixel of the window goes to the end of the ball that its gradient points to, by
-    a chance that grows with the gradient's rank among those of its image, and else stays.
+    After every ten queries the gradient at the best point is computed again, under the next of
+    several estimators. A pixel of the window moves to the end of the ball that its gradient points
+    to, with a probability that rises with the rank of its gradient in the image; if it does not
+    move, it stays as it is.
 
     Args:
-        passes: Forward and backward passes of each image in all.
+        passes: The number of forward and backward passes of each image in all.
     """
 
     kind: ClassVar[str] = "fixed-epsilon"
@@ -45,7 +46,7 @@ class Guided:
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images."""
+        """The proposed images."""
         best, margins = after_gradients(victim, images, labels, threat, rng, self.passes)
         rng = rng.stream("windows")
         windows: Any = load_attack(f"square:queries={self.passes},offset=200")
@@ -53,7 +54,7 @@ class Guided:
         low = threat.project(images - 2 * threat.radius, images)
         turn, query = 0, 0
         while True:
-            rows = left(victim, margins, self.passes, 2 + EACH)
+            rows = continuing(victim, margins, self.passes, 2 + EACH)
             if len(rows) == 0:
                 return best
             part = victim.select(rows).under(WIDTHS[turn % len(WIDTHS)])
@@ -74,7 +75,7 @@ class Guided:
 
 
 def _window(draws: Tensor, side: int) -> Tensor:
-    """A square of that side for each image, at a place taken from its draws, bool."""
+    """A square window for each image, at a place given by its draws, as a mask of type bool."""
     height, width = draws.shape[-2:]
     top = (draws[:, 0, 0, 0] * (height - side + 1)).long().clamp(max=height - side)
     first = (draws[:, 0, 0, 1] * (width - side + 1)).long().clamp(max=width - side)

@@ -1,4 +1,4 @@
-"""What the combinations share: the run along gradients that they go on from."""
+"""What the combinations share: the attack along gradients that they continue from."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.models.scoring import margin
 
-#: Share of the passes that goes to the gradients.
+#: The share of the passes that is spent on gradients.
 SHARE = 1 / 3
-#: What breaks the most training images for its passes.
+#: The estimator that breaks the most training images for its passes.
 ESTIMATOR = "assg:vanishing=0.425"
 
 
 def after_gradients(
     victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng, passes: int
 ) -> tuple[Tensor, Tensor]:
-    """SA-PGD's iterate of largest margin within its share of the passes, and that margin.
+    """SA-PGD's iterate of the largest margin within its share of the passes, and that margin.
 
     Args:
-        victim: Under attack.
-        images: `[batch, ...]`.
-        labels: True classes `[batch]`.
+        victim: The network under attack.
+        images: The images, `[batch, ...]`.
+        labels: The true classes, `[batch]`.
         threat: The ball.
-        rng: A generator per image.
-        passes: Forward and backward passes of each image in all.
+        rng: The random generators, one for each image.
+        passes: The number of forward and backward passes of each image in all.
     """
     steps = max(1, (round(SHARE * passes) - 1) // 2)
     attack = load_attack(f"sa-pgd:steps={steps}")
@@ -36,14 +36,14 @@ def after_gradients(
     return best.clone(), margin(victim.logits(best), labels)
 
 
-def left(victim: Victim, margins: Tensor, passes: int, cost: int) -> Tensor:
-    """Positions of images that are still right and have so many passes left to spend.
+def continuing(victim: Victim, margins: Tensor, passes: int, cost: int) -> Tensor:
+    """Positions of the images that no proposal has broken and that can pay for the next search.
 
     Args:
-        victim: Under attack.
-        margins: Of the best proposals, `[batch]`; a tie is an error.
-        passes: Of each image in all.
-        cost: Of what comes next.
+        victim: The network under attack.
+        margins: The margins of the best proposals, `[batch]`; the search stops above 0.
+        passes: The number of passes of each image in all.
+        cost: The number of passes of the next search.
     """
     rows = (margins <= 0).nonzero().flatten().cpu()
     spent = victim.forward_passes + victim.backward_passes
@@ -51,7 +51,7 @@ def left(victim: Victim, margins: Tensor, passes: int, cost: int) -> Tensor:
 
 
 def take(best: Tensor, margins: Tensor, rows: Tensor, x: Tensor, found: Tensor) -> Tensor:
-    """Keep proposals at those rows that raise the margin; which did, bool `[row]`."""
+    """Keep the proposals that raise the margin; the result says which did, bool `[row]`."""
     better = found > margins[rows]
     best[rows[better]] = x[better]
     margins[rows[better]] = found[better]

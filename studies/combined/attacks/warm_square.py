@@ -11,15 +11,15 @@ from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from studies.combined.attacks.start import after_gradients, left
+from studies.combined.attacks.start import after_gradients, continuing
 
 
 @dataclass(frozen=True)
 class WarmSquare:
-    """The baseline of the combinations: gradients first, then a search that knows none.
+    """The baseline of the combinations: gradients first, then a search without gradients.
 
     Args:
-        passes: Forward and backward passes of each image in all.
+        passes: The number of forward and backward passes of each image in all.
     """
 
     kind: ClassVar[str] = "fixed-epsilon"
@@ -28,9 +28,9 @@ class WarmSquare:
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images."""
+        """The proposed images."""
         best, margins = after_gradients(victim, images, labels, threat, rng, self.passes)
-        rows = left(victim, margins, self.passes, 1)
+        rows = continuing(victim, margins, self.passes, 1)
         if len(rows) == 0:
             return best
         spent = int((victim.forward_passes + victim.backward_passes)[rows].max())

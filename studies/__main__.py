@@ -1,0 +1,192 @@
+"""The command line, `python -m studies`: studies of what the published numbers rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
+from robustsnn.errors import InputError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+DataRootOption = Annotated[
+    Path | None, typer.Option(envvar="ROBUSTSNN_DATA", help="Folder of the data sets' folders.")
+]
+OnlyOption = Annotated[str | None, typer.Option(help="Networks, separated by commas.")]
+OutputOption = Annotated[Path, typer.Option(help="Folder of the tables and figures.")]
+RunsOption = Annotated[
+    Path, typer.Option(help="Folder of the run folders; finished runs in it are not run again.")
+]
+TablesOnlyOption = Annotated[
+    bool, typer.Option(help="Run nothing, and write the tables of what is finished.")
+]
+
+
+@app.command()
+def soundness(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Images of each network [default: 200, some 1000].")
+    ] = None,
+    suites: Annotated[
+        str | None, typer.Option(help="Suites, separated by commas [default: all four].")
+    ] = None,
+    output: OutputOption = Path("docs/results/soundness"),
+    runs: RunsOption = Path("runs/soundness"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Compare `standard` with every peer and estimator on the networks that ship."""
+    from studies.shared import NETWORKS, SAMPLES
+    from studies.soundness import study
+    from studies.soundness.page import write
+
+    names = chosen("--only", only, NETWORKS)
+    parts = chosen("--suites", suites, (study.OURS, *study.OTHERS))
+    found = [
+        study.study(
+            name,
+            NETWORKS.get(name, SAMPLES) if samples is None else samples,
+            runs,
+            parts,
+            data_root=data_root,
+            kept=output / "records",
+            say=say,
+            finished_only=tables_only,
+        )
+        for name in names
+    ]
+    table = write(found, output, "python -m studies soundness")
+    say(f"{output / 'soundness.md'} is written, with {len(table)} rows.")
+
+
+@app.command()
+def stages(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    samples: Annotated[int, typer.Option(help="Training images of each network.")] = 200,
+    output: OutputOption = Path("docs/results/stages"),
+    runs: RunsOption = Path("runs/stages"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Try, on training images, what could be a stage of `standard`."""
+    from studies.stages import study
+    from studies.stages.page import write
+
+    names = chosen("--only", only, study.NETWORKS)
+    found = [
+        study.study(name, runs, samples, data_root=data_root, say=say, finished_only=tables_only)
+        for name in names
+    ]
+    table = write(found, output, "python -m studies stages")
+    say(f"{output / 'stages.md'} is written, with {len(table)} rows.")
+
+
+@app.command()
+def stability(
+    data_root: DataRootOption = None,
+    parts: Annotated[
+        str | None, typer.Option(help="Parts, separated by commas [default: all].")
+    ] = None,
+    only: OnlyOption = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Images of each network [default: those of the part].")
+    ] = None,
+    output: OutputOption = Path("docs/results/stability"),
+    runs: RunsOption = Path("runs/stability"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Ask whether the number of `standard` is stable where it has to be."""
+    from studies.stability import study
+    from studies.stability.page import write
+
+    found = study.studies(
+        list(study.PARTS) if parts is None else parts.split(","),
+        runs,
+        None if only is None else only.split(","),
+        samples,
+        data_root=data_root,
+        say=say,
+        finished_only=tables_only,
+    )
+    table = write(found, output, "python -m studies stability")
+    say(f"{output / 'stability.md'} is written, with {len(table)} rows.")
+
+
+@app.command()
+def combined(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    samples: Annotated[int, typer.Option(help="Images of each network.")] = 50,
+    passes: Annotated[str, typer.Option(help="Passes of each image, separated by commas.")] = (
+        "300,1000,5000"
+    ),
+    output: OutputOption = Path("docs/results/combined"),
+    runs: RunsOption = Path("runs/combined"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Compare gradients with search by score, and combinations of both, at equal passes."""
+    from studies.combined import study
+    from studies.combined.page import write
+
+    names = chosen("--only", only, study.NETWORKS)
+    budgets = [number("--passes", one) for one in passes.split(",")]
+    found = [
+        study.study(
+            name, runs, budgets, samples, data_root=data_root, say=say, finished_only=tables_only
+        )
+        for name in names
+    ]
+    table = write(found, output, "python -m studies combined")
+    say(f"{output / 'combined.md'} is written, with {len(table)} rows.")
+
+
+def say(text: str) -> None:
+    """Print progress on stderr."""
+    typer.echo(text, err=True)
+
+
+def chosen(option: str, given: str | None, known: Iterable[str]) -> tuple[str, ...]:
+    """The names that an option lists, separated by commas; all known names if it is absent.
+
+    Raises:
+        InputError: A name is not known.
+    """
+    names = tuple(known)
+    if given is None:
+        return names
+    for name in given.split(","):
+        if name not in names:
+            raise InputError(f"{option} {name}: choose from {', '.join(names)}.")
+    return tuple(given.split(","))
+
+
+def number(option: str, given: str) -> int:
+    """A whole number of 1 or more.
+
+    Raises:
+        InputError: The text is not such a number.
+    """
+    if not given.strip().isdecimal() or int(given) < 1:
+        raise InputError(f"{option} {given}: give whole numbers of 1 or more, separated by commas.")
+    return int(given)
+
+
+def main() -> None:
+    """Run a command, and report a mistake in its options in one line."""
+    # Both have their full effect only before torch is imported.
+    let_idle_threads_sleep()
+    keep_freed_memory()
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
