@@ -6,12 +6,14 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.store import Store
 from robustsnn.common.process import let_idle_threads_sleep
 from robustsnn.errors import InputError
 
@@ -22,7 +24,7 @@ PARTS = ("speed", "process", "memory", "attack", "profile")
 
 
 class Process(StrEnum):
-    """Settings of the process that all libraries run in."""
+    """The settings of the process in which all libraries run."""
 
     product = "product"
     default = "default"
@@ -31,9 +33,9 @@ class Process(StrEnum):
 ProcessOption = Annotated[
     Process, typer.Option(help="Settings of the whole process: those of `robustsnn`, or none.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads, by default torch's choice.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Threads [default: torch's choice].")]
 OutputOption = Annotated[Path, typer.Option(help="Folder of the tables and figures.")]
-CellsOption = Annotated[Path, typer.Option(help="Folder of finished measurements, to resume.")]
+CellsOption = Annotated[Path, typer.Option(help="Folder of finished measurements, kept.")]
 
 
 @app.command()
@@ -42,119 +44,49 @@ def run(
     output: OutputOption = OUTPUT,
     cells: CellsOption = CELLS,
     model: Annotated[
-        str | None, typer.Option(help="SNN of the PGD evaluation [default: CIFAR-10 if it ships].")
+        str | None,
+        typer.Option(help="SNN of the PGD evaluation [default: CIFAR-10 if its data are there]."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Images of the PGD evaluation.")] = None,
     epsilon: Annotated[
-        str | None, typer.Option(help="Its size [default: from 8/255 on, what leaves a tenth].")
+        str | None,
+        typer.Option(help="Size of its ball [default: the first from 8/255 on with under 10 %]."),
     ] = None,
     data_root: Annotated[
         Path | None,
         typer.Option(envvar="ROBUSTSNN_DATA", help="Folder of the data [default: the sample]."),
     ] = None,
-    only: Annotated[str, typer.Option(help=f"Parts, of {', '.join(PARTS)}.")] = ",".join(PARTS),
+    only: Annotated[
+        str, typer.Option(help=f"Parts, separated by commas, out of {', '.join(PARTS)}.")
+    ] = ",".join(PARTS),
     limit: Annotated[
-        int | None, typer.Option(help="Stop after so many new speed cells.", hidden=True)
+        int | None, typer.Option(help="Stop after this number of new speed cells.", hidden=True)
     ] = None,
     process: ProcessOption = Process.product,
     threads: ThreadsOption = None,
 ) -> None:
-    """Measure what is not yet measured, and write tables and figures of all that is."""
+    """Measure what is not measured yet, and write tables and figures of everything that is."""
     started = time.perf_counter()
-    from benchmarks import cells as measuring
-    from benchmarks import figures, machine, memory, profiling, tables
-    from benchmarks import pgd as attack
-    from benchmarks.contenders import base as contenders
+    from benchmarks import machine, pgd
 
     _settle(process, threads)
     parts = {p.strip() for p in only.split(",")}
     if not parts <= set(PARTS):
-        raise InputError(f"--only {only}: choose of {', '.join(PARTS)}.")
+        raise InputError(f"--only {only}: choose from {', '.join(PARTS)}.")
     here = machine.describe(process.value)
-    store = measuring.Store(cells, machine.identity(here))
-    fresh = 0
-    stored_cells: list[dict[str, Any]] = []
-    for cell in measuring.all_cells(quick):
-        key = f"{cell.key}-quick" if quick else cell.key
-        stored = store.read(key)
-        if stored is None and "speed" in parts and (limit is None or fresh < limit):
-            fresh += 1
-            say(key)
-            stored = store.write(key, measuring.measure(cell, quick))
-            say(_told(stored))
-        if stored is not None:
-            stored_cells.append(stored)
-    stored_memory = []
-    for steps, batch in memory.QUICK_SIZES if quick else memory.SIZES:
-        for library in memory.LIBRARIES:
-            key = memory.key(library, steps, batch)
-            stored = store.read(key)
-            if stored is None and "memory" in parts:
-                stored = store.write(
-                    key, memory.in_fresh_process(library, steps, batch, process.value, threads)
-                )
-                say(f"{key}: {stored['bytes'] / 2**20:.0f} MiB")
-            if stored is not None:
-                stored_memory.append(stored)
-    stored_long = None if quick else store.read(memory.LONG_KEY)
-    if stored_long is None and "memory" in parts and not quick:
-        say(memory.LONG_KEY)
-        stored_long = store.write(
-            memory.LONG_KEY, memory.long_in_fresh_process(process.value, threads)
-        )
-        say(f"  {stored_long['bytes'] / 2**20:.0f} MiB, {stored_long['seconds']:.0f} s")
-    stored_default = []
-    for task in () if quick else contenders.TASKS:
-        key = f"default-process-{task}"
-        stored = store.read(key)
-        if stored is None and "process" in parts:
-            say(key)
-            stored = store.write(key, measuring.in_default_process(task, threads))
-            say(_told(stored))
-        if stored is not None:
-            stored_default.append(stored)
-    stored_profile = store.read("profile")
-    if stored_profile is None and "profile" in parts:
-        say("profile")
-        stored_profile = store.write("profile", profiling.measure())
-    model = attack.default_model(data_root) if model is None else model
+    store = Store(cells, machine.identity(here))
+    model = pgd.default_model(data_root) if model is None else model
     samples = (100 if quick else 1000) if samples is None else samples
-    key = attack.key(model, samples, epsilon)
-    stored_attack = store.read(key)
-    if stored_attack is None and "attack" in parts:
-        say(key)
-        stored_attack = store.write(key, attack.measure(model, samples, data_root, epsilon, say))
-
-    output.mkdir(parents=True, exist_ok=True)
-    table = tables.tidy(stored_cells, stored_memory, stored_attack, stored_default, stored_long)
-    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
-    description = machine.as_markdown(here, command)
-    tables.write(output / "speed.csv", table.to_csv(index=False, float_format="%.6g"))
-    tables.write(
-        output / "speed.md",
-        tables.page(
-            table,
-            stored_cells,
-            measuring.HEADLINE,
-            description,
-            stored_attack,
-            stored_profile,
-            measuring.notes(stored_cells),
-            stored_long,
-        ),
+    measured = Measured(
+        _speed(store, quick, "speed" in parts, limit),
+        _memory(store, quick, "memory" in parts, process, threads),
+        None if quick else _long(store, "memory" in parts, process, threads),
+        [] if quick else _default_process(store, "process" in parts, threads),
+        _profile(store, "profile" in parts),
+        _attack(store, "attack" in parts, model, samples, data_root, epsilon),
     )
-    tables.write(output / "machine.json", json.dumps({**here, "command": command}, indent=1) + "\n")
-    if stored_profile is not None:
-        tables.write(
-            output / "profile.csv",
-            tables.profile_csv(stored_profile).to_csv(index=False, float_format="%.4g"),
-        )
-    figures.throughput(table, output / "throughput-vs-T.png")
-    figures.memory(table, output / "memory-vs-T.png")
-    for aim in tables.aims(table, measuring.HEADLINE):
-        verdict = {None: "-", True: "met", False: "NOT MET"}[aim.met]
-        say(f"{verdict:8} {aim.what}, {aim.against}: {aim.measured} (aim: {aim.aim})")
-    say(f"{output / 'speed.md'} written, {time.perf_counter() - started:.0f} s")
+    _write(output, measured, here)
+    say(f"{output / 'speed.md'} is written after {time.perf_counter() - started:.0f} s.")
 
 
 @app.command()
@@ -164,23 +96,24 @@ def profile(
     process: ProcessOption = Process.product,
     threads: ThreadsOption = None,
 ) -> None:
-    """Say where the time of our input gradient goes."""
-    from benchmarks import profiling, tables
+    """Show where the time of our input gradient goes."""
+    from benchmarks import profiling
+    from benchmarks.page import profile_markdown
 
     _settle(process, threads)
-    typer.echo(tables.profile_markdown(profiling.measure(steps, batch)))
+    typer.echo(profile_markdown(profiling.measure(steps, batch)))
 
 
 @app.command()
 def settings(
     steps: Annotated[int, typer.Option(help="Time steps.")] = 8,
     batch: Annotated[int, typer.Option(help="Images.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Runs of each.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Runs of each setting.")] = 3,
     compiled: Annotated[bool, typer.Option(help="Also under torch.compile.")] = True,
     process: ProcessOption = Process.product,
     threads: ThreadsOption = None,
 ) -> None:
-    """Time each peer's settings against each other, to see that it is given its best."""
+    """Compare the settings of each peer by time, to show that it runs with its best ones."""
     from benchmarks import cells as measuring
 
     _settle(process, threads)
@@ -192,7 +125,7 @@ def settings(
 def measure_cell(
     task: str, process: ProcessOption = Process.product, threads: ThreadsOption = None
 ) -> None:
-    """Print the aims' cell as JSON, without the compiled peer; what `run` calls, once a process."""
+    """Print a cell of the aims as JSON, without the compiled peer; `run` calls it in a process."""
     from benchmarks import cells as measuring
 
     _settle(process, threads)
@@ -210,7 +143,7 @@ def measure_memory(
     process: ProcessOption = Process.product,
     threads: ThreadsOption = None,
 ) -> None:
-    """Print one library's peak memory as JSON; what `run` calls, once a process."""
+    """Print the peak memory of one library as JSON; `run` calls it in a process of its own."""
     from benchmarks import memory
 
     _settle(process, threads)
@@ -218,8 +151,162 @@ def measure_memory(
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     typer.echo(text, err=True)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that is measured so far; None or an empty list where nothing is.
+
+    Attributes:
+        cells: The speed cells.
+        memory: The peak memory of each library and size.
+        long: The peak memory of a long sequence.
+        default_process: The cells of the aims in a process with default settings.
+        profile: The parts of the time of an input gradient.
+        attack: The PGD evaluation.
+    """
+
+    cells: list[dict[str, Any]]
+    memory: list[dict[str, Any]]
+    long: dict[str, Any] | None
+    default_process: list[dict[str, Any]]
+    profile: dict[str, Any] | None
+    attack: dict[str, Any] | None
+
+
+def _speed(store: Store, quick: bool, wanted: bool, limit: int | None) -> list[dict[str, Any]]:
+    from benchmarks import cells
+
+    found, fresh = [], 0
+    for cell in cells.all_cells(quick):
+        key = f"{cell.key}-quick" if quick else cell.key
+        stored = store.read(key)
+        if stored is None and wanted and (limit is None or fresh < limit):
+            fresh += 1
+            say(key)
+            stored = store.write(key, cells.measure(cell, quick))
+            say(_described(stored))
+        if stored is not None:
+            found.append(stored)
+    return found
+
+
+def _memory(
+    store: Store, quick: bool, wanted: bool, process: Process, threads: int | None
+) -> list[dict[str, Any]]:
+    from benchmarks import memory
+
+    found = []
+    for steps, batch in memory.QUICK_SIZES if quick else memory.SIZES:
+        for library in memory.LIBRARIES:
+            key = memory.key(library, steps, batch)
+            stored = store.read(key)
+            if stored is None and wanted:
+                made = memory.in_fresh_process(library, steps, batch, process.value, threads)
+                stored = store.write(key, made)
+                say(f"{key}: {stored['bytes'] / 2**20:.0f} MiB")
+            if stored is not None:
+                found.append(stored)
+    return found
+
+
+def _long(
+    store: Store, wanted: bool, process: Process, threads: int | None
+) -> dict[str, Any] | None:
+    from benchmarks import memory
+
+    stored = store.read(memory.LONG_KEY)
+    if stored is None and wanted:
+        say(memory.LONG_KEY)
+        made = memory.long_in_fresh_process(process.value, threads)
+        stored = store.write(memory.LONG_KEY, made)
+        say(f"  {stored['bytes'] / 2**20:.0f} MiB, {stored['seconds']:.0f} s")
+    return stored
+
+
+def _default_process(store: Store, wanted: bool, threads: int | None) -> list[dict[str, Any]]:
+    from benchmarks import cells
+    from benchmarks.contenders.base import TASKS
+
+    found = []
+    for task in TASKS:
+        key = f"default-process-{task}"
+        stored = store.read(key)
+        if stored is None and wanted:
+            say(key)
+            stored = store.write(key, cells.in_default_process(task, threads))
+            say(_described(stored))
+        if stored is not None:
+            found.append(stored)
+    return found
+
+
+def _profile(store: Store, wanted: bool) -> dict[str, Any] | None:
+    from benchmarks import profiling
+
+    stored = store.read("profile")
+    if stored is None and wanted:
+        say("profile")
+        stored = store.write("profile", profiling.measure())
+    return stored
+
+
+def _attack(
+    store: Store,
+    wanted: bool,
+    model: str,
+    samples: int,
+    data_root: Path | None,
+    epsilon: str | None,
+) -> dict[str, Any] | None:
+    from benchmarks import pgd
+
+    key = pgd.key(model, samples, epsilon)
+    stored = store.read(key)
+    if stored is None and wanted:
+        say(key)
+        stored = store.write(key, pgd.measure(model, samples, data_root, epsilon, say))
+    return stored
+
+
+def _write(output: Path, measured: Measured, here: dict[str, Any]) -> None:
+    """Write tables, page and figures, and print which aims are met."""
+    from benchmarks import cells, figures, machine, tables
+    from benchmarks.aims import aims
+    from benchmarks.page import page
+
+    output.mkdir(parents=True, exist_ok=True)
+    table = tables.tidy(
+        measured.cells,
+        measured.memory,
+        measured.attack,
+        measured.default_process,
+        measured.long,
+    )
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    tables.write(output / "speed.csv", table.to_csv(index=False, float_format="%.6g"))
+    text = page(
+        table,
+        measured.cells,
+        cells.HEADLINE,
+        machine.as_markdown(here, command),
+        measured.attack,
+        measured.profile,
+        cells.notes(measured.cells),
+        measured.long,
+    )
+    tables.write(output / "speed.md", text)
+    tables.write(output / "machine.json", json.dumps({**here, "command": command}, indent=1) + "\n")
+    if measured.profile is not None:
+        parts = tables.profile_csv(measured.profile)
+        tables.write(output / "profile.csv", parts.to_csv(index=False, float_format="%.4g"))
+    figures.throughput(table, output / "throughput-vs-T.png")
+    figures.memory(table, output / "memory-vs-T.png")
+    for aim in aims(table, cells.HEADLINE):
+        met = {None: "-", True: "met", False: "NOT MET"}[aim.met]
+        say(f"{met:8} {aim.what}, {aim.against}: {aim.measured} (aim: {aim.aim})")
 
 
 def _settle(process: Process, threads: int | None) -> None:
@@ -234,7 +321,8 @@ def _settle(process: Process, threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _told(stored: dict[str, Any]) -> str:
+def _described(stored: dict[str, Any]) -> str:
+    """The speeds, firing rates and differences of a cell, in two lines."""
     from statistics import median
 
     from benchmarks.tables import OURS
@@ -253,9 +341,9 @@ def _told(stored: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run, with mistakes in what was given told in one line."""
+    """Run a command, and report a mistake in its options in one line."""
     if not {"default", "--process=default"} & set(sys.argv):
-        # Before torch is imported.
+        # It has an effect only before torch is imported.
         let_idle_threads_sleep()
     try:
         app()

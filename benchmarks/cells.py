@@ -10,13 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import hire_loop as peers_hire
-from benchmarks.contenders import layers_alone as alone
-from benchmarks.contenders import snntorch as peers_snntorch
-from benchmarks.contenders import spikingjelly as peers_spikingjelly
+from benchmarks.contenders import hire_loop, layers_alone, snntorch, spikingjelly
 from benchmarks.contenders.base import TASKS, Contender, ModuleContender, Ours, run
 from benchmarks.equality import agreeing_images, differences
 from benchmarks.machine import ROOT
@@ -29,9 +25,9 @@ from benchmarks.networks import (
 from benchmarks.timing import Spread, alternate, rounds_for
 from robustsnn.snn.network import Network
 
-#: The cell that the aims are about.
+#: The cell that the aims are about: architecture, time steps and batch size.
 HEADLINE = ("vgg5", 8, 32)
-#: Images to choose from where some of a batch must be drawn anew.
+#: The number of spare images, which replace images that must be drawn again.
 SPARE = 256
 COMPILED = "spikingjelly-compiled"
 
@@ -47,15 +43,15 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Names its file."""
+        """The name of its file."""
         return f"{self.task}-{self.architecture}-t{self.steps}-b{self.batch}"
 
 
 def all_cells(quick: bool) -> list[Cell]:
-    """Every cell, the headline's first.
+    """Every cell, with the cells of the aims first.
 
     Args:
-        quick: Few of them.
+        quick: Whether to take only a few cells.
     """
     sizes = [(steps, batch) for steps in (4, 8, 16, 32) for batch in (1, 8, 32)]
     if quick:
@@ -73,35 +69,35 @@ def all_cells(quick: bool) -> list[Cell]:
 
 
 def contenders(network: Network) -> list[Contender]:
-    """Every library with that network, ours first; see their modules for the settings."""
+    """Every library with a network, ours first; their modules describe the settings."""
     return [
         Ours(network),
-        ModuleContender(peers_snntorch.NAME, peers_snntorch.SnnTorchNetwork(network)),
+        ModuleContender(snntorch.NAME, snntorch.SnnTorchNetwork(network)),
         ModuleContender(
-            peers_spikingjelly.NAME,
-            peers_spikingjelly.SpikingJellyNetwork(network, channels_last=True),
+            spikingjelly.NAME,
+            spikingjelly.SpikingJellyNetwork(network, channels_last=True),
         ),
-        ModuleContender(peers_hire.NAME, peers_hire.HireLoop(network)),
+        ModuleContender(hire_loop.NAME, hire_loop.HireLoop(network)),
     ]
 
 
 def compiled_peer(network: Network) -> ModuleContender:
-    """SpikingJelly under `torch.compile`, its fastest on a CPU that has a C++ compiler.
+    """SpikingJelly under `torch.compile`, its fastest form on a CPU with a C++ compiler.
 
-    It compiles anew for every shape, half a minute and more each, so only the headline's cells
-    are given it.
+    It compiles again for every shape, which takes half a minute or more. So it runs only in the
+    cells of the aims.
     """
     import torch
 
     torch._dynamo.reset()
-    module = peers_spikingjelly.SpikingJellyNetwork(network, channels_last=True)
+    module = spikingjelly.SpikingJellyNetwork(network, channels_last=True)
     module.compile(dynamic=False)
     return ModuleContender(COMPILED, module)
 
 
 def yardstick(network: Network) -> ModuleContender:
-    """The layers without neurons; it computes something else, so it is never compared."""
-    return ModuleContender(alone.NAME, alone.LayersAlone(network))
+    """The layers without neurons; their results are not compared, since they are different."""
+    return ModuleContender(layers_alone.NAME, layers_alone.LayersAlone(network))
 
 
 def measure(
@@ -114,18 +110,18 @@ def measure(
     """Check that all libraries agree, then time them.
 
     Args:
-        cell: What to measure.
-        quick: Three rounds always.
-        network: In place of the architecture's.
-        rounds: In place of what the cell's cost suggests.
-        compiled: With the compiled peer, at the aims' size.
+        cell: The cell to measure.
+        quick: Whether to take three rounds, whatever they cost.
+        network: A network that replaces that of the architecture.
+        rounds: A number of rounds that replaces the one for the cost of the cell.
+        compiled: Whether to add the compiled peer in the cells of the aims.
 
     Returns:
-        `cell`, `rates` by layer, `differences` by library, `redrawn` images, and `seconds`,
-        a list a library.
+        `cell`, `rates` by layer, `differences` by library, the number of `redrawn` images,
+        `refused` for a peer that could not be compiled, and `seconds`, a list for each library.
 
     Raises:
-        UnequalError: They do not compute the same.
+        UnequalError: The libraries do not compute the same.
     """
     if network is None:
         network = copy.deepcopy(benchmark_network(cell.architecture))
@@ -148,7 +144,7 @@ def measure(
             found |= differences([others[0], peer], cell.task, images, labels)
             others.append(peer)
         except Exception as error:
-            # Whatever ails another library's compilation, the rest can be timed.
+            # The other libraries can be timed even if the compilation of this one fails.
             refused = f"{cell.key}: no {COMPILED}, {type(error).__name__}"
     floor = yardstick(network)
     floor.prepare(cell.task)
@@ -171,14 +167,14 @@ def measure(
 
 
 def in_default_process(task: str, threads: int | None) -> dict[str, Any]:
-    """The aims' cell in a fresh process without this package's settings of the allocator.
+    """A cell of the aims in a fresh process without this package's process settings.
 
     Raises:
         RuntimeError: The process failed.
     """
     command = [sys.executable, "-m", "benchmarks", "measure-cell", task, "--process", "default"]
     command += [] if threads is None else ["--threads", str(threads)]
-    # Set by this process for itself; a default process does not have it.
+    # This process set it for itself; a default process does not have it.
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -189,10 +185,10 @@ def in_default_process(task: str, threads: int | None) -> dict[str, Any]:
 
 
 def measure_settings(steps: int, batch: int, rounds: int, compiled: bool) -> dict[str, float]:
-    """Median seconds of an input gradient of VGG5 in each setting of the peers, alternating."""
+    """Median seconds of an input gradient of VGG5, in each setting of the peers in turn."""
     network = copy.deepcopy(benchmark_network("vgg5"))
     network.time_steps = steps
-    jelly, torch_ = peers_spikingjelly.SpikingJellyNetwork, peers_snntorch.SnnTorchNetwork
+    jelly, torch_ = spikingjelly.SpikingJellyNetwork, snntorch.SnnTorchNetwork
     made = [
         ModuleContender("snntorch, reset in the loop", torch_(network)),
         ModuleContender("snntorch, built-in reset (other dynamics)", torch_(network, True)),
@@ -211,7 +207,7 @@ def measure_settings(steps: int, batch: int, rounds: int, compiled: bool) -> dic
 
 
 def notes(measured: Sequence[dict[str, Any]]) -> list[str]:
-    """How the libraries were set, and what was left out."""
+    """How the libraries were set, and what was omitted."""
     return [
         "snnTorch: its loop over time with `Leaky`; the reset is written in the loop, since the "
         "built-in one has other dynamics (`benchmarks/contenders/snntorch.py`) at the same cost.",
@@ -226,40 +222,3 @@ def notes(measured: Sequence[dict[str, Any]]) -> list[str]:
         "`python -m benchmarks settings` times the peers' settings against each other.",
         *(m["refused"] for m in measured if m.get("refused")),
     ]
-
-
-class Store:
-    """Finished measurements, one JSON file each, written whole or not at all.
-
-    Args:
-        folder: Where they lie.
-        identity: Of machine, versions and source. A measurement made under another one is made
-            again: numbers of different code never meet in a table.
-    """
-
-    def __init__(self, folder: Path, identity: str) -> None:
-        self.folder = folder
-        self.identity = identity
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def read(self, key: str) -> dict[str, Any] | None:
-        """The measurement of that name, if it was finished under this identity."""
-        path = self.folder / f"{key}.json"
-        if not path.exists():
-            return None
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return stored if stored.get("identity") == self.identity else None
-
-    def write(self, key: str, measured: dict[str, Any]) -> dict[str, Any]:
-        """Keep a measurement; what `read` will give."""
-        stored = {"identity": self.identity, **measured}
-        path = self.folder / f"{key}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
-        return stored
-
-    def once(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The stored measurement, or a new one."""
-        stored = self.read(key)
-        return self.write(key, make()) if stored is None else stored

@@ -1,4 +1,4 @@
-"""Nothing is timed before every library is seen to compute the same."""
+"""Checks that every library computes the same; without them nothing is timed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from robustsnn.snn.lif_reference import run
 from robustsnn.snn.network import Network
 from robustsnn.snn.neuron import LIF
 
-#: Of the largest entry: what float32 sums in different orders may differ by.
+#: Largest differences by rounding, when float32 sums in another order, as shares of the largest
+#: entry.
 LOGIT_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
 
 
 class UnequalError(Exception):
-    """Libraries that do not compute the same network are not compared."""
+    """The libraries do not compute the same network, so they are not compared."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest differences from ours, relative to the largest entry of ours."""
+    """The largest differences from our results, relative to our largest entry."""
 
     logits: float
     gradient: float
@@ -34,21 +35,21 @@ class Difference:
 def agreeing_images(
     contenders: Sequence[Contender], images: Tensor, spare: Tensor, network: Network
 ) -> tuple[Tensor, int]:
-    """Images on which all agree, and how many had to be replaced by spare ones.
+    """Images on which all libraries agree, and the number of images that were replaced.
 
-    A membrane that meets the threshold exactly is a spike to SpikingJelly and none to the others.
-    In float32 it happens to one membrane in millions, so to most images once steps are many.
-    Nothing else is taken for an excuse.
+    If a membrane meets the threshold exactly, SpikingJelly fires and the others do not. In float32
+    this happens to one membrane in millions, so with many steps it happens in most images. A
+    disagreement for any other reason is an error.
 
     Args:
-        contenders: The first is the reference.
-        images: `[batch, channel, height, width]`.
-        spare: More of them, used in order.
-        network: What the contenders compute, to look for such membranes in.
+        contenders: The libraries, with the reference first.
+        images: The images, `[batch, channel, height, width]`.
+        spare: The images that replace others, in this order.
+        network: The network that all compute, to look for membranes that meet the threshold.
 
     Raises:
-        UnequalError: They differ on an image where no membrane meets the threshold, or there are
-            too few spare ones.
+        UnequalError: The libraries disagree on an image where no membrane meets the threshold, or
+            there are not enough spare images.
     """
     images = images.clone()
     replaced = 0
@@ -74,7 +75,7 @@ def agreeing_images(
 
 @torch.no_grad()
 def meeting(network: Network, images: Tensor) -> Tensor:
-    """Whether some membrane of each image equals its threshold exactly, bool `[batch]`."""
+    """Whether a membrane of each image equals its threshold exactly, bool `[batch]`."""
     found = torch.zeros(len(images), dtype=torch.bool)
 
     def look(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -98,12 +99,12 @@ def meeting(network: Network, images: Tensor) -> Tensor:
 def differences(
     contenders: Sequence[Contender], task: str, images: Tensor, labels: Tensor
 ) -> dict[str, Difference]:
-    """How far each is from the first, in logits and in the gradients that the task computes.
+    """The differences of each library from the first, in logits and in gradients of the task.
 
     Every contender has been prepared for the task.
 
     Raises:
-        UnequalError: Farther than rounding explains.
+        UnequalError: A difference is larger than rounding explains.
     """
     reference = contenders[0]
     logits = reference.logits(images)

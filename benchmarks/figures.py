@@ -1,4 +1,4 @@
-"""Throughput and memory against the number of time steps."""
+"""Figures of throughput and memory against the number of time steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STYLES = {
 
 
 def throughput(table: pd.DataFrame, path: Path, batches: tuple[int, ...] = (1, 8, 32)) -> None:
-    """Input gradients a second of VGG5 against T, a panel a batch size, quartiles as bars."""
+    """Draw input gradients per second of VGG5 against T, with quartiles, by batch size."""
     rows = table[(table["measure"] == "input-gradient") & (table["architecture"] == "vgg5")]
     shown = [b for b in batches if (rows["batch"] == b).any()]
     if not shown:
@@ -64,7 +64,7 @@ def throughput(table: pd.DataFrame, path: Path, batches: tuple[int, ...] = (1, 8
 
 
 def memory(table: pd.DataFrame, path: Path) -> None:
-    """Peak memory of an input gradient of VGG5 against T."""
+    """Draw the peak memory of an input gradient of VGG5 against T."""
     rows = table[table["measure"] == "peak-memory"]
     if rows.empty:
         return

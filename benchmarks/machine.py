@@ -1,4 +1,4 @@
-"""What a measurement was made on and with: where it differs, numbers are not comparable."""
+"""The machine, versions and settings of a measurement; only where they agree can it be compared."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from robustsnn.snn.neuron import kernel
 PACKAGES = ("torch", "numba", "numpy", "snntorch", "spikingjelly", "torchattacks")
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16")
 ROOT = Path(__file__).parents[1]
-#: What turns measurements into tables changes no measurement.
-NOT_MEASURING = ("tables.py", "figures.py", "machine.py", "__main__.py")
+#: Files that turn measurements into tables, pages and figures, and change no measurement.
+NOT_MEASURING = (
+    *("__main__.py", "aims.py", "figures.py", "machine.py", "page.py", "store.py", "tables.py"),
+)
 
 
 def describe(process: str) -> dict[str, Any]:
     """The machine, the versions and the settings.
 
     Args:
-        process: `product` or `default`, see `apply_process_settings`.
+        process: The process settings, `product` or `default`; see `apply_process_settings`.
     """
     return {
         "cpu": _cpu(),
@@ -50,19 +52,19 @@ def describe(process: str) -> dict[str, Any]:
 
 
 def identity(machine: dict[str, Any]) -> str:
-    """A digest of everything that a measurement depends on; the commit's name is not."""
+    """A digest of everything that a measurement depends on, which the commit name is not."""
     relevant = {name: value for name, value in machine.items() if name != "commit"}
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def source_digest() -> str:
-    """A digest of the package's and the measuring code's source."""
+    """A digest of the source of the package and of the measuring code."""
     digest = hashlib.sha256()
     assert robustsnn.__file__ is not None
     files = [
         *sorted(Path(robustsnn.__file__).parent.rglob("*.py")),
         *sorted((ROOT / "attacks").rglob("*.py")),
-        *sorted(f for f in (ROOT / "benchmarks").glob("*.py") if f.name not in NOT_MEASURING),
+        *sorted(f for f in (ROOT / "benchmarks").rglob("*.py") if f.name not in NOT_MEASURING),
     ]
     for file in files:
         digest.update(file.name.encode())
@@ -71,10 +73,12 @@ def source_digest() -> str:
 
 
 def apply_process_settings(process: str) -> None:
-    """Settings of the whole process, so alike for every library in it.
+    """Apply settings to the whole process, and so to every library in it.
 
-    `product` are those of this package's command line, `default` are none. Before torch is
-    imported for all of them to have effect.
+    They have their full effect only before torch is imported.
+
+    Args:
+        process: `product` for the settings of this package's command line, `default` for none.
     """
     if process == "product":
         from robustsnn.common.process import keep_freed_memory
@@ -83,7 +87,7 @@ def apply_process_settings(process: str) -> None:
 
 
 def as_markdown(machine: dict[str, Any], command: str) -> str:
-    """A short list for readers."""
+    """A short list of the machine, the versions and the settings."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
         f"- CPU: {machine['cpu']}, {machine['cores']} cores used, {machine['threads']} threads",

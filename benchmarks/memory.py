@@ -1,4 +1,4 @@
-"""Peak memory of an input gradient, each library in a process of its own."""
+"""The peak memory of an input gradient, measured for each library in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.contenders.base import Ours
 from benchmarks.machine import ROOT
 from benchmarks.networks import benchmark_network, random_images, random_labels
 
-#: (time steps, batch) of VGG5.
+#: Pairs of time steps and batch size, for VGG5.
 SIZES = ((8, 32), (32, 32), (64, 32))
 QUICK_SIZES = ((8, 32),)
 STATUS = Path("/proc/self/status")
@@ -31,20 +31,20 @@ LIBRARIES = (
 )
 
 
-#: A long sequence, which nobody keeps whole: architecture, time steps, batch, segment.
+#: A sequence that is too long to keep whole: architecture, time steps, batch size, segment.
 LONG = ("vgg11", 256, 16, 16)
 LONG_KEY = "memory-robustsnn-vgg11-t256-b16-recompute16"
 
 
 def key(library: str, steps: int, batch: int) -> str:
-    """Names its file."""
+    """The name of its file."""
     return f"memory-{library}-vgg5-t{steps}-b{batch}"
 
 
 def in_fresh_process(
     library: str, steps: int, batch: int, process: str, threads: int | None
 ) -> dict[str, Any]:
-    """What `measure` finds for VGG5, there.
+    """The result of `measure` for VGG5 in a fresh process.
 
     Raises:
         RuntimeError: The process failed.
@@ -53,7 +53,7 @@ def in_fresh_process(
 
 
 def long_in_fresh_process(process: str, threads: int | None) -> dict[str, Any]:
-    """What `measure` finds for us on the long sequence, recomputing in segments.
+    """The result of `measure` for us on the long sequence, which is recomputed in segments.
 
     Raises:
         RuntimeError: The process failed.
@@ -80,10 +80,10 @@ def _ask(threads: int | None, library: str, *arguments: str) -> dict[str, Any]:
 def measure(
     library: str, architecture: str, steps: int, batch: int, recompute: int | None = None
 ) -> dict[str, Any]:
-    """Bytes that one input gradient needs beyond what was resident before it, and its seconds.
+    """The bytes that one input gradient needs beyond what was resident before, and its seconds.
 
-    The process has computed a gradient of one image over a few steps before, so that what is
-    compiled, loaded or cached once does not count.
+    The process first computes the gradient of one image over a few steps, so that everything that
+    is compiled, loaded or cached only once does not count.
     """
     network = copy.deepcopy(benchmark_network(architecture))
     network.time_steps = steps
@@ -120,13 +120,13 @@ def _status(field: str) -> int:
 
 
 def _resident_and_restart() -> int:
-    """Resident bytes; from here on the peak counts anew, where the system lets it."""
+    """The resident bytes; the peak is set back to them where the system allows it."""
     if not STATUS.exists():
         return _peak()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        # Without it the peak is that of the whole process, which the gradient must exceed.
+        # Then the peak is that of the whole process, and only a gradient above it is seen.
         pass
     return _status("VmRSS")
 
@@ -134,6 +134,6 @@ def _resident_and_restart() -> int:
 def _peak() -> int:
     if STATUS.exists():
         return _status("VmHWM")
-    # In bytes on a Mac, in KiB elsewhere.
+    # The unit is bytes on a Mac and KiB on other systems.
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,11 +1,11 @@
 """Networks to time: random weights, scaled to be active, on a grid where sums are exact.
 
-Arithmetic on dense layers takes the same time whatever the weights. What matters is that every
-library can be shown to compute the same network. In float32 two correct libraries differ: they
-sum in other orders, a membrane next to the threshold then falls on the other side, and the spike
-spreads. Here weights are multiples of 2^-11, pixels of 2^-7 after normalisation and pooled spikes
-of 1/4, so that every current is exact in float32 in any order of summation, and libraries agree
-spike for spike.
+The time of arithmetic on dense layers does not depend on the weights. But it must be shown that
+every library computes the same network. In float32 two correct libraries differ: they sum in
+different orders, so a membrane near the threshold can end on either side of it, and the different
+spike changes later layers. Here weights are multiples of 2^-11, pixels after normalisation are
+multiples of 2^-7, and pooled spikes are multiples of 1/4. So every current is exact in float32 in
+any order of summation, and the libraries agree in every spike.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from robustsnn.snn.architectures.description import Residual
 from robustsnn.snn.network import Network, NetworkConfig, SurrogateConfig
 from robustsnn.snn.neuron import LIF
 
-#: Kept away from 1 so that the leak's work is really done; exact in binary, as is 1 / (1 - leak).
+#: Not 1, so that the leak has to be computed; it is exact in binary, and so is 1 / (1 - leak).
 LEAK = 0.875
 GRID = 2.0**-11
-#: Off the grid of the currents: SpikingJelly fires at `U >= V`, the others at `U > V`.
+#: Not on the grid of the currents, since SpikingJelly fires at `U >= V` and the others at `U > V`.
 THRESHOLD = 1 + 2.0**-20
-#: Spikes a neuron and step that every layer is scaled to.
+#: Every layer is scaled to this number of spikes per neuron and step.
 RATE = 0.2
 CLASSES = 10
 IMAGE = (3, 32, 32)
@@ -41,16 +41,16 @@ def random_network(
 ) -> Network:
     """A network of an architecture, in evaluation mode, with exact weights and active layers.
 
-    Thresholds are `THRESHOLD`, leaks `LEAK`, the surrogate is a triangle of unit area: what every
-    library here can express. There is no dropout.
+    Thresholds are `THRESHOLD`, leaks are `LEAK`, and the surrogate is a triangle of unit area,
+    which every library here can express. There is no dropout.
 
     Args:
-        architecture: Name of an architecture.
-        widths: The published ones if absent.
-        classifier: Hidden linear layers.
-        image: (channel, height, width).
-        time_steps: Time steps.
-        seed: Of the weights.
+        architecture: The name of an architecture.
+        widths: The widths of the layers; None for the published ones.
+        classifier: The widths of the hidden linear layers.
+        image: The shape (channel, height, width) of an image.
+        time_steps: The number of time steps.
+        seed: The seed of the weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -73,7 +73,7 @@ def random_network(
         for lif in network.spiking_layers().values():
             lif.leak.fill_(LEAK)
             lif.threshold.fill_(THRESHOLD)
-    # Rates hardly depend on the image or on the number of steps: a short run finds the scale.
+    # Rates hardly depend on the image or the number of steps, so a short run finds the scale.
     network.time_steps = min(4, time_steps)
     _activate(network, random_images(1, image, seed))
     network.time_steps = time_steps
@@ -82,24 +82,24 @@ def random_network(
 
 @cache
 def benchmark_network(architecture: str) -> Network:
-    """The network that cells share; copy it before changing anything but `time_steps`."""
+    """The network that all cells share; copy it before you change more than `time_steps`."""
     return random_network(architecture)
 
 
 def random_images(count: int, image: tuple[int, int, int] = IMAGE, seed: int = 0) -> Tensor:
-    """Noise `[count, channel, height, width]`, multiples of 1/256 in [0, 1)."""
+    """Random images `[count, channel, height, width]`, multiples of 1/256 in [0, 1)."""
     generator = torch.Generator().manual_seed(1000 + seed)
     return torch.randint(0, 256, (count, *image), generator=generator) / 256
 
 
 def random_labels(count: int, seed: int = 0) -> Tensor:
-    """Classes, int64 `[count]`."""
+    """Random classes, int64 `[count]`."""
     return torch.randint(0, CLASSES, (count,), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def firing_rates(network: Network, images: Tensor) -> dict[str, float]:
-    """Mean spikes a neuron and step, by layer."""
+    """The mean number of spikes per neuron and step, by layer."""
     rates: dict[str, float] = {}
     layers = network.spiking_layers()
     handles = [
@@ -119,12 +119,12 @@ def firing_rates(network: Network, images: Tensor) -> dict[str, float]:
 
 
 class _Reached(Exception):
-    """The layer of interest has run; the rest of the network need not."""
+    """The layer in question has run, so the rest of the network does not need to."""
 
 
 @torch.no_grad()
 def _activate(network: Network, images: Tensor) -> None:
-    """Scale the weights before each LIF layer, in order, to about `RATE`; then put all on grid."""
+    """Scale the weights before each LIF layer, in order, to `RATE`, and put them on the grid."""
     for layer, sources in _inputs_of_neurons(network):
         original = [source.weight.detach().clone() for source in sources]
         low, high = 2.0**-4, 2.0**8

@@ -1,4 +1,4 @@
-"""A whole PGD evaluation: this package's attack, and torchattacks on the same network elsewhere."""
+"""A whole PGD evaluation, by this package and by torchattacks on the network in SpikingJelly."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ from robustsnn.models.zoo import zoo_names
 from robustsnn.snn.network import Network
 
 STEPS = 50
-#: The first of these is taken that leaves at most 8 % of some images: of all then under a tenth.
+#: Sizes to try. The first is taken at which at most 8 % of some images survive, so that under a
+#: tenth of all images do.
 EPSILONS = ("8/255", "12/255", "16/255", "24/255", "32/255", "48/255")
+#: The largest robust accuracy that the evaluation should end with.
 MOST_ROBUST = 0.10
+#: Models to take by default, in this order.
 PREFERRED = ("cifar10/vgg5-snn", "fashion-mnist/vgg5-snn")
-#: Images a call of torchattacks: enough to keep its time loop busy.
+#: The number of images in one call of torchattacks, enough to keep its loop over time busy.
 PEER_BATCH = 50
 
 
 def key(model: str, samples: int, epsilon: str | None) -> str:
-    """Names its file: the weights are part of it."""
+    """The name of its file, which contains a digest of the weights."""
     digest = read_checkpoint(model).sha256[:8]
     size = (epsilon or "chosen").replace("/", "-")
     return f"pgd-{model.replace('/', '-')}-{digest}-{samples}-{size}"
 
 
 def default_model(data_root: Path | None) -> str:
-    """The first of the preferred models that ships and whose data can be had."""
+    """The first of the preferred models that ships and whose data are there."""
     for name in PREFERRED:
         if name not in zoo_names():
             continue
@@ -62,18 +65,19 @@ def measure(
     epsilon: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Seconds and robust accuracy of both, judged alike.
+    """The seconds and the robust accuracy of both attacks, with the same judge.
 
-    Both get the same steps, step size and ball. Ours leaves images alone that the network gets
-    wrong anyway, stops with an image once it is fooled, and proposes the best iterate; theirs
-    attacks all to the end and proposes the last. Judging counts into both times.
+    Both get the same steps, step size and ball. Ours does not attack an image that is wrong when
+    clean, stops with an image once it is broken, and proposes the best iterate. Theirs attacks
+    every image to the end and proposes the last iterate. Both times include the judge.
 
     Args:
         model: A zoo name or a checkpoint folder.
-        samples: How many of the first images.
-        data_root: Where the data are; without, what ships.
-        epsilon: Of the Linf ball; by default the smallest listed that leaves at most 8 % of 200.
-        say: Told what is going on.
+        samples: The number of images, taken from the first one on.
+        data_root: The folder of the data; None for the data that ship.
+        epsilon: The size of the Linf ball; by default the smallest size in `EPSILONS` that at most
+            8 % of 200 images survive.
+        say: A function that prints progress.
 
     Raises:
         InputError: The data or the model do not fit, or the two networks disagree.
@@ -92,13 +96,13 @@ def measure(
     say(f"  ours: PGD-{STEPS}, {len(images)} images, epsilon {epsilon}")
     start = time.perf_counter()
     proposed, ours_passes = _ours(network, images, labels, ids, threat, step_size)
-    ours_accuracy = _verdict(model, proposed, images, labels, ids, threat)
+    ours_accuracy = _judged_accuracy(model, proposed, images, labels, ids, threat)
     ours_seconds = time.perf_counter() - start
 
     say("  torchattacks on the network in SpikingJelly")
     start = time.perf_counter()
     proposed = _theirs(network, images, labels, threat, step_size)
-    their_accuracy = _verdict(model, proposed, images, labels, ids, threat)
+    their_accuracy = _judged_accuracy(model, proposed, images, labels, ids, threat)
     their_seconds = time.perf_counter() - start
     return {
         "model": model,
@@ -106,7 +110,7 @@ def measure(
         "samples": len(images),
         "epsilon": epsilon,
         "steps": STEPS,
-        "clean_accuracy": _verdict(model, images, images, labels, ids, threat),
+        "clean_accuracy": _judged_accuracy(model, images, images, labels, ids, threat),
         "input_gradient_difference": difference,
         "ours": {
             "seconds": ours_seconds,
@@ -124,7 +128,9 @@ def measure(
 def _load(model: str) -> Network:
     network = load_model(model)
     if not isinstance(network, Network) or network.kind != "snn":
-        raise InputError(f"{model} is no spiking network of this package: choose another --model.")
+        raise InputError(
+            f"{model} is not a spiking network of this package: choose another --model."
+        )
     return network
 
 
@@ -146,7 +152,7 @@ def _ours(
     step_size: float,
     steps: int = STEPS,
 ) -> tuple[Tensor, float]:
-    """Proposals, and gradients an image."""
+    """The proposals, and the mean number of gradients of an image."""
     attack = load_attack(f"pgd:steps={steps},step_size={step_size!r}")
     victim = Victim(network, Bptt(), ids)
     right = judge(victim.logits(images), labels)[0] == labels
@@ -182,7 +188,7 @@ def _theirs(
     )
 
 
-def _verdict(
+def _judged_accuracy(
     model: str,
     proposed: Tensor,
     images: Tensor,
@@ -190,7 +196,7 @@ def _verdict(
     ids: list[int],
     threat: ThreatModel,
 ) -> float:
-    """Accuracy of a network loaded anew on the proposals, put into the ball if they left it."""
+    """The accuracy of a newly loaded network on the proposals, projected if outside the ball."""
     network = _load(model)
     outside = ~threat.admits(proposed, images)
     proposed = proposed.clone()
@@ -209,21 +215,21 @@ def _epsilon(
     for epsilon in EPSILONS:
         threat = ThreatModel("Linf", epsilon)
         proposed, _ = _ours(_load(model), images, labels, ids, threat, threat.radius / 8, steps=20)
-        left = _verdict(model, proposed, images, labels, ids, threat)
-        say(f"  epsilon {epsilon}: PGD-20 leaves {left:.1%} of {len(images)}")
-        if left <= 0.8 * MOST_ROBUST:
+        accuracy = _judged_accuracy(model, proposed, images, labels, ids, threat)
+        say(f"  epsilon {epsilon}: {accuracy:.1%} of {len(images)} images survive PGD-20")
+        if accuracy <= 0.8 * MOST_ROBUST:
             return epsilon
     return EPSILONS[-1]
 
 
 def _check(network: Network, images: Tensor, labels: Tensor) -> float:
-    """The two networks' input gradients: the median image's relative difference.
+    """The relative difference of the two networks' input gradients on the median image.
 
-    A trained network computes in no exact arithmetic: on a few images a membrane next to the
-    threshold falls on the other side, and their gradients differ. The others must agree.
+    The sums in a trained network are not exact. On a few images a membrane near the threshold can
+    end on the other side, and the gradients differ. On the other images they must agree.
 
     Raises:
-        InputError: They do not on most images.
+        InputError: The gradients differ on most images.
     """
     ours = Victim(network, Bptt(), range(len(images))).gradient(images, labels).gradient
     peer = ModuleContender("spikingjelly", SpikingJellyNetwork(network, channels_last=True))

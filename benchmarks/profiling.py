@@ -1,4 +1,4 @@
-"""Where the time of one input gradient goes."""
+"""The parts of the time of one input gradient."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ PARTS = (
 def measure(
     steps: int = 8, batch: int = 32, network: Network | None = None, size: int = MATMUL
 ) -> dict[str, Any]:
-    """Milliseconds by part of an input gradient of VGG5, and the arithmetic reached.
+    """The milliseconds of each part of an input gradient of VGG5, and the arithmetic reached.
 
     Args:
-        steps: Time steps.
-        batch: Images.
-        network: In place of VGG5.
-        size: Of the square matrices whose product stands for the attainable arithmetic.
+        steps: The number of time steps.
+        batch: The number of images.
+        network: A network to measure instead of VGG5.
+        size: The size of the square matrices whose product shows the arithmetic that is possible.
 
     Returns:
-        `milliseconds` by part, their `total`, `wall` without the profiler, `gflop` of the
-        convolutions one way, and GFLOP/s `convolution forward`, `convolution backward`, `matmul`.
+        `milliseconds` by part, their `total`, the milliseconds `wall` without the profiler, the
+        `gflop` of the convolutions in one direction, and `gflop_per_second` of `convolution
+        forward`, `convolution backward` and `matmul`.
     """
     network = copy.deepcopy(benchmark_network("vgg5") if network is None else network)
     network.time_steps = steps
@@ -80,7 +81,7 @@ def measure(
 
 
 def part(name: str, ancestors: list[str]) -> str:
-    """Which part an operation belongs to, by its name and those of the ones that called it."""
+    """The part of an operation, by its name and the names of the operations that called it."""
     family = [name, *ancestors]
     way = "backward" if any(n.startswith("autograd::engine") for n in family) else "forward"
 
@@ -109,7 +110,7 @@ def _ancestors(event: Any) -> list[str]:
 
 @torch.no_grad()
 def _convolution_flop(network: Network, images: Tensor) -> float:
-    """Floating-point operations that the convolutions of one forward pass really do."""
+    """The floating-point operations of all convolutions in one forward pass."""
     total = 0.0
 
     def count(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

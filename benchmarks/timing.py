@@ -1,4 +1,4 @@
-"""Alternating runs in one process: what disturbs one library disturbs the others alike."""
+"""Alternating runs in one process, so that a disturbance hits all libraries equally."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: A measurement lasts at least so long: shorter runs are repeated inside it.
+#: The least duration of a measurement, inside which shorter runs are repeated.
 SHORTEST_SECONDS = 0.1
 MOST_REPEATS = 10
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, quartiles and extremes of some numbers."""
+    """The median, quartiles and extremes of some numbers."""
 
     median: float
     lower: float
@@ -26,17 +26,19 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Of a non-empty list."""
+        """The spread of a list that is not empty."""
         least, lower, median, upper, most = np.percentile(values, [0, 25, 50, 75, 100]).tolist()
         return cls(median, lower, upper, least, most)
 
 
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run by name, one number a round; every round starts with another one.
+    """The seconds of each run by name, one number for each round.
+
+    Every round starts with a different run.
 
     Args:
-        runs: What to time; each has run at least once before.
-        rounds: How many numbers each gets.
+        runs: The calls to time, each of which has run at least once before.
+        rounds: The number of rounds.
     """
     names = list(runs)
     once = {name: _seconds(runs[name], 1) for name in names}
@@ -53,14 +55,14 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def rounds_for(seconds: float, quick: bool) -> int:
-    """How many rounds a cell gets, by the seconds of one round of all libraries."""
+    """The number of rounds of a cell, by the seconds that one round of all libraries takes."""
     if quick:
         return 3
     return 7 if seconds < 3 else 5 if seconds < 20 else 3
 
 
 def paired_ratios(slower: list[float], faster: list[float]) -> list[float]:
-    """How many times longer one took than the other, round by round."""
+    """The quotient of the seconds of two libraries, round by round."""
     return [a / b for a, b in zip(slower, faster, strict=True)]
 
 

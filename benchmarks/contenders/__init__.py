@@ -1,1 +1,1 @@
-"""The libraries that are timed, one file each."""
+"""The libraries that are timed, each in a file of its own."""

@@ -1,4 +1,4 @@
-"""What is timed: every library offers the same three calls on the same network."""
+"""What is timed: the same three calls of every library, on the same network."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ TASKS = ("input-gradient", "training-step", "inference")
 
 
 class Contender(Protocol):
-    """A library with the network in it."""
+    """A library that has the network."""
 
     name: str
 
     def prepare(self, task: str) -> None:
-        """Be in the state that the task runs in; once, not timed."""
+        """Get ready for a task; it is called once and not timed."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """Logits `[batch, class]` without gradient."""
+        """The logits `[batch, class]`, without a gradient."""
 
     def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Gradient of each image's own cross-entropy, shaped like the images."""
+        """The gradient of the cross-entropy of each image, shaped like the images."""
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One SGD step on the mean cross-entropy, with learning rate 0: weights stay equal."""
+        """Take an SGD step on the mean cross-entropy, with learning rate 0 to keep the weights."""
 
     def weight_gradients(self) -> list[Tensor]:
-        """After a step, the gradients of convolutions and linear layers, in order."""
+        """The gradients of convolutions and linear layers after a step, in order."""
 
 
 class Ours:
-    """This package, by the calls that its attacks and its training make.
+    """This package, with the calls that its attacks and its training make.
 
     Args:
-        network: What to copy.
-        whole: Run a batch at once instead of in the micro-batches that a victim chooses.
+        network: The network, which is copied.
+        whole: Whether to run a batch at once instead of in the micro-batches of a victim.
     """
 
     def __init__(self, network: Network, whole: bool = False) -> None:
@@ -56,31 +56,31 @@ class Ours:
         self._victims: dict[int, Victim] = {}
 
     def prepare(self, task: str) -> None:
-        """Frozen and evaluated, or training with everything that the recipes learn."""
+        """Freeze the network, or train everything that the recipes train."""
         self._victims.clear()
         _prepare(self.network, task)
         if task == "training-step":
             self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.0)
 
     def logits(self, images: Tensor) -> Tensor:
-        """By a victim, as attacks ask."""
+        """The logits of a victim, as attacks ask for them."""
         return self._victim(len(images)).logits(images)
 
     def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """By a victim, as attacks ask."""
+        """The gradient of a victim, as attacks ask for it."""
         return self._victim(len(images)).gradient(images, labels).gradient
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """Weights, thresholds and leaks."""
+        """Take a step of weights, thresholds and leaks."""
         assert self.optimizer is not None
         plain_update(self.network, self.optimizer, images, labels)
 
     def weight_gradients(self) -> list[Tensor]:
-        """Of convolutions and linear layers."""
+        """The gradients of convolutions and linear layers."""
         return list(weight_gradients(self.network))
 
     def _victim(self, batch: int) -> Victim:
-        # An attack makes one victim for all its steps.
+        # An attack, too, uses one victim for all its steps.
         if batch not in self._victims:
             victim = Victim(self.network, Bptt(), range(batch))
             if self.whole or victim.micro_batch > batch:
@@ -90,7 +90,7 @@ class Ours:
 
 
 class ModuleContender:
-    """Another library: a module from images in [0, 1] to logits."""
+    """Another library: a module that maps images in [0, 1] to logits."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
@@ -98,25 +98,25 @@ class ModuleContender:
         self.optimizer: torch.optim.Optimizer | None = None
 
     def prepare(self, task: str) -> None:
-        """Weights frozen unless they are trained: the best that the library can do."""
+        """Freeze the weights unless they are trained, which is the fastest for the library."""
         _prepare(self.module, task, training=True)
         if task == "training-step":
             self.optimizer = torch.optim.SGD(self.module.parameters(), lr=0.0)
 
     def logits(self, images: Tensor) -> Tensor:
-        """A forward pass."""
+        """The logits of a forward pass."""
         with torch.no_grad():
             out: Tensor = self.module(images)
         return out
 
     def gradient(self, images: Tensor, labels: Tensor) -> Tensor:
-        """A forward and a backward pass, to the input only."""
+        """The gradient of a forward and a backward pass, to the input only."""
         x = images.detach().clone().requires_grad_()
         loss = F.cross_entropy(self.module(x), labels, reduction="sum")
         return torch.autograd.grad(loss, x)[0]
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """One step."""
+        """Take a step of everything that the library trains."""
         assert self.optimizer is not None
         loss = F.cross_entropy(self.module(images), labels)
         self.optimizer.zero_grad(set_to_none=True)
@@ -124,12 +124,12 @@ class ModuleContender:
         self.optimizer.step()
 
     def weight_gradients(self) -> list[Tensor]:
-        """Of convolutions and linear layers."""
+        """The gradients of convolutions and linear layers."""
         return list(weight_gradients(self.module))
 
 
 def weight_gradients(module: nn.Module) -> Iterator[Tensor]:
-    """Gradients of the convolutions and linear layers of a module, in order of definition."""
+    """The gradients of the convolutions and linear layers of a module, in their order."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             assert layer.weight.grad is not None
@@ -137,7 +137,7 @@ def weight_gradients(module: nn.Module) -> Iterator[Tensor]:
 
 
 def run(contender: Contender, task: str, images: Tensor, labels: Tensor) -> Callable[[], object]:
-    """What a task times, as a call without arguments."""
+    """The call that a task times, without arguments."""
     if task == "input-gradient":
         return lambda: contender.gradient(images, labels)
     if task == "training-step":
@@ -146,8 +146,8 @@ def run(contender: Contender, task: str, images: Tensor, labels: Tensor) -> Call
 
 
 def _prepare(module: nn.Module, task: str, training: bool = False) -> None:
-    # No network here has dropout or normalisation over batches: the mode changes no number. Some
-    # neurons of SpikingJelly cut the gradient in evaluation mode.
+    # The networks here have neither dropout nor normalisation over batches, so the mode does not
+    # change a number. But some neurons of SpikingJelly cut the gradient in evaluation mode.
     module.train(training or task == "training-step")
     for parameter in module.parameters():
         parameter.requires_grad_(task == "training-step")

@@ -1,9 +1,9 @@
-"""The published HIRE-SNN network's way of computing, written anew.
+"""The way in which the published HIRE-SNN network computes, in code of our own.
 
-A loop over time steps, inside it a loop over layers; every layer keeps its membrane, every
-convolution runs at every step, the spike is an autograd function of `U/V - 1`, dropout is a mask
-that multiplies at every step. Thresholds and leaks are learned. The published code also counts
-spikes and keeps the time of the last one; that is left out, in its favour.
+There is a loop over time steps with a loop over layers inside it. Every layer keeps its membrane,
+and every convolution runs at every step. The spike is an autograd function of `U/V - 1`. Dropout
+is a mask that multiplies at every step. Thresholds and leaks are learned. The published code also
+counts spikes and keeps the time of the last one; this is omitted here, in its favour.
 
 Source: Kundu et al., HIRE-SNN, ICCV 2021, section 3 and its published model.
 """
@@ -37,14 +37,14 @@ class Spike(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """The triangle."""
+        """The gradient, multiplied by the triangle."""
         (z,) = ctx.saved_tensors
         triangle = ctx.amplitude * (1 - z.abs() / ctx.width).clamp(min=0)
         return gradients[0] * triangle, None, None
 
 
 class HireLoop(nn.Module):
-    """Images `[batch, channel, height, width]` in [0, 1] to logits `[batch, class]`."""
+    """Maps images `[batch, channel, height, width]` in [0, 1] to logits `[batch, class]`."""
 
     mean: Tensor
     std: Tensor
@@ -63,7 +63,7 @@ class HireLoop(nn.Module):
                 raise InputError("the HIRE loop is given triangles only.")
 
     def forward(self, images: Tensor) -> Tensor:
-        """All steps, one after the other."""
+        """The logits after all steps, one after the other."""
         x = (images - self.mean) / self.std
         membranes: dict[nn.Module, Tensor] = {}
         masks: dict[nn.Module, Tensor] = {}

@@ -1,7 +1,7 @@
 """The convolutions, pools and linear layers alone: what a network costs without its neurons.
 
-All time steps and images in one call, channels last, from random input of the network's shape.
-It is no spiking network and its numbers mean nothing; it is the yardstick of the arithmetic.
+All time steps and images are in one call, channels last. This is not a spiking network, and its
+outputs have no meaning; it is only the yardstick for the time of the arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAME = "layers-alone"
 
 
 class LayersAlone(nn.Module):
-    """Images `[batch, channel, height, width]`, repeated over time, to sums `[batch, class]`."""
+    """Maps images `[batch, channel, height, width]`, repeated over time, to `[batch, class]`."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class LayersAlone(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """One call of every layer."""
+        """The sums over time after one call of every layer."""
         x = images.repeat(self.steps, 1, 1, 1).contiguous(memory_format=torch.channels_last)
         for layer in self.layers:
             x = layer.run(x, lambda m, y: m(y)) if isinstance(layer, Residual) else layer(x)

@@ -1,18 +1,17 @@
 """The network in snnTorch, in the loop over time that its tutorials write.
 
-Its `Leaky` cannot itself be told the published dynamics, in which a spike takes the threshold off
-the membrane in the same step, before the leak:
+Its `Leaky` has no setting for the published dynamics, in which a spike subtracts the threshold
+from the membrane in the same step, before the leak:
 
     U = leak * Upost + I;  o = [U > V];  Upost = U - V * o
 
-- `reset_mechanism="subtract"` as it comes takes V off one step later and after the leak,
-  `U = leak * U' + I - V * [U' > V]`: the same only where the leak is 1.
-- With `reset_delay=False` it also subtracts before the step, if what the reset left over is still
-  above the threshold, so that strong inputs are reset twice; and it differentiates the reset.
+- `reset_mechanism="subtract"` by default subtracts V one step later and after the leak,
+  `U = leak * U' + I - V * [U' > V]`, which is the same only if the leak is 1.
+- With `reset_delay=False` it also subtracts before the step if the membrane is still above the
+  threshold after the reset, so that strong inputs are reset twice; and it differentiates the reset.
 
-So the reset is written in the loop: `reset_mechanism="none"` and one line that subtracts. It
-takes as many operations as the built-in subtraction, which is timed beside it in
-`python -m benchmarks settings`.
+So the reset is written in the loop, with `reset_mechanism="none"` and one line that subtracts. It
+takes as many operations as the built-in subtraction; `python -m benchmarks settings` times both.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ NAME = "snntorch"
 
 
 class Neurons(nn.Module):
-    """One layer of `Leaky` and its membrane."""
+    """One layer of `Leaky` neurons."""
 
     def __init__(self, lif: LIF, builtin_reset: bool) -> None:
         super().__init__()
@@ -49,11 +48,11 @@ class Neurons(nn.Module):
             spike_grad=_triangle(lif.threshold.item(), shape.width, shape.amplitude),
             reset_mechanism="subtract" if builtin_reset else "none",
         )
-        # The library keeps every layer ever made in a list of its own.
+        # The library keeps every layer that was ever made in a list of its own.
         snn.SpikingNeuron.instances.clear()
 
     def forward(self, current: Tensor, membrane: Tensor) -> tuple[Tensor, Tensor]:
-        """Spikes and membrane after reset of one step, `[batch, ...]`."""
+        """The spikes of one step and the membrane after the reset, `[batch, ...]`."""
         spikes, membrane = self.leaky(current, membrane)
         if not self.builtin_reset:
             membrane = membrane - self.leaky.threshold * spikes.detach()
@@ -61,7 +60,7 @@ class Neurons(nn.Module):
 
 
 class SnnTorchNetwork(nn.Module):
-    """Images `[batch, channel, height, width]` in [0, 1] to logits `[batch, class]`."""
+    """Maps images `[batch, channel, height, width]` in [0, 1] to logits `[batch, class]`."""
 
     mean: Tensor
     std: Tensor
@@ -79,7 +78,7 @@ class SnnTorchNetwork(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Everything once a step, as the library's users write it."""
+        """The logits of a loop over time, as users of the library write it."""
         x = (images - self.mean) / self.std
         membranes: dict[nn.Module, Tensor] = {}
 
@@ -119,7 +118,7 @@ class Block(nn.Module):
         self.outer = Neurons(block.outer, builtin_reset)
 
     def run(self, x: Tensor, fire: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        """One step."""
+        """The spikes of one step."""
         y = fire(self.inner, self.first(x))
         return fire(self.outer, self.second(y) + self.shortcut(x))
 
@@ -133,7 +132,7 @@ def _convert(module: nn.Module, builtin_reset: bool) -> nn.Module:
 
 
 def _triangle(threshold: float, width: float, amplitude: float) -> Callable[[Tensor], Tensor]:
-    """A spike of `U - V` with `do/dU = amplitude / V * max(0, 1 - |U/V - 1| / width)`."""
+    """The spike of `U - V` with `do/dU = amplitude / V * max(0, 1 - |U/V - 1| / width)`."""
     slope = amplitude / (width * threshold * threshold)
     peak = amplitude / threshold
 

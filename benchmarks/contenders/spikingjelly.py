@@ -2,14 +2,15 @@
 
 `LIFNode(decay_input=False, v_reset=None)` has the published dynamics with
 `tau = 1 / (1 - leak)`, and `PiecewiseQuadratic(alpha)` is the triangle of unit area and half-width
-`1 / alpha`. Two details are its own: it fires at `U >= V`, where the published neuron fires at
-`U > V`, and it knows no other area than 1.
+`1 / alpha`. Two details differ: it fires at `U >= V`, where the published neuron fires at `U > V`,
+and the area of its triangle is always 1.
 
 - A triangle of another area multiplies every gradient through a layer by `amplitude * width`. In
-  a chain of layers every path meets every layer once, so one factor at the logits makes the input
-  gradient right (not those of the weights) at no cost; around shortcuts each layer gets its own.
-- With that surrogate its CPU kernel has a backward written by hand, in its fastest form; a
-  surrogate of our own would fall back to autograd over every operation.
+  a chain of layers every path passes every layer once. So one factor at the logits corrects the
+  input gradient at no cost, although not the gradients of the weights. In a network with shortcuts
+  each layer has a factor of its own.
+- With that surrogate its CPU kernel uses its fastest backward pass, which is written by hand. For
+  a surrogate of our own it would use autograd over every operation.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ NAME = "spikingjelly"
 
 
 class ScaleGradient(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by a number."""
+    """The identity with its gradient multiplied by a number."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -41,12 +42,12 @@ class ScaleGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Scaled."""
+        """The scaled gradient."""
         return gradients[0] * ctx.factor, None
 
 
 class Scaled(nn.Module):
-    """Neurons whose surrogate has another area than 1."""
+    """Neurons with a surrogate whose area is not 1."""
 
     def __init__(self, node: nn.Module, area: float) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Scaled(nn.Module):
         self.area = area
 
     def forward(self, current: Tensor) -> Tensor:
-        """Spikes `[time, batch, ...]`."""
+        """The spikes `[time, batch, ...]`."""
         scaled: Tensor = ScaleGradient.apply(self.node(current), self.area)
         return scaled
 
@@ -71,20 +72,20 @@ class Block(nn.Module):
         self.outer = _convert(block.outer, area)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Spikes of all steps `[time, batch, ...]`."""
+        """The spikes of all steps, `[time, batch, ...]`."""
         y: Tensor = self.outer(self.second(self.inner(self.first(x))) + self.shortcut(x))
         return y
 
 
 class SpikingJellyNetwork(nn.Module):
-    """Images `[batch, channel, height, width]` in [0, 1] to logits `[batch, class]`.
+    """Maps images `[batch, channel, height, width]` in [0, 1] to logits `[batch, class]`.
 
     Args:
-        network: What to rebuild: weights, thresholds, leaks and surrogates.
-        channels_last: Memory layout of the input and the convolutions' weights.
+        network: The network to rebuild, with its weights, thresholds, leaks and surrogates.
+        channels_last: Whether input and weights of convolutions have this memory layout.
 
     Raises:
-        InputError: It has neurons or surrogates that the library cannot express.
+        InputError: The network has neurons or surrogates that the library cannot express.
     """
 
     mean: Tensor
@@ -112,7 +113,7 @@ class SpikingJellyNetwork(nn.Module):
             self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The image at every step, as the library's tutorials repeat it."""
+        """The logits of an image that is the input at every step, as in the library's tutorials."""
         x = (images - self.mean) / self.std
         if self.channels_last:
             x = x.repeat(self.steps, 1, 1, 1).contiguous(memory_format=torch.channels_last)
