@@ -125,7 +125,7 @@ def settings(
 def measure_cell(
     task: str, process: ProcessOption = Process.product, threads: ThreadsOption = None
 ) -> None:
-    """Print a cell of the aims as JSON, without the compiled peer; `run` calls it in a process."""
+    """Print a cell of the aims as JSON, without the compiled peer; `run` starts it as a process."""
     from benchmarks import cells as measuring
 
     _settle(process, threads)
@@ -143,7 +143,7 @@ def measure_memory(
     process: ProcessOption = Process.product,
     threads: ThreadsOption = None,
 ) -> None:
-    """Print the peak memory of one library as JSON; `run` calls it in a process of its own."""
+    """Print the peak memory of one library as JSON; `run` starts it as a process."""
     from benchmarks import memory
 
     _settle(process, threads)

@@ -147,6 +147,3 @@ def with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
     fresh = set(table[key].itertuples(index=False, name=None))
     kept = [row not in fresh for row in earlier[key].itertuples(index=False, name=None)]
     return pd.concat([earlier[kept], table], ignore_index=True) if any(kept) else table
-
-
-# --- rows to pages --------------------------------------------------------------------------------

@@ -231,7 +231,9 @@ def with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
             earlier[RUN].itertuples(index=False, name=None), earlier["ours"], strict=True
         )
     ]
-    both = pd.concat([earlier[kept], table]) if any(kept) else table
+    # An empty table would turn the numbers of the other one into objects.
+    filled = [one for one in (earlier[kept], table) if len(one)]
+    both = pd.concat(filled) if filled else table
     models = list(dict.fromkeys([*NETWORKS, *both["model"]]))
     suites = [OURS, *OTHERS]
     return both.sort_values(
@@ -256,6 +258,3 @@ def _spent(records: pd.DataFrame) -> pd.DataFrame:
             "seconds": grouped["seconds"].sum(),
         }
     )
-
-
-# --- rows to pages --------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from benchmarks.page import page
 missing = [name for name in ("snntorch", "spikingjelly") if importlib.util.find_spec(name) is None]
 pytestmark = [
     pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (extra peers)"),
-    # Other libraries' own warnings are no business of ours.
+    # Warnings of other libraries are not errors here.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::SyntaxWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -55,7 +55,7 @@ def test_every_library_computes_the_same_network(architecture, task):
     images, _ = agreeing_images(every, some, random_images(2, shape, 1), network)
     found = differences(every, task, images, random_labels(6))
     assert set(found) == {"snntorch", "spikingjelly", "hire-loop"}
-    # The grid makes sums exact: not a single spike may differ.
+    # Sums on the grid are exact, so not a single spike may differ.
     assert all(d.logits == 0 for d in found.values())
 
 
@@ -73,7 +73,7 @@ def test_another_network_is_not_timed():
         contender.prepare("input-gradient")
     with pytest.raises(UnequalError, match="snntorch"):
         differences(other, "input-gradient", random_images(4, IMAGE), random_labels(4))
-    # No membrane meets the threshold, so spare images are no remedy.
+    # No membrane meets the threshold, so spare images do not help.
     with pytest.raises(UnequalError, match="4 of 4, 4 of them without"):
         agreeing_images(other, random_images(4, IMAGE), random_images(9, IMAGE, 1), network)
 
@@ -88,7 +88,7 @@ def test_images_are_drawn_anew_where_a_membrane_meets_the_threshold_and_only_the
     hook.remove()
     first = currents[0][0, 3]
     with torch.no_grad():
-        # What one membrane of one image reaches at once: a spike to SpikingJelly alone.
+        # One membrane of one image then meets the threshold: only SpikingJelly fires.
         last.threshold.fill_(first[first > 0].min())
     every = contenders(network)
     for contender in every:
@@ -104,7 +104,7 @@ def test_images_are_drawn_anew_where_a_membrane_meets_the_threshold_and_only_the
 
 
 def test_spikingjelly_has_the_trained_network(monkeypatch):
-    """Thresholds, leaks and the surrogate's area of a network that ships."""
+    """It has the thresholds, the leaks and the area of the surrogate of a network that ships."""
     network = load_model("fashion-mnist/vgg5-snn").double()
     images = torch.rand(4, *network.input_shape, dtype=torch.float64)
     labels = random_labels(4)
@@ -139,7 +139,7 @@ def test_a_cell_is_measured_and_kept(tmp_path):
         "layers-alone",
     }
     assert all(len(s) == 2 and min(s) > 0 for s in first["seconds"].values())
-    # Another machine or other code: measured again.
+    # On another machine or with other code it is measured again.
     assert Store(tmp_path, "elsewhere").read(cell.key) is None
     Store(tmp_path, "elsewhere").once(cell.key, make)
     assert len(asked) == 2
@@ -202,7 +202,7 @@ def test_tables_say_what_was_measured(tmp_path):
     assert (row.ratio_least, row.ratio_most) == pytest.approx((4.0, 3.9 / 0.9))
     reached = {(a.what, a.against): a for a in aims(table, ("vgg5", 8, 32))}
     assert reached["input gradient", "snnTorch"].met is True
-    # 2.1 / 1.0 and 1.5 / 1.0, where 2.5 is wanted.
+    # The ratios are 2.1 / 1.0 and 1.5 / 1.0, and the aim is 2.5.
     assert reached["input gradient", "SpikingJelly"].met is False
     assert reached["input gradient", "SpikingJelly, compiled"].measured.startswith("1.50x")
     assert reached["input gradient", "layers alone"].met is True
@@ -215,7 +215,7 @@ def test_tables_say_what_was_measured(tmp_path):
     assert "**not met**" in text and "not measured" in text
     assert "| input gradients, images per second | 32.0 | 8.00 | 15.2 | 21.3 | 26.7 |" in text
     assert "| peak memory of an input gradient, MiB | 1 |  | 4 |" in text
-    # 32 images in 2.5 s, in a process with default settings only.
+    # These 32 images in 2.5 s were measured only in a process with default settings.
     assert "| inference | 12.8 |" in text and "## Inference" not in text
     tables.write(tmp_path / "speed.csv", table.to_csv(index=False))
     assert len(pd.read_csv(tmp_path / "speed.csv")) == len(table)
@@ -244,7 +244,8 @@ def test_parts_of_a_profile():
     assert sum(found["milliseconds"].values()) == pytest.approx(found["total"])
     assert found["milliseconds"]["LIF backward"] > 0
     assert found["milliseconds"]["convolution forward"] > 0
-    # 8x8 once with 3 channels, then over 3 steps 4x4 with 4 and 6; 4 images, 9 taps, 2 a product.
+    # 8x8 pixels once with 3 channels, then 4x4 pixels in 3 steps with 4 and 6 channels; there are
+    # 4 images, 9 taps, and 2 operations in a product.
     macs = 64 * 4 * 3 * 9 + 3 * 16 * (6 * 4 + 6 * 6) * 9
     assert found["gflop"] * 1e9 == pytest.approx(2 * 4 * macs)
     json.dumps(found)

@@ -1,4 +1,4 @@
-"""Combinations of gradients and search keep to ball and budget; tables made by hand are read."""
+"""Combinations of gradients and search stay within ball and budget; tables made by hand."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_comparisons_with_another_result_of_standard_are_dropped():
     earlier = table(standard(), peer())
     now = table(standard(accuracy=0.45, ours=0.45))
     assert soundness.with_earlier(now, earlier)["suite"].tolist() == ["standard"]
-    # At another number of images nothing was compared with it.
+    # Rows for another number of images were not compared with it.
     assert len(soundness.with_earlier(now, table(standard(samples=1000), peer(samples=1000)))) == 3
 
 
@@ -132,7 +132,7 @@ def test_an_outcome_is_kept_and_taken_for_its_own_evaluation_only(tmp_path: Path
     pd.testing.assert_frame_equal(
         first.runs["overestimate"].records, again.runs["overestimate"].records
     )
-    # Other images are another evaluation.
+    # Different images make a different evaluation.
     soundness.study(
         MODEL, 5, tmp_path / "runs", ("overestimate",), kept=tmp_path / "kept", say=said.append
     )

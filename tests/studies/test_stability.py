@@ -1,4 +1,4 @@
-"""The stability study: what is scaled, what tiny networks leave, rows that are kept, and aims."""
+"""The stability study: scaled budgets, survivors of tiny networks, kept rows, and aims."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from studies.stability import study as stability
 from studies.stability.study import Study, Variant
 
 CLASSES, SIDE, NUMBER = 5, 6, 10
-#: Some of the images are within its reach.
+#: A radius within which some of the images can be broken.
 RADIUS = 0.01
 MODEL, OTHER = "fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"
 
 
 class Flat(nn.Module):
-    """Linear in the pixels, all classes alike at grey; notes how many images come at once."""
+    """A linear network with equal classes at grey, which notes the sizes of its batches."""
 
     seen: ClassVar[list[int]] = []
 
@@ -53,7 +53,7 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="module")
 def images(subject: Subject) -> Images:
-    """Right when clean, and far from the ends of the range."""
+    """Images that are right when clean, with pixels far from the ends of the range."""
     pixels = 0.3 + 0.4 * torch.rand(
         NUMBER, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(2)
     )
@@ -67,7 +67,7 @@ def short() -> Suite:
 
 
 def within_reach(subject: Subject, images: Images, radius: float) -> set[int]:
-    """Images that some corner of the ball changes, from the weights alone."""
+    """Images that some corner of the ball breaks, computed from the weights alone."""
     network = subject.load()
     assert isinstance(network, Flat)
     weight, x = network.weight, images.tensor().double().flatten(1) - 0.5
@@ -128,7 +128,7 @@ def test_budgets_leave_what_is_out_of_reach_and_resume(
     for row in first.rows:
         assert survivors_in(row) == set(range(NUMBER)) - reached, row["variant"]
         assert row["clean"] == 1 and row["classes"] == CLASSES
-    # More is spent on what is never broken, in proportion.
+    # The passes of survivors grow with the budgets.
     spent = {row["variant"]: row["backward_passes"] for row in first.rows}
     assert spent["halved"] < spent["as it is"] < spent["doubled"] < 3 * spent["as it is"]
     assert sum(stage["broken"] for stage in first.stages) == len(reached)
@@ -177,7 +177,7 @@ def test_draws_of_noise_are_taken_together_and_differ(
 def test_batches_change_what_is_computed_together_and_no_verdict_of_a_linear_network(
     tmp_path: Path, subject: Subject, images: Images, short: Suite, monkeypatch: pytest.MonkeyPatch
 ):
-    # It sees whether logits depend on the batch, by batches of its own.
+    # The preflight runs batches of its own to see whether logits depend on the batch.
     monkeypatch.setattr("robustsnn.evaluation.memory.preflight", lambda *_: [])
     reached = within_reach(subject, images, RADIUS)
     for variant in stability.batches(short):
@@ -185,7 +185,7 @@ def test_batches_change_what_is_computed_together_and_no_verdict_of_a_linear_net
         found = stability.study("batches", subject, images, [variant], tmp_path, say=lambda _: None)
         (row,) = found.rows
         assert row["batch"] == variant.batch_size
-        # A single image is padded to the shape of four.
+        # A single image is padded to a batch of four.
         assert max(Flat.seen) == max(4, row["batch"])
         assert survivors_in(row) == set(range(NUMBER)) - reached
 
@@ -248,7 +248,7 @@ def test_one_image_of_two_hundred_is_half_a_point_and_one_of_a_thousand_is_less(
         row("budgets", "as it is", range(50), 1000, level="A"),
         row("budgets", "doubled", range(46), 1000),
     ).met
-    # A level below A says of itself that the number may fall.
+    # A level below A says that the number may fall.
     told = aim({**plain, "level": "B"}, row("budgets", "doubled", range(40)))
     assert told.met and "0 of 1 comparison" in told.sentence and "no level A" in told.sentence
 
@@ -283,7 +283,7 @@ def test_verdicts_may_differ_on_half_a_percent_of_the_images():
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the figure, which takes longer than all the rest."""
+    """No figure is drawn, since that takes longer than everything else."""
     monkeypatch.setattr(stability_page, "figure", lambda *_: None)
 
 
@@ -312,7 +312,7 @@ def test_earlier_rows_are_kept_as_they_were_written(tmp_path: Path):
     assert "a command" in text and "**Met so far.**" not in text
     assert f"{MODEL} on 200 images (halved)" in text
 
-    # A variant that is run now is set beside the first one of before.
+    # A variant that is run now is compared with the first variant of an earlier run.
     now = stability_page.write(
         [Study((row("budgets", "halved", [55, 56]),))], tmp_path, "a command"
     )
