@@ -1,6 +1,8 @@
-"""How recipes train a network: one file a method.
+"""How a recipe trains a network.
 
-A method is a module here with `update_batch`; `robustsnn.training.run` does the rest.
+A method is a function that takes a network, an optimizer and a batch, updates the network and
+returns a `BatchOutcome`: `step.plain_update` for the methods `ann` and `hybrid`,
+`hire.hire_update` and `adversarial.adversarial_update`. `robustsnn.training.run` does the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Adversarial training: every batch is attacked by the network of the moment before the update.
+"""Adversarial training: every batch is attacked on the current network before the update.
 
-One step from a random start inside the ball by default, more steps as an option. Sources: Madry et
-al., ICLR 2018 (PGD); Wong, Rice and Kolter, ICLR 2020 (one step of 1.25 epsilon).
+The attack takes one step from a random start inside the ball by default, and more as an option.
+Sources: Madry et al., ICLR 2018 (PGD); Wong, Rice and Kolter, ICLR 2020 (one step of 1.25 epsilon).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustsnn.adversary.threat import parse_epsilon
+from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.snn.network import Network
 from robustsnn.training.recipe import Adversarial
-from robustsnn.training.step import Progress, plain_update
+from robustsnn.training.step import BatchOutcome, plain_update
 
 
 def adversarial_update(
@@ -25,26 +25,32 @@ def adversarial_update(
     images: Tensor,
     labels: Tensor,
     settings: Adversarial,
-) -> Progress:
+) -> BatchOutcome:
     """One optimizer step on adversarial images only.
 
-    They are crafted in training mode, so dropout draws a mask for every pass.
+    The images are crafted in training mode, so dropout draws a mask for every pass.
 
     Args:
-        network: In training mode, ANN or SNN.
-        optimizer: Over its weights, thresholds and leaks.
-        images: `[batch, channel, height, width]`, pixel units of [0, 1].
-        labels: int64 `[batch]`.
-        settings: Ball, step, number of steps, start.
+        network: An ANN or an SNN, in training mode.
+        optimizer: The optimizer of its weights, thresholds and leaks.
+        images: Clean images `[batch, channel, height, width]`, in pixel units of [0, 1].
+        labels: True classes, int64 `[batch]`.
+        settings: Ball, step size, number of steps and start of the attack.
 
     Returns:
-        Loss and accuracy on the adversarial images.
+        The loss and the accuracy on the adversarial images.
+
+    Raises:
+        InputError: The loss is not finite.
     """
     return plain_update(network, optimizer, craft(network, images, labels, settings), labels)
 
 
 def craft(network: Network, images: Tensor, labels: Tensor, settings: Adversarial) -> Tensor:
-    """Adversarial images `[batch, ...]`, inside the Linf ball and the pixel range."""
+    """Adversarial images `[batch, ...]`, inside the Linf ball and the pixel range.
+
+    The arguments are those of `adversarial_update`.
+    """
     bound = parse_epsilon(settings.epsilon)
     if settings.step is None:
         size = bound * (1.25 if settings.steps == 1 else 2.5 / settings.steps)
@@ -64,7 +70,7 @@ def craft(network: Network, images: Tensor, labels: Tensor, settings: Adversaria
 
 @contextmanager
 def _frozen(network: Network) -> Iterator[None]:
-    """Weights get no gradients while images are crafted: they would cost a third of the pass."""
+    """No weight asks for a gradient in here, which would cost a third of each crafting pass."""
     learned = [p for p in network.parameters() if p.requires_grad]
     try:
         for parameter in learned:

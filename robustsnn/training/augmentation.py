@@ -1,4 +1,4 @@
-"""Random crop and flip of a batch."""
+"""Random crops and flips of a batch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from robustsnn.training.recipe import Augmentation
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Each image shifted by up to `crop` pixels (zeros come in) and flipped with probability 1/2.
+    """Each image shifted by up to `crop` pixels, filled with zeros, and flipped or not.
+
+    A flip is left to right, with probability 1/2.
 
     Args:
-        images: `[batch, channel, height, width]`.
-        settings: What to do.
-        generator: Of the draws, on the CPU.
+        images: Images `[batch, channel, height, width]`.
+        settings: Which of the two to do, and by how many pixels to shift.
+        generator: The source of all draws, on the CPU.
     """
     batch, _, height, width = images.shape
     if settings.crop:

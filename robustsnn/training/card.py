@@ -1,4 +1,4 @@
-"""The card beside a checkpoint: what it is, how it came to be, what was measured."""
+"""The card next to a checkpoint: what it is, how it came to be and what was measured."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def write_card(
     """Write `card.md`; every number in it was measured in this run.
 
     Args:
-        folder: Of the checkpoint.
-        recipe: What was asked for.
-        network: What came of it.
-        accuracy: On the test set.
-        images: Size of the test set.
-        trained_on: Images an epoch.
-        log: A row an epoch.
-        sha256: Of the weights.
+        folder: The folder of the checkpoint.
+        recipe: The recipe that was trained.
+        network: The trained network.
+        accuracy: The accuracy on the test set, in [0, 1].
+        images: The number of test images.
+        trained_on: The number of training images of an epoch.
+        log: The log of training, one row an epoch.
+        sha256: The sha256 of the weights.
     """
     low, high = wilson(round(accuracy * images), images)
     epochs = [float(row["seconds"]) for row in log]
@@ -86,6 +86,7 @@ def write_card(
 
 
 def _ball(recipe: Recipe) -> str:
+    """The end of the sentence on adversarial training; empty for another method."""
     settings = recipe.adversarial
     if settings is None:
         return ""

@@ -1,9 +1,9 @@
-"""HIRE-SNN: crafted noise between the periods of the time steps, at no extra passes.
+"""HIRE-SNN: noise that is crafted between periods of the time steps, without extra passes.
 
-The T steps are split into N periods of T/N. The first period sees the clean image; after each,
-the gradient at its input crafts the noise of the next. Every period ends in an update of
-weights, thresholds and leaks. Source: Kundu et al., HIRE-SNN, ICCV 2021, figure 6b; the
-training code is unpublished, and what the paper leaves open is a setting here.
+The T time steps are split into N periods of T/N steps. The first period sees the clean image;
+after each period, the gradient at its input crafts the noise of the next one. Every period ends
+in an update of weights, thresholds and leaks. Source: Kundu et al., HIRE-SNN, ICCV 2021, figure
+6b; the training code is unpublished, and what the paper leaves open is a setting here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustsnn.adversary.threat import parse_epsilon
+from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.snn.network import Network, State
 from robustsnn.training.recipe import Hire
-from robustsnn.training.step import Progress, progress, step
+from robustsnn.training.step import BatchOutcome, optimizer_step, outcome
 
 
 def hire_update(
@@ -24,38 +24,41 @@ def hire_update(
     images: Tensor,
     labels: Tensor,
     settings: Hire,
-) -> Progress:
+) -> BatchOutcome:
     """N optimizer steps on one batch: clean in the first period, perturbed in the later ones.
 
     With `order="free"` the noise comes from the gradient of the pass that trained the period;
-    with `"updated"` from a second pass with the new weights, over the same period from the same
-    initial membranes (its dropout mask is drawn afresh). With `carry="reset"` every period starts
-    from zero membranes; with `"detach"` hidden membranes carry over, cut from the graph, while
-    the read-out restarts.
+    with `"updated"` it comes from a second pass with the new weights, over the same period from
+    the same initial membranes (with a dropout mask that is drawn anew). With `carry="reset"`
+    every period starts from zero membranes; with `"detach"` the hidden membranes carry over, cut
+    from the graph, while the read-out starts again.
 
     Args:
-        network: In training mode; an SNN whose time steps the periods divide.
-        optimizer: Over its weights, thresholds and leaks.
-        images: `[batch, channel, height, width]`, pixel units of [0, 1].
-        labels: int64 `[batch]`.
-        settings: Periods, noise step and bound, order, carry.
+        network: An SNN in training mode, with a number of time steps that the periods divide.
+        optimizer: The optimizer of its weights, thresholds and leaks.
+        images: Images `[batch, channel, height, width]`, in pixel units of [0, 1].
+        labels: True classes, int64 `[batch]`.
+        settings: Number of periods, step and bound of the noise, order and carry.
 
     Returns:
-        Loss and accuracy of the first, clean period.
+        The loss and the accuracy of the first, clean period.
+
+    Raises:
+        InputError: The loss is not finite.
     """
     steps = network.time_steps // settings.periods
     size, bound = parse_epsilon(settings.step), parse_epsilon(settings.bound)
     noise = torch.zeros_like(images)
     state: State | None = None
-    first: Progress | None = None
+    first: BatchOutcome | None = None
     for period in range(settings.periods):
         last = period == settings.periods - 1
         noise.requires_grad_(not last)
         logits, final = network.run((images + noise).clamp(0, 1), steps=steps, state=state)
         loss = F.cross_entropy(logits, labels)
-        step(network, optimizer, loss)
+        optimizer_step(network, optimizer, loss)
         if first is None:
-            first = progress(loss.detach(), logits.detach(), labels)
+            first = outcome(loss.detach(), logits.detach(), labels)
         if last:
             break
         gradient = noise.grad

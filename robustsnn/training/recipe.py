@@ -1,4 +1,4 @@
-"""Recipes: strictly validated YAML that says how a checkpoint came to be."""
+"""Recipes: YAML files, strictly validated, that say how a checkpoint came to be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from robustsnn.adversary.threat import parse_epsilon
+from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.errors import InputError
 from robustsnn.snn.network import NetworkConfig
@@ -26,7 +26,9 @@ class _Strict(BaseModel):
 class Conversion(_Strict):
     """How the trained ANN becomes the SNN that training starts from.
 
-    `scale` multiplies the calibrated thresholds; `steps` and `images` are those of calibration.
+    `scale` multiplies the calibrated thresholds, and `percentile` is the one of calibration;
+    `steps` and `images` are the time steps and the images of calibration; `leak` is the initial
+    leak of every layer.
     """
 
     scale: Rate = 0.3
@@ -37,7 +39,7 @@ class Conversion(_Strict):
 
 
 class Optimizer(_Strict):
-    """Optimizer and its cosine schedule from `lr` to zero over all updates."""
+    """The optimizer and its learning rate, which falls from `lr` to zero along a cosine."""
 
     name: Literal["adam", "sgd"] = "adam"
     lr: Rate = 1e-3
@@ -46,16 +48,16 @@ class Optimizer(_Strict):
 
 
 class Augmentation(_Strict):
-    """Random crop after zero padding by `crop` pixels, and a horizontal flip."""
+    """A random crop after zero padding by `crop` pixels, and a random horizontal flip."""
 
     crop: Count = 0
     flip: bool = False
 
 
 class Hire(_Strict):
-    """Settings of HIRE-SNN; see `robustsnn.training.hire`.
+    """The settings of HIRE-SNN; see `robustsnn.training.hire`.
 
-    `step` and `bound` are in pixel units, as written: `4/255`.
+    `step` and `bound` are sizes in pixel units, as a paper writes them: `4/255`.
     """
 
     periods: Positive = 2
@@ -71,10 +73,10 @@ class Hire(_Strict):
 
 
 class Adversarial(_Strict):
-    """Settings of adversarial training; see `robustsnn.training.adversarial`.
+    """The settings of adversarial training; see `robustsnn.training.adversarial`.
 
-    `epsilon` and `step` are in pixel units, as written: `8/255`; `step` is by default
-    1.25 epsilon for a single step and 2.5 epsilon / steps for more.
+    `epsilon` and `step` are sizes in pixel units, as a paper writes them: `8/255`. `step` is by
+    default 1.25 epsilon for a single step, and 2.5 epsilon / steps for more.
     """
 
     epsilon: str
@@ -97,12 +99,13 @@ def _check_sizes(*sizes: str) -> None:
 
 
 class Recipe(_Strict):
-    """How a checkpoint came to be: data, architecture, method, settings, seed.
+    """How a checkpoint came to be: data, architecture, method, settings and seed.
 
-    `init` names the ANN checkpoint that a spiking network is converted from (a zoo name or a
-    folder, relative to the recipe). Adversarial training takes either kind, and converts a spiking
-    network from an ANN too. `holdout` keeps that many training images out, for choosing
-    settings; `train_images` takes only the first so many of the rest.
+    `init` names the ANN checkpoint that a spiking network is converted from: a zoo name, or a
+    folder relative to the recipe. Adversarial training takes an ANN or an SNN, and converts the
+    SNN from an ANN too. `holdout` is the number of training images that are kept out, for
+    choosing settings; `train_images` is the number of images to train on, the first ones of the
+    rest, and all of them by default.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
@@ -144,8 +147,9 @@ class Recipe(_Strict):
         return self
 
     def digest(self) -> str:
-        """Identity of the recipe: sha256 of its canonical JSON."""
-        # Without a section that is newer than checkpoints which do not have it.
+        """The identity of the recipe: the sha256 of its canonical JSON."""
+        # This section is newer than checkpoints whose recipe does not have it; left out where it
+        # is empty, it does not change their digest.
         newer = {"adversarial"} if self.adversarial is None else set()
         canonical = json.dumps(self.model_dump(mode="json", exclude=newer), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -155,11 +159,11 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: A YAML file.
+        path: The YAML file.
         overrides: Values by dotted field name (`optimizer.lr`) that replace those of the file.
 
     Raises:
-        InputError: It is missing or malformed; the message names line and field.
+        InputError: The file is missing or malformed; the message names the line and the field.
     """
     document = read_yaml(path)
     if not isinstance(document, dict):

@@ -1,11 +1,13 @@
-"""A training run: from a recipe to a checkpoint, epoch by epoch, resumable."""
+"""A training run: from a recipe to a checkpoint, epoch by epoch; it can be resumed."""
 
 from __future__ import annotations
 
 import csv
+import io
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +24,48 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from robustsnn.common.files import write_atomically
 from robustsnn.common.randomness import derive
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from robustsnn.snn.conversion import convert
 from robustsnn.snn.network import Network
-from robustsnn.training import ann, hybrid
-from robustsnn.training import step as updates
 from robustsnn.training.adversarial import adversarial_update
 from robustsnn.training.augmentation import augment
 from robustsnn.training.card import write_card
 from robustsnn.training.hire import hire_update
 from robustsnn.training.recipe import Recipe, load_recipe
 from robustsnn.training.state import STATE, load_state, save_state
+from robustsnn.training.step import BatchOutcome, plain_update
 
-Update = Callable[[Network, torch.optim.Optimizer, Tensor, Tensor], updates.Progress]
+Update = Callable[[Network, torch.optim.Optimizer, Tensor, Tensor], BatchOutcome]
 Log = list[dict[str, Any]]
+LOG = "training.csv"
 SCORING_BATCH = 250
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What every epoch works with.
+
+    `data` is the whole train split; `images` and `labels` are the part of it that is trained on.
+    """
+
+    recipe: Recipe
+    folder: Path
+    data: ImageSet
+    images: Tensor
+    labels: Tensor
+    network: Network
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.CosineAnnealingLR
+    update: Update
+    console: Console
+
+    def say(self, text: str) -> None:
+        """Print a line for the user, on stderr."""
+        self.console.print(text, highlight=False)
 
 
 def train(
@@ -59,62 +85,103 @@ def train(
 
     Args:
         path: The recipe.
-        data_root: Where the data set lies.
-        output: Folder of the run; by default `training-runs/<name>`.
-        resume: Go on from the last finished epoch.
+        data_root: The folder where the data set lies.
+        output: The folder of the run; by default `training-runs/<name>`.
+        resume: Whether to go on from the last finished epoch.
         overrides: Values by dotted field name that replace those of the recipe.
-        device: Where to train.
+        device: The device to train on.
+
+    Returns:
+        The folder of the run, which is the checkpoint.
 
     Raises:
-        InputError: Recipe, data or output folder cannot be used.
+        InputError: The recipe, the data or the output folder cannot be used, or training diverged.
     """
     recipe = load_recipe(path, overrides)
     folder = output if output is not None else Path("training-runs") / recipe.name
-    console = Console(stderr=True)
-    training = load_training(recipe.data, data_root)
-    _fits(recipe, training)
-    held = slice(0, recipe.holdout)
+    run = _prepared(recipe, path, load_training(recipe.data, data_root), folder, device)
+    done, log = _begun(run) if resume else _anew(run)
+    _make(folder)
+    for epoch in range(done, recipe.epochs):
+        log.append(_logged_epoch(run, epoch))
+        save_state(
+            folder, run.network, run.optimizer, run.scheduler, epoch + 1, recipe.digest(), log
+        )
+        _write_log(folder / LOG, log)
+        run.say("  ".join(f"{k} {v}" for k, v in log[-1].items()))
+    network = run.network.to("cpu").to(memory_format=torch.contiguous_format)
+    digest = _save(run, network)
+    if not recipe.holdout and recipe.train_images is None:
+        test = load_dataset(recipe.data, data_root, split="test")
+        score = accuracy(network, test.tensor(slice(None)), test.labels)
+        write_card(folder, recipe, network, score, len(test), len(run.images), log, digest)
+        run.say(f"test accuracy {score:.4f} on {len(test):,} images")
+    (folder / STATE).unlink(missing_ok=True)
+    return folder
+
+
+def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: str) -> _Run:
+    """The run before its first epoch, with a network that was drawn or converted."""
+    _check_fit(recipe, data)
     last = None if recipe.train_images is None else recipe.holdout + recipe.train_images
     used = slice(recipe.holdout, last)
-    images, labels = training.tensor(used), torch.from_numpy(training.labels[used]).long()
+    images, labels = data.tensor(used), torch.from_numpy(data.labels[used]).long()
     if len(images) < recipe.batch_size:
         raise InputError(f"{len(images)} training images are left, fewer than one batch.")
     network = _start(recipe, path, images).to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(recipe, network)
-    batches = len(images) // recipe.batch_size
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
-    done, log = 0, Log()
-    if resume:
-        done, log = load_state(folder, network, optimizer, scheduler, recipe.digest())
-    elif folder.exists() and any(folder.iterdir()):
-        known = {STATE, "training.csv", "model.json", "model.safetensors", "card.md"}
+    updates = recipe.epochs * (len(images) // recipe.batch_size)
+    return _Run(
+        recipe=recipe,
+        folder=folder,
+        data=data,
+        images=images,
+        labels=labels,
+        network=network,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates),
+        update=_update(recipe),
+        console=Console(stderr=True),
+    )
+
+
+def _begun(run: _Run) -> tuple[int, Log]:
+    """The number of finished epochs and their log, after the state of the folder was put back."""
+    return load_state(run.folder, run.network, run.optimizer, run.scheduler, run.recipe.digest())
+
+
+def _anew(run: _Run) -> tuple[int, Log]:
+    """No finished epoch and an empty log, if the folder is free for a new run."""
+    folder = run.folder
+    if folder.exists() and any(folder.iterdir()):
+        known = {STATE, LOG, "model.json", "model.safetensors", "card.md"}
         if not {p.name for p in folder.iterdir()} <= known:
             raise InputError(f"{folder} holds other files: choose another --output.")
         if (folder / STATE).exists():
             raise InputError(f"{folder} holds an unfinished run: add --resume or remove it.")
-    _make(folder)
-    update = _method(recipe)
-    for epoch in range(done, recipe.epochs):
-        started = time.perf_counter()
-        summary = _epoch(
-            recipe, network, optimizer, scheduler, images, labels, epoch, update, console
-        )
-        row: dict[str, Any] = {"epoch": epoch + 1, **summary}
-        if recipe.holdout:
-            row["holdout_accuracy"] = round(
-                accuracy(network, training.tensor(held), training.labels[held]), 5
-            )
-        row["seconds"] = round(time.perf_counter() - started, 1)
-        log.append(row)
-        save_state(folder, network, optimizer, scheduler, epoch + 1, recipe.digest(), log)
-        _write_log(folder / "training.csv", log)
-        console.print("  ".join(f"{k} {v}" for k, v in row.items()), highlight=False)
-    network = network.to("cpu").to(memory_format=torch.contiguous_format)
-    digest = save_checkpoint(
+    return 0, []
+
+
+def _logged_epoch(run: _Run, epoch: int) -> dict[str, Any]:
+    """One epoch of training, and its row in the log."""
+    started = time.perf_counter()
+    row: dict[str, Any] = {"epoch": epoch + 1, **_epoch(run, epoch)}
+    if run.recipe.holdout:
+        held = slice(0, run.recipe.holdout)
+        score = accuracy(run.network, run.data.tensor(held), run.data.labels[held])
+        row["holdout_accuracy"] = round(score, 5)
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    return row
+
+
+def _save(run: _Run, network: Network) -> str:
+    """Write the checkpoint, and return the sha256 of its weights."""
+    recipe = run.recipe
+    return save_checkpoint(
         network,
-        folder,
+        run.folder,
         data=recipe.data,
-        class_names=training.class_names,
+        class_names=run.data.class_names,
         substitute=recipe.substitute,
         provenance={
             "recipe": recipe.name,
@@ -122,24 +189,18 @@ def train(
             "recipe_sha256": recipe.digest(),
             "seed": recipe.seed,
             "epochs": recipe.epochs,
-            "training_images": len(images),
-            "data_fingerprint": training.fingerprint,
+            "training_images": len(run.images),
+            "data_fingerprint": run.data.fingerprint,
             "torch": torch.__version__.split("+")[0],
             "python": platform.python_version(),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
         },
     )
-    if not recipe.holdout and recipe.train_images is None:
-        test = load_dataset(recipe.data, data_root, split="test")
-        score = accuracy(network, test.tensor(slice(None)), test.labels)
-        write_card(folder, recipe, network, score, len(test), len(images), log, digest)
-        console.print(f"test accuracy {score:.4f} on {len(test):,} images", highlight=False)
-    (folder / STATE).unlink(missing_ok=True)
-    return folder
 
 
-def _fits(recipe: Recipe, data: ImageSet) -> None:
+def _check_fit(recipe: Recipe, data: ImageSet) -> None:
+    """Refuse a recipe whose network or holdout does not fit the data."""
     shape = tuple(data.tensor(slice(0, 1)).shape[1:])
     if shape != tuple(recipe.network.image):
         raise InputError(
@@ -182,8 +243,9 @@ def _start(recipe: Recipe, path: Path, images: Tensor) -> Network:
 
 
 def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
+    """The optimizer of weights, thresholds and leaks."""
     settings = recipe.optimizer
-    # Decay would also shrink thresholds and leaks, which are not weights.
+    # Weight decay would also shrink thresholds and leaks, which are not weights.
     dynamics = [p for layer in network.spiking_layers().values() for p in layer.parameters()]
     ids = {id(p) for p in dynamics}
     weights = [p for p in network.parameters() if id(p) not in ids]
@@ -195,50 +257,43 @@ def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=settings.lr)
 
 
-def _method(recipe: Recipe) -> Update:
+def _update(recipe: Recipe) -> Update:
+    """What the method of the recipe does with a batch."""
     if recipe.hire is not None:
         return partial(hire_update, settings=recipe.hire)
     if recipe.adversarial is not None:
         return partial(adversarial_update, settings=recipe.adversarial)
-    return ann.update_batch if recipe.method == "ann" else hybrid.update_batch
+    return plain_update
 
 
-def _epoch(
-    recipe: Recipe,
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    images: Tensor,
-    labels: Tensor,
-    epoch: int,
-    update: Update,
-    console: Console,
-) -> dict[str, Any]:
+def _epoch(run: _Run, epoch: int) -> dict[str, Any]:
     """One pass over the training images; its draws depend on the seed and the epoch only."""
+    recipe, network = run.recipe, run.network
     network.train()
     generator = torch.Generator().manual_seed(derive(recipe.seed, "order", epoch))
-    order = torch.randperm(len(images), generator=generator)
+    order = torch.randperm(len(run.images), generator=generator)
     batches = order[: len(order) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
     device = next(network.parameters()).device
     loss, correct, seen = 0.0, 0, 0
-    with torch.random.fork_rng(devices=[]), _bar(console) as bar:
+    with torch.random.fork_rng(devices=[]), _bar(run.console) as bar:
         torch.manual_seed(derive(recipe.seed, "dropout", epoch))
         task = bar.add_task(f"epoch {epoch + 1}/{recipe.epochs}", total=len(batches), loss=0.0)
         for index in batches:
-            batch = augment(images[index], recipe.augmentation, generator)
+            batch = augment(run.images[index], recipe.augmentation, generator)
             batch = batch.to(device, memory_format=torch.channels_last)
-            part = update(network, optimizer, batch, labels[index].to(device))
-            scheduler.step()
+            part = run.update(network, run.optimizer, batch, run.labels[index].to(device))
+            run.scheduler.step()
             loss, correct, seen = loss + part.loss, correct + part.correct, seen + part.images
             bar.update(task, advance=1, loss=loss / seen)
     return {
         "loss": round(loss / seen, 5),
         "train_accuracy": round(correct / seen, 5),
-        "lr": f"{scheduler.get_last_lr()[0]:.3g}",
+        "lr": f"{run.scheduler.get_last_lr()[0]:.3g}",
     }
 
 
 def _bar(console: Console) -> Progress:
+    """The progress bar of an epoch, on a terminal only."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -254,7 +309,13 @@ def _bar(console: Console) -> Progress:
 
 @torch.no_grad()
 def accuracy(network: Network, images: Tensor, labels: Any) -> float:
-    """Fraction of images classified right, in evaluation mode; the mode is put back."""
+    """The fraction of images that a network classifies right, in evaluation mode.
+
+    Args:
+        network: The network; its mode is put back afterwards.
+        images: Images `[n, channel, height, width]`, in pixel units of [0, 1].
+        labels: True classes `[n]`.
+    """
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
@@ -269,6 +330,7 @@ def accuracy(network: Network, images: Tensor, labels: Any) -> float:
 
 
 def _make(folder: Path) -> None:
+    """Make the folder, if it can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write"
@@ -279,9 +341,9 @@ def _make(folder: Path) -> None:
 
 
 def _write_log(path: Path, log: Log) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(log[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(log)
-    part.replace(path)
+    """Write the log as CSV, one row an epoch."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(log[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    write_atomically(path, text.getvalue().encode())

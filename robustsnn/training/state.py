@@ -1,6 +1,7 @@
-"""The state of an unfinished training run: weights, optimizer, position; safetensors and JSON.
+"""The state of an unfinished training run: weights, optimizer and position, in one file.
 
-Draws are a function of (seed, epoch), so the position stands for the random state too.
+It is a safetensors file with JSON in its header. All draws are a function of (seed, epoch), so
+the position stands for the random state too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.snn.network import Network
 
@@ -29,7 +31,17 @@ def save_state(
     recipe: str,
     log: list[dict[str, Any]],
 ) -> None:
-    """Write the state after an epoch as one file, replacing the last one in one step."""
+    """Write the state after an epoch, which replaces the state before it in one step.
+
+    Args:
+        folder: The folder of the run.
+        network: The network that is trained.
+        optimizer: Its optimizer.
+        scheduler: The learning-rate scheduler of the optimizer.
+        epoch: The number of epochs that are finished.
+        recipe: The digest of the recipe.
+        log: The log so far, one row an epoch.
+    """
     tensors = {
         f"network.{n}": t.detach().cpu().contiguous() for n, t in network.state_dict().items()
     }
@@ -38,7 +50,7 @@ def save_state(
     for index, entries in described["state"].items():
         for key, value in entries.items():
             if isinstance(value, torch.Tensor):
-                # Own memory: an optimizer may keep views into one buffer.
+                # Each gets memory of its own: an optimizer may keep views into one buffer.
                 tensors[f"optimizer.{index}.{key}"] = value.detach().cpu().clone().contiguous()
             else:
                 scalars.setdefault(str(index), {})[key] = value
@@ -51,12 +63,11 @@ def save_state(
         "log": log,
     }
     blob = save_tensors(tensors, metadata={"state": json.dumps(about)})
-    part = folder / f".{STATE}.part"
-    part.write_bytes(blob)
-    part.replace(folder / STATE)
+    write_atomically(folder / STATE, blob)
 
 
 def _plain(value: Any) -> bool:
+    """Whether JSON can hold the value."""
     return isinstance(value, int | float | str | bool | list)
 
 
@@ -67,10 +78,12 @@ def load_state(
     scheduler: Any,
     recipe: str,
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Put a saved state back; returns the finished epochs and their log.
+    """Put a saved state back, and return the number of finished epochs and their log.
+
+    The arguments are those of `save_state`; network, optimizer and scheduler are changed in place.
 
     Raises:
-        InputError: There is none, it is broken, or it belongs to another recipe.
+        InputError: There is no state, it is broken, or it belongs to another recipe.
     """
     path = folder / STATE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""One optimizer step, the same for every method."""
+"""One optimizer step, which every method takes, and plain training, which is nothing more."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from robustsnn.errors import InputError
 from robustsnn.snn.network import Network
 
 
-class Progress(NamedTuple):
-    """What a batch contributed: summed loss, correct predictions and images counted."""
+class BatchOutcome(NamedTuple):
+    """What a batch contributed: its summed loss, its correct predictions and its images."""
 
     loss: float
     correct: int
@@ -22,23 +22,34 @@ class Progress(NamedTuple):
 
 def plain_update(
     network: Network, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> Progress:
+) -> BatchOutcome:
     """One step on the cross-entropy of a clean batch, over all time steps.
 
+    This trains an ANN, and an SNN after its conversion: the image is the same at all time steps,
+    and weights, thresholds and leaks are updated together, once a batch.
+
     Args:
-        network: In training mode.
-        optimizer: Over its weights, thresholds and leaks.
-        images: `[batch, channel, height, width]`, pixel units of [0, 1].
-        labels: int64 `[batch]`.
+        network: The network, in training mode.
+        optimizer: The optimizer of its weights, thresholds and leaks.
+        images: Images `[batch, channel, height, width]`, in pixel units of [0, 1].
+        labels: True classes, int64 `[batch]`.
+
+    Returns:
+        The loss and the accuracy before the step.
+
+    Raises:
+        InputError: The loss is not finite.
+
+    Source: Rathi et al., ICLR 2020; Rathi and Roy, DIET-SNN, 2020 (both for the SNN).
     """
     logits = network(images)
     loss = F.cross_entropy(logits, labels)
-    step(network, optimizer, loss)
-    return progress(loss, logits, labels)
+    optimizer_step(network, optimizer, loss)
+    return outcome(loss, logits, labels)
 
 
-def step(network: Network, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Backward, optimizer step, and thresholds and leaks back into range.
+def optimizer_step(network: Network, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Backward, optimizer step, and thresholds and leaks back into their range.
 
     Raises:
         InputError: The loss is not finite.
@@ -51,7 +62,11 @@ def step(network: Network, optimizer: torch.optim.Optimizer, loss: Tensor) -> No
     network.clamp_()
 
 
-def progress(loss: Tensor, logits: Tensor, labels: Tensor) -> Progress:
-    """Turn a mean loss and logits into a batch's contribution."""
+def outcome(loss: Tensor, logits: Tensor, labels: Tensor) -> BatchOutcome:
+    """The contribution of a batch, from its mean loss and its logits.
+
+    >>> outcome(torch.tensor(0.5), torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.tensor([0, 1]))
+    BatchOutcome(loss=1.0, correct=1, images=2)
+    """
     right = int((logits.argmax(1) == labels).sum())
-    return Progress(loss.item() * len(labels), right, len(labels))
+    return BatchOutcome(loss.item() * len(labels), right, len(labels))
