@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
+from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
@@ -76,15 +77,9 @@ def save_checkpoint(
         "provenance": provenance,
         "sha256": digest,
     }
-    _write(folder / WEIGHTS, blob)
-    _write(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    write_atomically(folder / WEIGHTS, blob)
+    write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
     return digest
-
-
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
