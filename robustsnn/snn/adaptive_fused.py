@@ -1,6 +1,6 @@
 """The ASSG rule in one compiled pass; `robustsnn.estimators.assg.Adaptive` says what it computes.
 
-Membranes are walked through again from the input current, as in `lif_fused`, so none is stored.
+The membranes are computed again from the input current, as in `lif_kernels`: none is stored.
 """
 
 from __future__ import annotations
@@ -11,18 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from robustsnn.snn.lif_fused import (
-    Array,
-    _compile,
-    _dense,
-    _flat,
-    _over_time,
-    _scalars,
-    _spread,
-)
+from robustsnn.snn.kernel_arrays import Array, dense, flat_array, over_time, scalars, spread
+from robustsnn.snn.lif_kernels import compiled
 from robustsnn.snn.lif_reference import empty_over_time
 
-#: Neurons that go through all steps before the next ones.
+#: The number of neurons that go through all steps before the next ones.
 BLOCK = 256
 
 
@@ -49,10 +42,10 @@ def _run(
     first: int,
     last: int,
 ) -> None:
-    """Units `first` to `last`, of a block of neurons of an image each.
+    """Units `first` to `last`; a unit is a block of neurons of one image.
 
-    `current` and `found` are `[1 or step, neuron]`, `grad` `[step, neuron]`, the memory
-    `[step, row, neuron of an image]`.
+    `current` and `found` are `[1 or step, neuron]`, `grad` is `[step, neuron]`, and the memory
+    (`means` and `deviations`) is `[step, row, neuron of an image]`.
     """
     steps = grad.shape[0]
     features = means.shape[2]
@@ -127,7 +120,7 @@ def _run(
                 post[i] = each * leak
 
 
-kernel = _compile(_run)
+kernel = compiled(_run)
 
 
 def adaptive(
@@ -149,30 +142,31 @@ def adaptive(
     first: float,
     second: float,
 ) -> Tensor:
-    """Gradient of the current, as large as it; the memory is brought up to date.
+    """The gradient of the current, shaped like it; the memory is brought up to date.
 
     Args:
-        current: `[1 or time, batch, ...]`.
-        grad: Of the spikes, `[time, batch, ...]`.
-        means: `[time, row, neuron]`, neurons in the storage order of an image; changed.
-        deviations: As `means`.
-        images: Positions in the batch that are remembered, int64.
-        rows: Their rows.
-        later: Positions that only look at what is remembered.
-        rows_later: Their rows.
-        threshold: V.
-        leak: Of the membrane.
-        hard: Reset to zero.
-        attached: Whether the reset's spike is differentiated.
-        omega: See `Adaptive`, as are the rest.
-        gamma: As said.
-        first: As said.
-        second: As said.
+        current: The input current, `[1 or time, batch, ...]`.
+        grad: The gradient of the spikes, `[time, batch, ...]`.
+        means: The remembered means, `[time, row, neuron]`, with the neurons in the storage order
+            of an image; changed in place.
+        deviations: The remembered deviations, shaped and changed like `means`.
+        images: The positions in the batch whose distances are remembered, int64.
+        rows: The row of each of `images` in the memory.
+        later: The positions in the batch that only use what is remembered, int64.
+        rows_later: The row of each of `later` in the memory.
+        threshold: The threshold V.
+        leak: The leak of the membrane.
+        hard: Whether a spike sets the membrane to zero instead of subtracting the threshold.
+        attached: Whether the spike of the reset is differentiated.
+        omega: The constant omega of `robustsnn.rules.Adaptive`.
+        gamma: Its constant gamma.
+        first: Its rate of the means.
+        second: Its rate of the deviations.
     """
-    current = _dense(current.detach())
+    current = dense(current.detach())
     one = current[0]
     steps = len(grad)
-    flat = _flat(current)
+    flat = flat_array(current)
     found = empty_over_time(one, len(current))
     features = means.shape[2]
     blocks = -(-features // BLOCK)
@@ -181,19 +175,19 @@ def adaptive(
             continue
         arguments = (
             flat,
-            _over_time(grad, one, steps),
-            _flat(found),
+            over_time(grad, one, steps),
+            flat_array(found),
             means.numpy(),
             deviations.numpy(),
             some.numpy(),
             which.numpy(),
             remember,
-            *_scalars(flat.dtype, threshold, leak, omega, gamma, first, second, 1e-4, math.pi / 2),
+            *scalars(flat.dtype, threshold, leak, omega, gamma, first, second, 1e-4, math.pi / 2),
             hard,
             attached,
             BLOCK,
         )
         units = blocks * len(some)
         work = steps * features * len(some)
-        _spread(lambda a, b, arguments=arguments: kernel(*arguments, a, b), units, work)  # type: ignore[misc]
+        spread(lambda a, b, arguments=arguments: kernel(*arguments, a, b), units, work)  # type: ignore[misc]
     return found

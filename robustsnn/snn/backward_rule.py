@@ -1,13 +1,14 @@
-"""A spiking layer whose backward is a rule: any gradient estimator on the true dynamics.
+"""A spiking layer whose backward pass is a rule: any gradient estimator on the true dynamics.
 
-The forward pass is that of the neuron, spike for spike. What comes back from the spikes goes
-through a rule, a plain function of that gradient and of the trace that the forward left. So an
-estimator never holds dynamics of its own, and works on any layer that can hand out a trace.
+The forward pass is that of the neuron, spike for spike. The gradient of the spikes then goes
+through a rule, a plain function of that gradient and of the trace that the forward pass left. So
+an estimator never holds dynamics of its own, and it works on any layer that can give a trace.
 
 **A foreign layer** joins in by calling `ruled(run, current, rule)` in its own `forward` when its
 attribute `rule` is set, where `run(current)` returns the `Trace` of its dynamics. Estimators
-find such layers by a method `spiking_layers()` of the network, name to module; each has the
-attributes `threshold` (a scalar tensor), `surrogate` and `rule`, both settable.
+find such layers by a method `spiking_layers()` of the network, which returns modules by name;
+each has the attributes `threshold` (a scalar tensor), `surrogate` and `rule`, where the last two
+can be set.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ class Trace:
     """What a layer of neurons did over a sequence.
 
     Args:
-        current: Input current, `[time, batch, ...]`, or `[1, batch, ...]` for every step.
-        spikes: `[time, batch, ...]` in {0, 1}.
-        replay: Gives the membrane potential before reset, `[batch, ...]`, one a step; asked only
-            by rules that need it.
-        final: Membrane after the last reset, `[batch, ...]`.
-        threshold: Scalar V.
-        leak: Scalar: how the membrane enters the next step, `U[t] = leak * Upost[t-1] + ...`.
+        current: The input current, `[time, batch, ...]`, or `[1, batch, ...]` for every step.
+        spikes: The spikes, `[time, batch, ...]` in {0, 1}.
+        replay: A function that returns the membrane potentials before reset, one `[batch, ...]`
+            for each step; only rules that need them call it.
+        final: The membrane after the last reset, `[batch, ...]`.
+        threshold: The threshold V, a scalar.
+        leak: The factor of the membrane in the next step, a scalar:
+            `U[t] = leak * Upost[t-1] + ...`.
         hard: Whether a spike sets the membrane to zero instead of subtracting the threshold.
-        attached: Whether the model's own backward differentiates the reset's spike.
-        surrogate: The model's own.
-        gain: How the current enters, `U[t] = ... + gain * I[t]`; below 1 where a leak takes
+        attached: Whether the model's own backward pass differentiates the spike of the reset.
+        surrogate: The surrogate that the model itself uses.
+        gain: The factor of the current, `U[t] = ... + gain * I[t]`; below 1 where a leak takes
             part of the input too.
         plain: Whether the dynamics are those of `lif_reference` from a membrane of zero, so that
-            compiled code may walk through them again.
+            compiled code may compute them again.
     """
 
     current: Tensor
@@ -59,13 +61,16 @@ class Trace:
 
     @cached_property
     def membranes(self) -> Sequence[Tensor]:
-        """What `replay` gives."""
+        """The membrane potentials before reset, `[batch, ...]` each, computed once."""
         with torch.no_grad():
             return self.replay()
 
 
 BackwardRule = Callable[[Tensor, Trace], Tensor]
-"""Gradient of the spikes `[time, batch, ...]` and the trace, to that of the current, as large."""
+"""A function of the gradient of the spikes `[time, batch, ...]` and of the trace.
+
+It returns the gradient of the current, with as many time steps.
+"""
 
 
 class _Ruled(torch.autograd.Function):
@@ -74,7 +79,7 @@ class _Ruled(torch.autograd.Function):
         ctx: Any, current: Tensor, run: Callable[[Tensor], Trace], rule: BackwardRule
     ) -> tuple[Tensor, Tensor]:
         trace = run(current)
-        # Everything but the output itself, which would hold the graph in a cycle.
+        # The outputs themselves are not kept here: they would hold the graph in a cycle.
         ctx.save_for_backward(trace.spikes)
         ctx.trace, ctx.rule = _without_spikes(trace), rule
         ctx.set_materialize_grads(False)
@@ -96,7 +101,7 @@ class _Ruled(torch.autograd.Function):
 
 
 def _without_spikes(trace: Trace) -> dict[str, Any]:
-    """What is not an output of the layer."""
+    """The fields of a trace that are not outputs of the layer."""
     outputs = ("spikes", "final")
     return {f.name: getattr(trace, f.name) for f in fields(trace) if f.name not in outputs}
 
@@ -104,21 +109,25 @@ def _without_spikes(trace: Trace) -> dict[str, Any]:
 def ruled(
     run: Callable[[Tensor], Trace], current: Tensor, rule: BackwardRule
 ) -> tuple[Tensor, Tensor]:
-    """Spikes and final membrane of `run`, differentiated by `rule`.
+    """The spikes and the final membrane of a layer whose backward pass is `rule`.
 
-    Nothing flows back from the final membrane, nor into threshold, leak or the initial membrane:
-    a rule is for gradients with respect to the input.
+    No gradient flows back from the final membrane, nor into threshold, leak or the initial
+    membrane: a rule is for gradients with respect to the input.
 
     Args:
-        run: Current to trace, without gradient.
-        current: `[time, batch, ...]` or `[1, batch, ...]`.
-        rule: See `BackwardRule`.
+        run: A function from the current to the trace, without gradient.
+        current: The input current, `[time, batch, ...]` or `[1, batch, ...]`.
+        rule: The rule of the backward pass; see `BackwardRule`.
     """
     spikes, final = _Ruled.apply(current, run, rule)
     return spikes, final
 
 
 def spiking_layers(network: nn.Module) -> dict[str, Any]:
-    """The layers that an estimator can reach; none in a module that does not name them."""
+    """The layers that an estimator can reach, by name; none if the network does not name them.
+
+    >>> spiking_layers(nn.Linear(2, 2))
+    {}
+    """
     layers = getattr(network, "spiking_layers", None)
     return dict(layers()) if callable(layers) else {}

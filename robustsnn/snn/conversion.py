@@ -1,8 +1,8 @@
 """Conversion of a trained ANN into an SNN: same weights, thresholds calibrated on real currents.
 
-Layer by layer, with the layers before it already spiking, the threshold becomes a high
+It goes layer by layer, while the layers before are already spiking: the threshold becomes a high
 percentile of the layer's input current, times a scale factor. Source: Rathi et al., ICLR 2020;
-the percentile and the order of calibration as in DIET-SNN, 2020.
+the percentile and the order of calibration are those of DIET-SNN, 2020.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ PERCENTILE = 99.7
 
 
 class _Reached(Exception):
-    """The layer to calibrate has seen its current: the rest of the forward is not needed."""
+    """The layer to calibrate has seen its current: the rest of the pass is not needed."""
 
 
 def percentile(values: Tensor, q: float) -> float:
-    """The value of rank `1 + round(q/100 * (n - 1))` among all n values, counting from the lowest.
+    """The value of rank `1 + round(q/100 * (n - 1))` among all n values, counted from the lowest.
+
+    >>> percentile(torch.tensor([3.0, 1.0, 2.0]), 50)
+    2.0
 
     Source: the `percentile` helper of HIRE-SNN and DIET-SNN.
     """
@@ -39,18 +42,19 @@ def calibrate(
 ) -> dict[str, float]:
     """Set every threshold to `scale` times the largest percentile of the layer's current.
 
-    The largest is over time steps and batches; the percentile is over all neurons and images of
-    a batch. Layers are done in order of execution, so each sees spikes from calibrated layers.
+    The percentile is taken over all neurons and images of a batch, and the largest one over time
+    steps and batches. Layers are calibrated in order of execution, so that each sees spikes from
+    calibrated layers.
 
     Args:
-        network: An SNN with the ANN's weights; changed in place.
-        batches: Training images `[batch, channel, height, width]`, pixel units of [0, 1].
-        steps: Time steps of calibration; may exceed those of the network.
-        q: Percentile, in [0, 100].
-        scale: Factor on the percentile; small for few time steps.
+        network: An SNN with the weights of the ANN; changed in place.
+        batches: Training images `[batch, channel, height, width]`, in pixel units of [0, 1].
+        steps: The number of time steps of calibration, which may exceed that of the network.
+        q: The percentile, in [0, 100].
+        scale: The factor on the percentile, which is small for few time steps.
 
     Returns:
-        The threshold of each spiking layer by name.
+        The threshold of each spiking layer, by name.
     """
     was_training = network.training
     network.eval()
@@ -91,12 +95,12 @@ def convert(
 
     Args:
         ann: A trained network of kind `ann`.
-        config: Of the SNN: same architecture and sizes.
-        batches: Training images for `calibrate`, pixel units of [0, 1].
-        scale: Factor on the calibrated thresholds; 0.3 suits few time steps.
-        steps: Time steps of calibration.
-        q: Percentile.
-        leak: Initial leak of every layer; 1 is integrate-and-fire.
+        config: The description of the SNN, with the same architecture and sizes.
+        batches: Training images for `calibrate`, in pixel units of [0, 1].
+        scale: The factor on the calibrated thresholds; 0.3 suits few time steps.
+        steps: The number of time steps of calibration.
+        q: The percentile of calibration, in [0, 100].
+        leak: The initial leak of every layer; 1 is integrate-and-fire.
     """
     network = Network(config)
     weights = {n: p for n, p in ann.state_dict().items()}

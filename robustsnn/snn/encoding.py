@@ -9,26 +9,26 @@ from torch import Tensor
 
 
 def direct(images: Tensor) -> Tensor:
-    """The same analog image at every step: `[1, batch, ...]`, a static input.
+    """The same analog image at every step, as a static input `[1, batch, ...]`.
 
-    The first layer runs once on it, not once a step.
+    The first layer runs on it once, and not once for each step.
     """
     return images.unsqueeze(0)
 
 
 def poisson(images: Tensor, steps: int, keys: Tensor, seed: int = 0) -> Tensor:
-    """Signed rate code: `s[t] = sign(x) * 1[r <= |x|]` with fresh `r ~ U(0, 1)` at each step.
+    """A signed rate code: `s[t] = sign(x) * 1[r <= |x|]` with a new `r ~ U(0, 1)` at each step.
 
     Args:
         images: Values scaled to [-1, 1], `[batch, channel, height, width]`; |x| > 1 saturates.
-        steps: Number of time steps.
-        keys: int64 `[batch]`; an image's draws depend on its key, the seed and its shape only,
-            so they are the same alone, in any batch and in any precision.
-        seed: Of the encoding.
+        steps: The number of time steps.
+        keys: The key of each image, int64 `[batch]`. The draws of an image depend on its key, the
+            seed and its shape only, so they are the same alone, in any batch and in any precision.
+        seed: The seed of the encoding.
 
     Returns:
-        Spikes in {-1, 0, 1}, `[time, batch, channel, height, width]`. The gradient passes the
-        sampler straight through: `ds[t]/dx = 1`.
+        Spikes in {-1, 0, 1}, `[time, batch, channel, height, width]`. The gradient goes straight
+        through the sampler: `ds[t]/dx = 1`.
 
     Source: Rathi et al., ICLR 2020; Sharmin et al., ECCV 2020 (gradient).
     """

@@ -1,7 +1,7 @@
 """Estimated compute energy, from operation counts at 45 nm.
 
-A dense layer costs a multiply-accumulate per synapse, a spiking one an accumulate per spike and
-synapse. Pooling, neurons and memory traffic are not counted, here as in the literature.
+A dense layer costs one multiply-accumulate per synapse, a spiking one an accumulate per spike and
+synapse. Pooling, neurons and memory traffic are not counted, as in the literature.
 Source: Horowitz, ISSCC 2014 (32-bit float, 45 nm); Kundu et al., HIRE-SNN, ICCV 2021.
 """
 
@@ -18,12 +18,12 @@ AC_PJ = 0.9
 
 
 class Energy(NamedTuple):
-    """Microjoule per image.
+    """Energies in microjoule per image.
 
-    `ann_uj`: every synapse of the same architecture once, as multiply-accumulate.
-    `snn_input_uj`: accumulates counted from the spikes that enter a layer (exact).
-    `snn_same_layer_uj`: from the spikes that the layer itself emits (as HIRE-SNN prints it).
-    Both SNN figures are NaN for an ANN.
+    `ann_uj` counts every synapse of the same architecture once, as a multiply-accumulate.
+    `snn_input_uj` counts accumulates from the spikes that enter a layer, which is exact.
+    `snn_same_layer_uj` counts them from the spikes that the layer itself emits, as HIRE-SNN does.
+    Both figures of an SNN are NaN for an ANN.
     """
 
     ann_uj: float
@@ -32,12 +32,16 @@ class Energy(NamedTuple):
 
 
 def energy_from_counts(macs: Sequence[float], spikes: Sequence[float], analog_first: bool) -> float:
-    """Microjoule per image of a spiking network.
+    """The energy of a spiking network, in microjoule per image.
 
     Args:
-        macs: Multiply-accumulates of one dense pass, one number a layer.
-        spikes: Spikes per neuron over all steps that drive each layer.
-        analog_first: The first layer sees an analog static image: multiply-accumulates, once.
+        macs: The multiply-accumulates of one dense pass, one number for each layer.
+        spikes: The spikes per neuron, over all steps, that drive each layer.
+        analog_first: Whether the first layer sees an analog static image, which costs
+            multiply-accumulates, once.
+
+    >>> energy_from_counts([1e6, 1e6], [1.0, 0.5], analog_first=True)  # 4.6 + 0.9 / 2
+    5.05
     """
     total = 0.0
     for position, (cost, rate) in enumerate(zip(macs, spikes, strict=True)):
@@ -46,7 +50,7 @@ def energy_from_counts(macs: Sequence[float], spikes: Sequence[float], analog_fi
 
 
 def energy(network: Network, activity: Activity) -> Energy:
-    """Energy of an image, from the activity recorded on real ones; units in `Energy`."""
+    """The energy per image, from the activity recorded on real images; `Energy` has the units."""
     macs = [float(s.macs) for s in activity.synapses]
     ann = MAC_PJ * sum(macs) * 1e-6
     if network.kind == "ann":

@@ -19,7 +19,8 @@ Backward, with `do/dU := g(z) / V`, `p[t] = dL/dUpost[t]` and `p[T]` given from 
     dL/dleak = sum_t d[t] * Upost[t-1]
     dL/dV    = sum_t ( -s[t] * U[t] / V  -  o[t] * p[t] )    the last term with soft reset only
 
-A detached reset holds o fixed for U, but V in `V * o` counts, as in the published code.
+A detached reset holds o fixed for U, while V in `V * o` is differentiated, as in the published
+code.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from robustsnn.snn.surrogate import Surrogate
 
 
 class ReferenceLIF(torch.autograd.Function):
-    """A loop over time that saves the membrane before reset; see the module for the equations."""
+    """A loop over time that saves the membrane before reset; the module states the equations."""
 
     @staticmethod
     def forward(
@@ -52,7 +53,7 @@ class ReferenceLIF(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         static = current.shape[0] == 1
         spikes, membranes, post = run(current, threshold, leak, initial, steps, hard)
-        # The spikes are an output: saved this way autograd holds them without a cycle.
+        # The spikes are an output: saved in this way, autograd holds them without a cycle.
         ctx.save_for_backward(threshold, leak, initial, spikes, *membranes)
         ctx.static, ctx.surrogate, ctx.hard, ctx.attached = static, surrogate, hard, attached
         return spikes, post
@@ -119,19 +120,19 @@ def run(
     steps: int,
     hard: bool,
 ) -> tuple[Tensor, list[Tensor], Tensor]:
-    """The dynamics alone.
+    """The dynamics alone, without gradients.
 
     Args:
-        current: `[time, batch, ...]`, or `[1, batch, ...]` for every step.
-        threshold: Scalar.
-        leak: Scalar.
-        initial: Membrane before the first step, `[batch, ...]`; zero if absent.
-        steps: Number of time steps, >= 1.
+        current: The input current, `[time, batch, ...]`, or `[1, batch, ...]` for every step.
+        threshold: The threshold V, a scalar.
+        leak: The leak, a scalar.
+        initial: The membrane before the first step, `[batch, ...]`; zero if absent.
+        steps: The number of time steps, >= 1.
         hard: Whether a spike sets the membrane to zero instead of subtracting the threshold.
 
     Returns:
-        Spikes `[steps, batch, ...]`, the membrane before reset of each step, `[batch, ...]`, and
-        the final membrane after reset.
+        The spikes `[steps, batch, ...]`, the membrane before reset `[batch, ...]` of each step,
+        and the final membrane after reset.
     """
     static = current.shape[0] == 1
     membranes = [torch.empty_like(current[0]) for _ in range(steps)]
@@ -157,7 +158,7 @@ def _reset(u: Tensor, out: Tensor, threshold: Tensor, hard: bool) -> Tensor:
 
 
 def empty_over_time(one: Tensor, steps: int) -> Tensor:
-    """`[steps, *one.shape]`, uninitialised, with the memory layout of `one` at every step."""
+    """An uninitialised tensor `[steps, *one.shape]`, each step with the memory layout of `one`."""
     size = (steps, *one.shape)
     if one.dim() == 4 and one.is_contiguous(memory_format=torch.channels_last):
         flat = torch.empty(

@@ -39,10 +39,10 @@ class SurrogateConfig(_Strict):
 
 
 class NetworkConfig(_Strict):
-    """Everything but the weights: enough to rebuild a network.
+    """Everything but the weights: enough to build a network again.
 
     `image` is (channel, height, width); `mean` and `std` are per channel, in pixel units of
-    [0, 1]; `widths` and `classifier` default to the published sizes.
+    [0, 1]; `widths` and `classifier` are the published sizes by default.
     """
 
     architecture: str
@@ -73,7 +73,7 @@ class NetworkConfig(_Strict):
         return self
 
     def sizes(self) -> Sizes:
-        """The sizes to build with, the published ones where none are given."""
+        """The sizes to build with: the published ones where none are given."""
         published = architecture(self.architecture)
         return Sizes(
             widths=published.widths if self.widths is None else self.widths,
@@ -85,9 +85,9 @@ class NetworkConfig(_Strict):
 
 
 class _ChannelsLast(torch.autograd.Function):
-    """Images with channels last in memory, where convolutions are faster to the very end.
+    """Images with channels last in memory, which makes all convolutions after it faster.
 
-    Their gradient comes back as the images were: attack libraries `view` it.
+    The gradient comes back in the layout that the images had: attack libraries `view` it.
     """
 
     @staticmethod
@@ -101,9 +101,10 @@ class _ChannelsLast(torch.autograd.Function):
 
 
 def _pools(module: nn.Module, following: nn.Module | None) -> bool:
-    """Whether a pool can be taken together with the spikes before it.
+    """Whether a pool can be computed together with the spikes before it.
 
-    A hook would miss them, and a subclass or an instance with its own `forward` is another layer.
+    It cannot where a hook would miss the spikes, nor for a subclass or an instance with a
+    `forward` of its own, which is another layer.
     """
     return (
         type(module) is LIF
@@ -128,14 +129,14 @@ def _pools(module: nn.Module, following: nn.Module | None) -> bool:
 class Network(nn.Module):
     """An ANN or an SNN of some architecture.
 
-    `forward(images [batch, channel, height, width]) -> logits [batch, class]`, images in pixel
-    units of [0, 1] (any real value is taken). State starts fresh at every forward. Inside,
+    It maps images `[batch, channel, height, width]`, in pixel units of [0, 1] (any real value is
+    taken), to logits `[batch, class]`. The state starts anew in every forward pass. Inside,
     tensors are `[time, batch, ...]`: layers without state run once over `time x batch`, and a
     static input stays at one step until the first spikes.
 
     `recompute`, a number of time steps or None, trades time for memory on long sequences: in
-    evaluation mode a gradient keeps only the membranes between segments of so many steps, and
-    runs each segment a second time in backward.
+    evaluation mode a gradient keeps only the membranes between segments of that many steps, and
+    runs each segment a second time in the backward pass.
     """
 
     mean: Tensor
@@ -175,7 +176,7 @@ class Network(nn.Module):
 
     @property
     def stochastic(self) -> bool:
-        """Whether logits depend on draws, which `keys` then fix."""
+        """Whether the logits depend on random draws, which `keys` then fix."""
         return self.config.encoding == "poisson"
 
     def spiking_layers(self) -> dict[str, LIF]:
@@ -187,8 +188,8 @@ class Network(nn.Module):
 
         Args:
             images: Pixels, in units of [0, 1].
-            keys: int64 `[batch]`; only a stochastic encoding uses them, see `encoding.poisson`.
-                Without, image i of the batch has key i.
+            keys: The key of each image, int64 `[batch]`; only a stochastic encoding uses them,
+                see `encoding.poisson`. By default image i of the batch has key i.
 
         Raises:
             InputError: The images have another shape than the network was built for.
@@ -207,10 +208,10 @@ class Network(nn.Module):
 
         Args:
             images: Pixels `[batch, channel, height, width]`, in units of [0, 1].
-            steps: Time steps of this run; by default `time_steps`.
-            state: Membrane potential `[batch, ...]` of each spiking layer by name; zero if absent.
-                The read-out always starts at zero.
-            keys: As in `forward`.
+            steps: The number of time steps of this run; by default `time_steps`.
+            state: The initial membrane `[batch, ...]` of each spiking layer, by name; zero if
+                absent. The read-out always starts at zero.
+            keys: The keys of a stochastic encoding, as in `forward`.
 
         Raises:
             InputError: The images have another shape than the network was built for.
@@ -240,6 +241,7 @@ class Network(nn.Module):
     def _segments(
         self, x: Tensor, steps: int, state: State | None, length: int
     ) -> tuple[Tensor, State]:
+        """The same as `_segment`, in segments that the backward pass computes again."""
         logits: Tensor | None = None
         for start in range(0, steps, length):
             some = min(length, steps - start)
@@ -253,7 +255,7 @@ class Network(nn.Module):
         return logits, state
 
     def _segment(self, x: Tensor, steps: int, state: State | None) -> tuple[Tensor, State]:
-        """Summed output current and final membranes of some consecutive steps."""
+        """The summed output current and the final membranes of some consecutive steps."""
         final: State = {}
         pooled = False
         modules = (*self.features, *self.classifier)
@@ -275,9 +277,9 @@ class Network(nn.Module):
         x: Tensor,
         pooled: bool = False,
     ) -> Tensor:
-        """One layer over time, with the pool that follows spikes if `pooled`.
+        """One layer over time; with `pooled`, together with the pool that follows its spikes.
 
-        No closure: its cycle would hold the graph until the garbage collector comes.
+        It is not a closure, whose cycle would hold the graph until the garbage collector runs.
         """
         if isinstance(module, LIF):
             name = self._names[module]

@@ -1,7 +1,7 @@
-"""Layers of leaky integrate-and-fire neurons over a whole sequence at once.
+"""Layers of leaky integrate-and-fire neurons, over a whole sequence at once.
 
-The dynamics and their gradients are written down in `robustsnn.snn.lif_reference`; on a CPU a
-compiled kernel computes the same spikes, bit for bit, in less time and memory.
+`robustsnn.snn.lif_reference` states the dynamics and their gradients; on a CPU a compiled kernel
+computes the same spikes, bit for bit, in less time and memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def fused_kernel() -> Any:
     try:
         return importlib.import_module("robustsnn.snn.lif_fused")
     except Exception as error:
-        # Whatever the reason, the reference gives the same spikes.
+        # Whatever the reason is, the reference gives the same spikes.
         warnings.warn(
             f"the compiled LIF kernel is not available ({type(error).__name__}: {error}); "
             "spiking networks run on the slower reference, with the same spikes. "
@@ -54,9 +54,9 @@ def fused_kernel() -> Any:
 
 
 def kernel(device: torch.device | str = "cpu") -> str:
-    """`fused` or `reference`: what computes LIF layers there.
+    """What computes LIF layers on a device: `fused` or `reference`.
 
-    The environment variable ROBUSTSNN_LIF chooses: `auto` (the default), `fused`, `reference`.
+    The environment variable ROBUSTSNN_LIF chooses: `auto` (the default), `fused` or `reference`.
 
     Raises:
         InputError: The variable has another value, or asks for a kernel that cannot run.
@@ -91,25 +91,25 @@ def lif_sequence(
     """Run a layer of LIF neurons over all its time steps.
 
     Args:
-        current: Input current, `[time, batch, ...]`; `[1, batch, ...]` is a static input that
+        current: The input current, `[time, batch, ...]`; `[1, batch, ...]` is a static input that
             every one of the `steps` receives.
-        threshold: Scalar firing threshold `V > 0`.
-        leak: Scalar leak in [0, 1]; 1 is integrate-and-fire.
-        steps: Number of time steps; equal to the first dimension unless that is 1.
-        surrogate: What backward uses for the derivative of the spike.
-        initial: Membrane potential before the first step, `[batch, ...]`; zero if absent.
-        reset: After a spike, `soft` subtracts the threshold, `hard` sets the membrane to zero.
-        detach_reset: Whether backward holds the reset's spike fixed instead of differentiating
-            it with the surrogate.
-        pool: Average the spikes over windows of 2 x 2 pixels, as a following
-            `AvgPool2d(2)` would; the compiled kernel then never writes the spikes themselves.
+        threshold: The firing threshold `V > 0`, a scalar.
+        leak: The leak in [0, 1], a scalar; 1 is integrate-and-fire.
+        steps: The number of time steps; equal to the first dimension unless that is 1.
+        surrogate: The stand-in for the derivative of the spike in the backward pass.
+        initial: The membrane potential before the first step, `[batch, ...]`; zero if absent.
+        reset: What a spike does: `soft` subtracts the threshold, `hard` sets the membrane to zero.
+        detach_reset: Whether the backward pass holds the spike of the reset fixed instead of
+            differentiating it with the surrogate.
+        pool: Whether to average the spikes over windows of 2 x 2 pixels, as an `AvgPool2d(2)`
+            after them would; the compiled kernel then never writes the spikes themselves.
 
     Returns:
-        Spikes, or with `pool` their means, and the final membrane, which is never pooled.
+        The spikes, or with `pool` their means, and the final membrane, which is never pooled.
 
     Raises:
-        ValueError: `current` has neither one nor `steps` entries in time, `initial` another
-            shape than one of them, or there is no such reset.
+        ValueError: `current` has neither one nor `steps` entries in time, `initial` does not have
+            the shape of one of them, or there is no such reset.
 
     Source: Kundu et al., HIRE-SNN, ICCV 2021, section 3; Rathi and Roy, DIET-SNN, 2020.
     """
@@ -132,7 +132,7 @@ def lif_sequence(
 
 
 def average_over_windows(spikes: Tensor) -> Tensor:
-    """Means over windows of 2 x 2 pixels of `[time, batch, channel, height, width]`."""
+    """The means of `[time, batch, channel, height, width]` over windows of 2 x 2 pixels."""
     means: Tensor = F.avg_pool2d(spikes.flatten(0, 1), 2)
     return torch.unflatten(means, 0, spikes.shape[:2])
 
@@ -159,8 +159,8 @@ def _tell_about(kind: type) -> None:
 class LIF(nn.Module):
     """A layer of LIF neurons with one learnable threshold and one learnable leak.
 
-    It holds no state: the membrane goes in and comes out. `rule`, if set, replaces its backward
-    pass (see `robustsnn.snn.backward_rule`); its spikes stay the same.
+    It holds no state: the membrane goes in and comes out. If `rule` is set, it replaces the
+    backward pass (see `robustsnn.snn.backward_rule`); the spikes stay the same.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class LIF(nn.Module):
 
     @torch.no_grad()
     def trace(self, current: Tensor, steps: int, initial: Tensor | None = None) -> Trace:
-        """Everything that the layer does over a sequence; arguments as in `lif_sequence`."""
+        """What the layer does over a sequence; the arguments are those of `lif_sequence`."""
         hard = self.reset == "hard"
         threshold, leak = self.threshold.detach(), self.leak.detach()
         options: dict[str, Any] = {"surrogate": self.surrogate, "reset": self.reset}
@@ -236,9 +236,9 @@ class LIF(nn.Module):
 
 
 class FixedDropout(nn.Module):
-    """Dropout whose mask is drawn once a forward and holds at every time step.
+    """Dropout with one mask for all time steps, drawn once in each forward pass.
 
-    Input and output `[time, batch, ...]`; the mask carries the factor `1 / (1 - p)`.
+    Input and output are `[time, batch, ...]`; the mask carries the factor `1 / (1 - p)`.
     Source: HIRE-SNN and DIET-SNN, `neuron_init`.
     """
 
@@ -247,7 +247,7 @@ class FixedDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply one mask `[1, batch, ...]` to all time steps; identity in evaluation."""
+        """Apply one mask `[1, batch, ...]` to all time steps; do nothing in evaluation mode."""
         if not self.training or self.p == 0:
             return x
         return x * nn.functional.dropout(torch.ones_like(x[:1]), self.p, training=True)

@@ -1,8 +1,9 @@
-"""Surrogate gradients: what stands in for the derivative of the spike.
+"""Surrogate gradients, which stand in for the derivative of the spike.
 
-A surrogate is a function of the threshold-relative membrane `z = U/V - 1`, so that nothing
+A surrogate is a function of the membrane relative to the threshold, `z = U/V - 1`, so that nothing
 depends on the scale of a layer: `do/dU = g(z) / V`. `amplitude` is the peak `g(0)`; `width` is
-the half-support of the compact ones and the scale of the others, in units of the threshold.
+the half-support of the surrogates of bounded support and the scale of the others, in units of the
+threshold.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Surrogate(Protocol):
 
 @dataclass(frozen=True)
 class Triangle:
-    """`g(z) = amplitude * max(0, 1 - |z| / width)`; HIRE-SNN and DIET-SNN use width 1, 0.3.
+    """`g(z) = amplitude * max(0, 1 - |z| / width)`.
+
+    HIRE-SNN and DIET-SNN use a width of 1 and an amplitude of 0.3.
 
     Source: Bellec et al., NeurIPS 2018; Rathi and Roy, DIET-SNN, 2020.
     """
@@ -165,7 +168,9 @@ class Gaussian:
 class StraightThrough:
     """`g(z) = amplitude`: the gradient passes every neuron, spiking or not.
 
-    Source: Bengio et al., 2013. `width` is there for the family's sake and must stay 1.
+    `width` exists only because every surrogate has one; it must stay 1.
+
+    Source: Bengio et al., 2013.
     """
 
     name: ClassVar[str] = "straight-through"
@@ -190,12 +195,15 @@ SURROGATES: dict[str, type[Surrogate]] = {
 def make_surrogate(
     name: str, width: float | None = None, amplitude: float | None = None
 ) -> Surrogate:
-    """The surrogate of that name; what is not given keeps its default.
+    """The surrogate of that name; a value that is not given keeps its default.
+
+    >>> make_surrogate("triangle", width=0.5)
+    Triangle(width=0.5, amplitude=0.3)
 
     Args:
-        name: One of `SURROGATES`.
-        width: Half-support or scale in units of the threshold, finite and > 0.
-        amplitude: Peak value, finite and > 0.
+        name: The name, one of `SURROGATES`.
+        width: The half-support or scale, in units of the threshold, finite and > 0.
+        amplitude: The peak value, finite and > 0.
 
     Raises:
         InputError: The name is unknown, or a value is not a positive number.
@@ -210,5 +218,9 @@ def make_surrogate(
 
 
 def describe(surrogate: Surrogate) -> str:
-    """`triangle(width=1,amplitude=0.3)`: the form that records hold."""
+    """The surrogate as a text, in the form that records hold.
+
+    >>> describe(Triangle())
+    'triangle(width=1,amplitude=0.3)'
+    """
     return f"{surrogate.name}(width={surrogate.width:g},amplitude={surrogate.amplitude:g})"

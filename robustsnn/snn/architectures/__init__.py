@@ -1,6 +1,6 @@
 """Architectures: one description gives the ANN and its SNN twin.
 
-Every module here lists its architectures in `ARCHITECTURES`; adding one is one new file.
+Every module here lists its architectures in `ARCHITECTURES`; a new architecture is a new file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def architecture(name: str) -> Architecture:
     """The architecture of that name.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none of that name.
     """
     known = architectures()
     if name not in known:

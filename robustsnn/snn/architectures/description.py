@@ -1,4 +1,4 @@
-"""What an architecture is: default sizes, and how they become layers."""
+"""What an architecture is: default sizes, and the way from sizes to layers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Activation = Callable[[], nn.Module]
 class Sizes:
     """The sizes that a network of some architecture is built with.
 
-    `widths` are output channels, one a convolution (VGG) or one a stage (ResNet);
-    `classifier` the hidden linear layers; `image` is (channel, height, width).
+    `widths` are output channels, one for each convolution (VGG) or for each stage (ResNet);
+    `classifier` are the sizes of the hidden linear layers; `image` is (channel, height, width).
     """
 
     widths: tuple[int, ...]
@@ -49,9 +49,9 @@ class Architecture:
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut, summed into the same membrane.
+    """Two convolutions and a shortcut in parallel, summed into the same membrane.
 
-    The network runs it, since the activations inside need to know about time.
+    The network runs it, since the activations inside work over time.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Residual(nn.Module):
         self.outer = outer
 
     def run(self, x: Tensor, step: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        """Run on `[time, batch, ...]`, where `step` runs one inner layer over time."""
+        """The output for an input `[time, batch, ...]`; `step` runs one inner layer over time."""
         y = step(self.inner, step(self.first, x))
         y = step(self.second, step(self.drop, y))
         return step(self.outer, y + step(self.shortcut, x))
 
 
 def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias, drawn from N(0, sqrt(2 / (size^2 * outputs))).
+    """A convolution without bias; its weights are drawn from N(0, sqrt(2 / (size^2 * outputs))).
 
     Source: `_initialize_weights2` of HIRE-SNN and DIET-SNN.
     """
@@ -89,7 +89,7 @@ def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer without bias, drawn from N(0, 0.01)."""
+    """A linear layer without bias; its weights are drawn from N(0, 0.01)."""
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(layer.weight, 0, 0.01)
     return layer

@@ -21,7 +21,7 @@ POOL = 0
 
 
 def _build(pattern: tuple[int, ...], sizes: Sizes, activation: Activation) -> Layers:
-    """`[conv, slot, dropout]` a layer; where a pool follows, it takes the dropout's place."""
+    """A convolution, a slot and a dropout for each layer; a pool takes the dropout's place."""
     convolutions = sum(1 for p in pattern if p != POOL)
     if len(sizes.widths) != convolutions:
         raise InputError(f"widths: expected {convolutions} numbers, got {len(sizes.widths)}.")
@@ -57,8 +57,8 @@ def _vgg(name: str, pattern: tuple[int, ...]) -> Architecture:
     )
 
 
-# Layer lists of HIRE-SNN (ICCV 2021). Its VGG11 has 8 convolutions and 3 pools and is not
-# the VGG11 of DIET-SNN.
+# These are the layer lists of HIRE-SNN (ICCV 2021). Its VGG11 has 8 convolutions and 3 pools and
+# is not the VGG11 of DIET-SNN.
 ARCHITECTURES = {
     a.name: a
     for a in (
