@@ -1,1 +1,1 @@
-"""What every other room may use: it imports nothing of RobustSNN but the errors."""
+"""What every other package may use; of RobustSNN it imports nothing but the errors."""

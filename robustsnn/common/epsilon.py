@@ -1,4 +1,4 @@
-"""Sizes of perturbations as papers write them: `8/255`, `0.031`. Needs no torch."""
+"""Sizes of perturbations as papers write them: `8/255`, `0.031`. This needs no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from robustsnn.errors import InputError
 def parse_epsilon(text: str, what: str = "epsilon") -> float:
     """The number that `8/255`, `0.031` or `0` stands for, in pixel units of [0, 1].
 
+    >>> parse_epsilon("51/255")
+    0.2
+
     Args:
-        text: A decimal number or a fraction of two.
-        what: What the number is, for the error message.
+        text: A decimal number, or a fraction of two.
+        what: The name of the number in the error message.
 
     Raises:
-        InputError: Not a number, a division by zero, negative, or not finite.
+        InputError: The text is not a number, divides by zero, is negative, or is not finite.
     """
     top, slash, bottom = str(text).strip().partition("/")
     remedy = "write a number such as 8/255 or 0.031."

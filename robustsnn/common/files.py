@@ -1,4 +1,4 @@
-"""Output folders: who they belong to, and files that are there whole or not at all."""
+"""Output folders: what may be written where, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from robustsnn.errors import InputError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name, then rename it."""
+    """Write a file under another name, then rename it.
+
+    If that fails, as on a full disk, a file that was there before stays as it was and nothing else
+    is left behind. The other name ends in `.part`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         scratch.write_bytes(content)
@@ -19,14 +26,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_output(path: Path, *markers: str) -> None:
-    """Refuse an output folder that cannot be made, or that holds something else than ours.
+    """Refuse an output folder that cannot be made, or that holds something that is not ours.
 
     Args:
-        path: It need not exist.
-        markers: Names of files, one of which a folder that is not empty must hold.
+        path: The folder, which need not exist.
+        markers: Names of files; a folder that is not empty must hold one of them.
 
     Raises:
-        InputError: As said.
+        InputError: The folder cannot be used.
     """
     try:
         if path.exists() and not path.is_dir():
@@ -39,7 +46,7 @@ def check_output(path: Path, *markers: str) -> None:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise InputError(f"cannot write to {path}: no permission; name another --output.")
         if path.is_dir() and not any((path / marker).is_file() for marker in markers):
-            # What a start that was killed at once leaves is nobody's.
+            # A process that was killed as it started may have left unfinished files.
             if any(not inside.name.endswith(".part") for inside in path.iterdir()):
                 raise InputError(f"{path} is not empty and holds no run: name another --output.")
     except OSError as error:
@@ -47,5 +54,5 @@ def check_output(path: Path, *markers: str) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> InputError:
-    """What to say of a folder that cannot be written."""
+    """The error for a folder that cannot be written to."""
     return InputError(f"cannot write to {path} ({error.strerror or error}): name another --output.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+#: The kinds of attack.
 KINDS = ("none", "noise", "fixed-epsilon", "transfer", "minimum-norm")
 
 
-#: Kinds of attack that follow no gradient; one of another kind says `gradient_free = True`.
+#: The kinds that follow no gradient; an attack of another kind can say `gradient_free = True`.
 GRADIENT_FREE = ("none", "noise")
 
 
-#: The estimator that did best in the probes before.
+#: What an entry of a suite writes for the estimator that did best in the probes before it.
 BEST = "best"

@@ -1,6 +1,7 @@
-"""Settings of the whole process that make the same computation faster; the command line sets them.
+"""Settings of the whole process that make the same computation faster.
 
-A program that uses RobustSNN as a library may call both before it imports torch.
+The command line sets them. A program that uses RobustSNN as a library may call both functions
+before it imports torch.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ import ctypes
 import os
 import sys
 
-# Numbers of malloc.h.
+# These numbers are from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM = 2**31 - 1
 _MMAP = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Let the allocator keep freed blocks instead of handing them back; True where it can.
+    """Let the allocator keep freed memory for later; True where the system allows it.
 
-    By default glibc returns every large activation to the system and takes zeroed pages anew at
-    the next layer, which costs about as much as writing it three times. Resident memory then
-    stays at its peak.
+    By default glibc returns every large activation to the system and takes new zeroed pages for
+    the next layer, which costs about as much as writing it three times. With this setting, the
+    resident memory stays at its peak.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -32,8 +33,9 @@ def keep_freed_memory() -> bool:
 
 
 def let_idle_threads_sleep() -> None:
-    """Make OpenMP's idle threads sleep, unless the user has chosen; before torch is imported.
+    """Make the idle threads of OpenMP sleep, unless the user has chosen something else.
 
-    They would spin for some milliseconds on a core that another thread needs.
+    They would spin for some milliseconds on a core that another thread needs. This has an effect
+    only before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

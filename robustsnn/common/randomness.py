@@ -1,4 +1,4 @@
-"""Randomness that belongs to an image, not to the batch it happens to be in."""
+"""Randomness that belongs to an image, and not to the batch that the image is in."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from torch import Tensor
 
 
 def derive(*parts: object, bits: int = 63) -> int:
-    """A non-negative integer of that many bits that depends on every part and nothing else."""
+    """A non-negative integer of that many bits that depends on every part and on nothing else.
+
+    >>> derive(0, "order", 3) == derive(0, "order", 3) != derive(1, "order", 3)
+    True
+    """
     text = "/".join(f"{part}" for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return int.from_bytes(digest, "little") >> (128 - bits)
 
 
 class Rng:
-    """One independent generator per image, keyed by (seed, image id, stream).
+    """One independent generator for each image, keyed by (seed, image id, stream).
 
-    What an image draws does not depend on the other images of its batch, on their order, on
-    the device or on the precision: draws are made in float64 on the CPU, then cast.
+    The draws of an image do not depend on the other images of its batch, on their order, on the
+    device or on the precision: they are made in float64 on the CPU, and then converted.
 
     Args:
-        seed: Of the whole evaluation.
+        seed: The seed of the whole evaluation.
         image_ids: The id of each image of the batch.
-        stream: Tells apart draws that must not repeat each other.
+        stream: A name that keeps apart draws that must not repeat each other.
+
+    >>> rng = Rng(0, [7, 8])
+    >>> both = rng.uniform((2,), 0.0, 1.0, like=torch.zeros(()))
+    >>> alone = Rng(0, [8]).uniform((2,), 0.0, 1.0, like=torch.zeros(()))
+    >>> torch.equal(both[1], alone[0])
+    True
     """
 
     def __init__(self, seed: int, image_ids: Sequence[int] | Tensor, stream: str = "") -> None:
@@ -44,13 +54,13 @@ class Rng:
         return len(self.image_ids)
 
     def uniform(self, shape: Iterable[int], low: float, high: float, like: Tensor) -> Tensor:
-        """U(low, high), `[batch, *shape]`, of the dtype and on the device of `like`."""
+        """Draws from U(low, high), `[batch, *shape]`, with the dtype and device of `like`."""
         size = tuple(shape)
         draws = [low + (high - low) * np.asarray(g.random(size)) for g in self._generators]
         return _stack(draws, size, like)
 
     def normal(self, shape: Iterable[int], like: Tensor) -> Tensor:
-        """N(0, 1), `[batch, *shape]`, of the dtype and on the device of `like`."""
+        """Draws from N(0, 1), `[batch, *shape]`, with the dtype and device of `like`."""
         size = tuple(shape)
         draws = [np.asarray(g.standard_normal(size)) for g in self._generators]
         return _stack(draws, size, like)
@@ -60,9 +70,9 @@ class Rng:
         return torch.tensor([int(g.integers(high)) for g in self._generators], dtype=torch.int64)
 
     def select(self, index: Tensor | Sequence[int]) -> Rng:
-        """The sub-batch at those positions (or under that mask), sharing its generators.
+        """The sub-batch at those positions, or under that mask, with the same generators.
 
-        Draws made through either are seen by both.
+        A draw that is made through one of the two advances the other one too.
         """
         chosen = positions(index, len(self)).tolist()
         sub = Rng.__new__(Rng)
@@ -73,11 +83,11 @@ class Rng:
         return sub
 
     def stream(self, name: str) -> Rng:
-        """Fresh generators for a named purpose, independent of what was drawn so far."""
+        """New generators for a named purpose, independent of what was drawn so far."""
         return Rng(self.seed, self.image_ids, f"{self._path}/{name}")
 
     def derive(self, purpose: str) -> int:
-        """A 31-bit seed for a library that takes one, from the seed, stream and images."""
+        """A 31-bit seed for a library that takes one, from seed, stream, purpose and images."""
         return derive(self.seed, self._path, purpose, *self.image_ids, bits=31)
 
 
@@ -87,7 +97,14 @@ def _stack(draws: list[NDArray[np.float64]], size: tuple[int, ...], like: Tensor
 
 
 def positions(index: Tensor | Sequence[int], length: int) -> Tensor:
-    """An index or a boolean mask over `length` things as int64 positions on the CPU."""
+    """An index or a boolean mask over `length` images as int64 positions on the CPU.
+
+    >>> positions(torch.tensor([True, False, True]), 3)
+    tensor([0, 2])
+
+    Raises:
+        ValueError: The mask does not have `length` entries.
+    """
     at = torch.as_tensor(index).cpu()
     if at.dtype == torch.bool:
         if at.shape != (length,):

@@ -1,4 +1,4 @@
-"""The one grammar `NAME:field=value,...`, for attacks and estimators alike."""
+"""The grammar `NAME:field=value,...`, which attacks and estimators share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from robustsnn.errors import InputError, unknown
 
 
 def parse_fields(text: str, owner: str) -> dict[str, str]:
-    """`steps=20,step_size=2/255` as names and texts.
+    """The fields of a text such as `steps=20,step_size=2/255`, as names and texts.
+
+    >>> parse_fields("steps=20, step_size=2/255", "pgd")
+    {'steps': '20', 'step_size': '2/255'}
+
+    Args:
+        text: The part of a specification after its name.
+        owner: The name, for error messages.
 
     Raises:
-        InputError: A part without `=`, or a field given twice.
+        InputError: A part has no `=`, or a field is given twice.
     """
     found: dict[str, str] = {}
     for part in text.split(","):
@@ -33,14 +40,17 @@ def parse_fields(text: str, owner: str) -> dict[str, str]:
 def parse_value(text: str, hint: Any, what: str) -> Any:
     """A text as the type that a field declares.
 
+    >>> parse_value("51/255", float, "epsilon"), parse_value("yes", bool, "warm")
+    (0.2, True)
+
     Args:
-        text: What the user wrote; a float may be a fraction such as `2/255`.
-        hint: `int`, `float`, `bool`, `str`, None, a `Literal`, or a union of those; text as
-            written wins in a union with `str`.
-        what: Names the field in an error message.
+        text: The text that the user wrote; a float may be a fraction such as `2/255`.
+        hint: The type: `int`, `float`, `bool`, `str`, None, a `Literal`, or a union of those; in
+            a union with `str` the text stays as it is.
+        what: The name of the field in an error message.
 
     Raises:
-        InputError: The text is no such value.
+        InputError: The text is not a value of that type.
     """
     options = typing.get_args(hint) if _is_union(hint) else (hint,)
     if type(None) in options and text.lower() == "none":
@@ -82,6 +92,7 @@ def _as_type(text: str, hint: Any) -> Any:
 
 
 def _wanted(hint: Any) -> str:
+    """A type in the words of an error message."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(c) for c in typing.get_args(hint))
     names = {bool: "true or false", int: "a whole number", float: "a number such as 0.01 or 2/255"}

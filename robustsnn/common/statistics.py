@@ -1,4 +1,4 @@
-"""What can be said about an accuracy, and about the difference of two, from counted images."""
+"""What counted images say about an accuracy, and about the difference of two accuracies."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class Paired(NamedTuple):
 def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
     """The Wilson score interval of `correct` successes among `n` trials.
 
+    >>> low, high = wilson(90, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.8256, 0.9448)
+
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
     JASA 22 (1927); without continuity correction.
 
@@ -39,7 +43,7 @@ def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
         ValueError: If `n` is not positive, `correct` is outside [0, n] or `level` outside (0, 1).
     """
     if n <= 0 or not 0 <= correct <= n:
-        raise ValueError(f"{correct} of {n} is no fraction of a positive number of trials")
+        raise ValueError(f"{correct} of {n} is not a fraction of a positive number of trials")
     if not 0 < level < 1:
         raise ValueError(f"a confidence level lies between 0 and 1, not {level}")
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -56,8 +60,13 @@ def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
 def mcnemar_exact(b: int, c: int) -> float:
     """The two-sided exact McNemar p-value for discordant counts `b` and `c`.
 
-    Under the null each discordant pair falls either way with probability one half, so p is twice
-    the smaller binomial tail, at most 1; without discordant pairs there is no evidence and p = 1.
+    Under the null hypothesis each discordant pair falls either way with probability one half, so p
+    is twice the smaller binomial tail, and at most 1; without discordant pairs there is no evidence
+    and p is 1.
+
+    >>> mcnemar_exact(0, 5)
+    0.0625
+
     Source: Q. McNemar, Psychometrika 12 (1947), in its exact (binomial) form.
 
     Raises:
@@ -66,7 +75,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     if b < 0 or c < 0:
         raise ValueError(f"discordant counts cannot be negative: {b}, {c}")
     n = b + c
-    # Whole numbers throughout: a binomial tail of thousands of pairs underflows as floats.
+    # Only whole numbers are used: as floats, a binomial tail of thousands of pairs underflows.
     term = tail = 1
     for k in range(min(b, c)):
         term = term * (n - k) // (k + 1)
@@ -78,8 +87,8 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
     """Compare two models by which images each gets right.
 
     Args:
-        first: Whether the first model is right, [images].
-        second: Whether the second is, on the same images in the same order.
+        first: Whether the first model is right on each image, [images].
+        second: Whether the second model is right, on the same images in the same order.
 
     Raises:
         ValueError: If the two do not cover the same number of images.
@@ -94,6 +103,9 @@ def paired(first: ArrayLike, second: ArrayLike) -> Paired:
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment of p-values, in the order given.
 
+    >>> holm([0.01, 0.04])
+    [0.02, 0.04]
+
     Source: S. Holm, A simple sequentially rejective multiple test procedure, Scand. J. Stat. 6
     (1979).
     """
@@ -106,11 +118,14 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def worst_case(margins: ArrayLike) -> NDArray[np.bool_]:
-    """Which images are right under every attack, the clean image included.
+    """Which images are classified right under every attack, the clean image included.
+
+    >>> worst_case([[-1.0, -1.0], [-0.5, 0.0]])
+    array([ True, False])
 
     Args:
-        margins: Best other logit minus the label's, [attacks, images]; positive is misclassified.
-            A tie at the top (0) is an error here, and so is NaN.
+        margins: The best other logit minus that of the label, [attacks, images]; positive means
+            misclassified. A tie at the top (0) counts as an error here, and so does NaN.
 
     Returns:
         Whether every margin of the image is negative, [images].

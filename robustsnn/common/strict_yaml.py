@@ -1,4 +1,4 @@
-"""YAML from strangers: plain values only, no aliases, no duplicate keys, bounded size."""
+"""YAML from strangers: plain values only, no aliases, no duplicate keys, limited size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_BYTES = 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases, which can expand without end, and keys given twice."""
+    """A loader that refuses aliases, which can expand without end, and duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -40,7 +40,8 @@ def read_yaml(path: Path) -> Any:
     """The document in a YAML file.
 
     Raises:
-        InputError: No such file, too large, or malformed; the message names the line.
+        InputError: There is no such file, or it is too large or malformed; the message names
+            the line.
     """
     text = _text(path)
     try:
@@ -54,11 +55,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def line_of(path: Path, location: Sequence[str | int]) -> str:
-    """`, line N` of the field at that location of a YAML file, or of its nearest parent.
+    """The text `, line N` for the field at a location of a YAML file, or for its nearest parent.
+
+    It is empty if the file cannot be read.
 
     Args:
         path: The file.
-        location: Keys and positions from the root; what is not in the file is passed over.
+        location: The keys and positions from the root; the search stops at the first one that is
+            not in the file.
     """
     try:
         node = yaml.compose(_text(path), Loader=_Loader)
@@ -85,7 +89,7 @@ def _text(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"no file {path}: name a YAML file.")
     if path.stat().st_size > LARGEST_BYTES:
-        raise InputError(f"{path} is larger than {LARGEST_BYTES:,} bytes: not a file of this kind.")
+        raise InputError(f"{path} is larger than {LARGEST_BYTES:,} bytes: name a smaller file.")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,1 +1,1 @@
-"""Image sets in one fixed order, however they are stored."""
+"""Image sets in one fixed order, in whatever way they are stored."""

@@ -1,4 +1,4 @@
-"""The data sets by name: shapes, classes, channel means."""
+"""The data sets by name, with their shapes, classes and channel statistics."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class DataSet:
     """What is known of a published data set before any file is read.
 
-    `shape` is (channels, height, width); `mean` and `std` are per channel in pixel
-    units of [0, 1] and `source` says where these two come from.
+    `shape` is (channels, height, width); `mean` and `std` are per channel, in pixel units of
+    [0, 1], and `source` says where these two come from; `torchvision` is its class there.
     """
 
     name: str
@@ -24,7 +24,7 @@ class DataSet:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """The number of classes."""
         return len(self.class_names)
 
 

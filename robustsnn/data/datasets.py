@@ -1,10 +1,10 @@
-"""Real image sets in one fixed order, whatever layout they are stored in.
+"""Real image sets in one fixed order, in whatever layout they are stored.
 
-The order is class-balanced round-robin: class 0, 1, ..., k - 1, 0, 1, ... as long as
-classes last; within a class by the sha256 of the decoded pixels. It is a function of
-the images alone, so the first N are the same N from torchvision's folders, from
-Parquet and from class folders, and on every machine. (Decoders of JPEG may differ in the
-last bit; lossless files leave nothing to differ in.)
+The order goes round the classes: 0, 1, ..., k - 1, 0, 1, ... as long as each has images left;
+within a class, images are ordered by the sha256 of their decoded pixels. The order is a function
+of the images alone, so the first N are the same from torchvision's folders, from Parquet and from
+class folders, and on every machine. (Decoders of JPEG may differ in the last bit; decoders of
+lossless files cannot.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = Path(__file__).parent / "bundled"
-"""The bundled data root: the first 2,000 Fashion-MNIST test images of the fixed order."""
+"""The bundled data root: the first 2,000 Fashion-MNIST test images in the fixed order."""
 
 SPLITS = ("test", "train")
 
@@ -35,13 +35,13 @@ class ImageSet:
     """Images with labels, in the fixed order.
 
     Attributes:
-        name: Name of the data set, a key of `DATASETS` or "folder".
-        images: uint8 `[n, height, width, channel]`.
-        labels: int64 `[n]` in `0 .. len(class_names) - 1`.
-        class_names: One name a class.
-        split: "test" or "train".
-        fingerprint: First 16 hex digits of a sha256 over the pixels and labels held.
-        ids: int64 `[n]`, the index of each image in the fixed order of its whole source.
+        name: The name of the data set, a key of `DATASETS` or "folder".
+        images: The pixels, uint8 `[n, height, width, channel]`.
+        labels: The true classes, int64 `[n]` in `0 .. len(class_names) - 1`.
+        class_names: The name of each class.
+        split: The split, "test" or "train".
+        fingerprint: The first 16 hex digits of a sha256 over these pixels and labels.
+        ids: The index of each image in the fixed order of its whole source, int64 `[n]`.
     """
 
     name: str
@@ -57,19 +57,19 @@ class ImageSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one image."""
+        """The shape (channels, height, width) of one image."""
         _, height, width, channels = self.images.shape
         return channels, height, width
 
     def tensor(self, index: slice | NDArray[np.int64] = slice(None)) -> Tensor:
-        """Images as float32 `[n, channel, height, width]` in [0, 1]."""
+        """The images as float32 `[n, channel, height, width]` in [0, 1]."""
         import torch
 
         chosen = np.ascontiguousarray(self.images[index].transpose(0, 3, 1, 2))
         return torch.from_numpy(chosen).to(torch.float32).div_(255)
 
     def targets(self, index: slice | NDArray[np.int64] = slice(None)) -> Tensor:
-        """Labels as int64 `[n]`."""
+        """The labels as int64 `[n]`."""
         import torch
 
         return torch.from_numpy(self.labels[index].copy())
@@ -78,7 +78,7 @@ class ImageSet:
         """The first `samples` images, with a fingerprint of their own.
 
         Raises:
-            InputError: If `samples` is below 1 or above the number of images.
+            InputError: `samples` is below 1 or above the number of images.
         """
         if samples < 1:
             raise InputError(f"cannot take {samples} samples: ask for 1 to {len(self)}.")
@@ -100,15 +100,16 @@ class ImageSet:
 
 
 def fixed_order(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices that put images in the fixed order.
+    """The indices that put images in the fixed order.
 
     Args:
-        images: uint8 `[n, height, width, channel]`.
-        labels: int64 `[n]`, at least 0.
+        images: The pixels, uint8 `[n, height, width, channel]`.
+        labels: The true classes, int64 `[n]`, at least 0.
 
     Returns:
-        int64 `[n]`: round-robin over the classes, within a class by the sha256 of the
-        image's bytes in (height, width, channel) order, equal images as they came.
+        The indices, int64 `[n]`. The order goes round the classes; within a class it follows the
+        sha256 of the bytes of an image in (height, width, channel) order, and equal images keep
+        their order.
     """
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
     ranks = np.empty(len(labels), dtype=np.int64)
@@ -120,7 +121,7 @@ def fixed_order(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray
 
 
 def fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-    """First 16 hex digits of the sha256 over shape, pixels and labels in the order given."""
+    """The first 16 hex digits of the sha256 over shape, pixels and labels in the order given."""
     digest = hashlib.sha256(repr(images.shape).encode())
     digest.update(np.ascontiguousarray(images, dtype=np.uint8).data)
     digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
@@ -130,12 +131,13 @@ def fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
 def channel_statistics(
     images: NDArray[np.uint8],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of all pixels, per channel, in units of [0, 1].
+    """The mean and the standard deviation of all pixels, per channel, in units of [0, 1].
 
-    Exact: taken from the histogram of the 256 levels, so it needs no float copy of the images.
+    They are exact: they come from the histogram of the 256 levels, without a float copy of the
+    images.
 
     Args:
-        images: uint8 `[n, height, width, channel]`.
+        images: The pixels, uint8 `[n, height, width, channel]`.
     """
     levels = np.arange(256) / 255
     means, deviations = [], []
@@ -154,20 +156,24 @@ def load_dataset(
     samples: int | None = None,
     download: bool = False,
 ) -> ImageSet:
-    """Images of one split in the fixed order.
+    """The images of one split in the fixed order.
+
+    >>> data = load_dataset("fashion-mnist", None, samples=20)
+    >>> len(data), data.shape, data.labels[:4].tolist()
+    (20, (1, 28, 28), [0, 1, 2, 3])
 
     Args:
         name: A key of `DATASETS`, or "folder" for any images in class sub-folders.
-        root: Folder with torchvision's files, Hugging Face Parquet files or class
-            sub-folders; None for the bundled Fashion-MNIST test sample. Class folders may be
-            below `train` and `test` (or `val`); where neither is there, they serve as either.
-        split: "test" or "train".
-        samples: How many of the first images to keep; None for all.
-        download: Let torchvision download into `root` where nothing readable is there.
+        root: The folder with torchvision's files, Hugging Face Parquet files or class
+            sub-folders; None for the bundled Fashion-MNIST test sample. Class folders may lie
+            below `train` and `test` (or `val`); if neither is there, they serve as either split.
+        split: The split, "test" or "train".
+        samples: The number of first images to keep; None for all.
+        download: Whether torchvision may download into `root` if nothing readable is there.
 
     Raises:
-        InputError: Unknown data set or split, missing or unreadable data, labels or
-            sizes that do not fit the data set, or a number of samples it does not have.
+        InputError: The data set or split is unknown, the data are missing or unreadable, labels or
+            sizes do not fit the data set, or it has fewer images than `samples`.
     """
     if name not in NAMES:
         raise unknown("data set", name, NAMES)
@@ -213,11 +219,11 @@ def check_images(images: Tensor) -> Tensor:
     """The same tensor, if it can be attacked in pixel units.
 
     Args:
-        images: Floating point `[n, channel, height, width]` in [0, 1].
+        images: Floating-point images `[n, channel, height, width]` in [0, 1].
 
     Raises:
-        InputError: If the type or number of dimensions is another, there is no image, or
-            a value is NaN or outside [0, 1].
+        InputError: The type or the number of dimensions differs, there is no image, or a value is
+            NaN or outside [0, 1].
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Images with labels, as every evaluation takes them."""
+"""Images with labels, in the form that every evaluation takes."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ class Images(Protocol):
 
     @property
     def name(self) -> str:
-        """Name of the data set."""
+        """The name of the data set."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """True classes `[n]`."""
+        """The true classes `[n]`."""
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """A number `[n]` that names each image."""
+        """The number of each image, `[n]`, which names it."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One a class; empty if they are not known."""
+        """The name of each class; empty if they are not known."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any pixel or label."""
+        """A text that changes with any pixel or label."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channel, height, width)."""
+        """The shape (channel, height, width) of one image."""
 
     def __len__(self) -> int: ...
 
     def tensor(self, index: slice = ...) -> Tensor:
-        """float32 `[n, channel, height, width]` in [0, 1]."""
+        """The images as float32 `[n, channel, height, width]` in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
 class TensorSet:
-    """Images that a caller holds in memory."""
+    """Images that a caller holds in memory; `pixels` are float32 in [0, 1]."""
 
     name: str
     pixels: Tensor
@@ -56,7 +56,7 @@ class TensorSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channel, height, width)."""
+        """The shape (channel, height, width) of one image."""
         _, channels, height, width = self.pixels.shape
         return channels, height, width
 
@@ -64,5 +64,5 @@ class TensorSet:
         return len(self.pixels)
 
     def tensor(self, index: slice = slice(None)) -> Tensor:
-        """float32 `[n, channel, height, width]` in [0, 1]."""
+        """The images as float32 `[n, channel, height, width]` in [0, 1]."""
         return self.pixels[index]

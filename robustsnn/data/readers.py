@@ -1,6 +1,6 @@
-"""Reads images and labels from torchvision's folders, Hugging Face Parquet or class folders.
+"""Readers of images and labels in torchvision's folders, Hugging Face Parquet or class folders.
 
-Nothing here runs code found in data: torchvision unpickles only its own CIFAR files, after
+Nothing here runs code that is found in data: torchvision unpickles only its own CIFAR files, after
 their md5 matched; Parquet holds encoded images; images go through a short list of decoders.
 """
 
@@ -28,13 +28,13 @@ from robustsnn.errors import InputError
 if TYPE_CHECKING:
     from robustsnn.data.catalogue import DataSet
 
-# Pillow would also open formats that start other programs (EPS) or hold no still image.
+# Pillow would also open formats that start other programs (EPS) or do not hold a still image.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(".png .jpg .jpeg .bmp .gif .ppm .pgm .pbm .pnm .tif .tiff .webp".split())
 IMAGE_COLUMNS = ("image", "img")
-# Where nothing says how many classes there are, a label above is taken for a mistake.
+# Where nothing says how many classes there are, a larger label is taken for a mistake.
 MOST_CLASSES = 100_000
-# A whole folder of images often calls what we test on its validation images.
+# Class folders often hold the images that serve as our test split as validation images.
 FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
@@ -43,7 +43,7 @@ OTHER_SPLIT = {"train": "test", "test": "train"}
 class Source:
     """What was read, in the order of the files.
 
-    `images` are uint8 `[n, height, width, channel]`, `labels` int64 `[n]`.
+    `images` are uint8 `[n, height, width, channel]` and `labels` are int64 `[n]`.
     """
 
     images: NDArray[np.uint8]
@@ -52,20 +52,20 @@ class Source:
 
 
 def read(name: str, known: DataSet | None, root: Path, split: str, download: bool) -> Source:
-    """All images of a split below `root`, in whichever layout is found first.
+    """All images of a split below `root`, in the layout that is found first.
 
-    Looks for torchvision's files, then Parquet, then class folders; in `root` and in a
-    sub-folder of it named after the data set.
+    The search is for torchvision's files, then Parquet, then class folders, in sub-folders of
+    `root` named after the data set and in `root` itself.
 
     Args:
-        name: Name of the data set, for messages.
+        name: The name of the data set.
         known: Its description, or None for any image folder.
         root: The data root.
-        split: "test" or "train".
-        download: Let torchvision download into `root` if nothing is found.
+        split: The split, "test" or "train".
+        download: Whether torchvision may download into `root` if nothing is found.
 
     Raises:
-        InputError: If nothing readable is found, or what is found does not fit.
+        InputError: Nothing readable is found, or it does not fit the data set.
     """
     if root.exists() and not root.is_dir():
         raise InputError(f"the data root {root} is a file: name the folder that holds the images.")
@@ -88,7 +88,7 @@ def read(name: str, known: DataSet | None, root: Path, split: str, download: boo
 
 
 def _places(name: str, root: Path) -> list[Path]:
-    """Sub-folders named after the data set, then the root itself."""
+    """The sub-folders named after the data set, then the root itself."""
     wanted = _plain(name)
     if name == "folder":
         return [root]
@@ -97,6 +97,7 @@ def _places(name: str, root: Path) -> list[Path]:
 
 
 def _find(name: str, known: DataSet | None, place: Path, split: str) -> Source | None:
+    """The images of a split in one folder, or None if it has none in any layout."""
     if known is not None and _torchvision_file(known, place, split).exists():
         return _checked(known, *_from_torchvision(known, place, split), str(place))
     files = _parquet_files(place, split)
@@ -130,13 +131,13 @@ def _idx_file(known: DataSet, root: Path, split: str, kind: str) -> Path:
 def _from_torchvision(
     known: DataSet, root: Path, split: str, download: bool = False
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Images `[n, h, w, c]` and labels `[n]` through torchvision."""
+    """Images `[n, h, w, c]` and labels `[n]`, read through torchvision."""
     from torchvision import datasets
 
     kind = getattr(datasets, known.torchvision)
     try:
-        # Pickles of 2009 make NumPy warn about how they spell a dtype, and some releases of
-        # torchvision report a download on stdout, which belongs to results.
+        # NumPy warns about the spelling of a dtype in pickles of 2009, and some releases of
+        # torchvision report a download on stdout, which is for results.
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             if known.torchvision in ("MNIST", "FashionMNIST"):
@@ -167,7 +168,7 @@ def _from_torchvision(
 
 
 def _refuse_processed(known: DataSet, root: Path) -> None:
-    # torchvision reads these old files in place of the originals, some releases by unpickling.
+    # torchvision reads these old files instead of the originals, some releases by unpickling.
     processed = root / known.torchvision / "processed"
     if processed.exists():
         raise InputError(f"{processed} holds files of an old torchvision: delete the folder.")
@@ -193,13 +194,13 @@ def _parquet_files(root: Path, split: str) -> list[Path]:
         for path in sorted(root.rglob("*.parquet"))
         if path.name.startswith(f"{split}-") or path.parent.name == split
     ]
-    # SVHN's repository also holds whole photographs; cropped digits are what is classified.
+    # The repository of SVHN also holds whole photographs; only cropped digits are classified.
     cropped = [path for path in found if "cropped_digits" in path.parts]
     return list({path.resolve(): path for path in cropped or found}.values())
 
 
 def _check_complete(files: Sequence[Path]) -> None:
-    """One folder, and of files numbered `-00000-of-00002` every one."""
+    """Refuse files in several folders, and a gap in files numbered as `-00000-of-00002`."""
     folders = sorted({path.parent for path in files})
     if len(folders) > 1:
         raise InputError(
@@ -259,8 +260,8 @@ def _from_parquet(name: str, known: DataSet | None, files: Sequence[Path]) -> So
 
 
 def _columns(path: Path, name: str, schema: pa.Schema) -> tuple[str, str]:
-    """Names of the image and the label column, or one line on what is there instead."""
-    # CIFAR-100 has 100 fine and 20 coarse classes; the fine ones are meant.
+    """The names of the image column and the label column; an error if either is missing."""
+    # CIFAR-100 has 100 fine and 20 coarse classes; the fine ones are used.
     wanted = ("fine_label", "label") if name == "cifar100" else ("label", "fine_label")
     image = next((column for column in IMAGE_COLUMNS if column in schema.names), None)
     label = next((column for column in wanted if column in schema.names), None)
@@ -286,7 +287,7 @@ def _columns(path: Path, name: str, schema: pa.Schema) -> tuple[str, str]:
 
 
 def _stored_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """Class names in the metadata that Hugging Face writes; () where there are none."""
+    """The class names in the metadata that Hugging Face writes; empty if there are none."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
@@ -316,7 +317,7 @@ def _from_folders(name: str, known: DataSet | None, root: Path, split: str) -> S
     if not folders:
         return None
     if known is None:
-        # The training classes give the numbering, so a test class without images shifts nothing.
+        # The training classes give the numbers, so a test class without images shifts none.
         numbering = _class_folders(other) if split == "test" and other else folders
         names = tuple(folder.name for folder in numbering)
     else:
@@ -333,10 +334,10 @@ def _from_folders(name: str, known: DataSet | None, root: Path, split: str) -> S
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    """`root/train` or `root/test`, if it has class folders of its own."""
+    """The folder `root/train` or `root/test`, if it has class folders of its own."""
     for name in FOLDERS[split]:
         folder = root / name
-        # "train" may as well be a class of vehicles.
+        # A folder "train" could also be a class of vehicles.
         if folder.is_dir() and _class_folders(folder):
             return folder
     return None
@@ -356,7 +357,7 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 
 def _label_of(folder: Path, names: Sequence[str], name: str) -> int:
-    """Class number of a folder, by class name or by number."""
+    """The class number of a folder, by class name or by number."""
     plain = [_plain(text) for text in names]
     if folder.name in names:
         return list(names).index(folder.name)
@@ -366,7 +367,7 @@ def _label_of(folder: Path, names: Sequence[str], name: str) -> int:
         if folder.name.isdecimal() and int(folder.name) < len(names):
             return int(folder.name)
     raise InputError(
-        f"the folder {folder} is no class of {name!r}: its classes are "
+        f"the folder {folder} is not a class of {name!r}: its classes are "
         f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}; rename or move it."
     )
 
@@ -386,7 +387,7 @@ def _decode(file: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
                 pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except InputError:
         raise
-    except Exception as error:  # decoders of damaged files raise nearly anything
+    except Exception as error:  # decoders raise nearly any error on a damaged file
         raise InputError(
             f"{where} is not a readable image (damaged or foreign): replace or remove it."
         ) from error
@@ -412,7 +413,7 @@ def _stack(
             raise InputError(
                 f"{place} is in colour, {title} is grey: name another data set or data root."
             )
-        # One grey channel fills three; of three equal ones the first is the grey one.
+        # One grey channel fills three; of three equal channels, the first is the grey one.
         stacked[index] = image[..., :channels]
     return stacked
 
@@ -426,6 +427,7 @@ def _check_label(label: int, classes: int, where: str) -> None:
 
 
 def _checked(known: DataSet, images: NDArray[Any], labels: NDArray[Any], where: str) -> Source:
+    """The images, if they have the shape and the labels of the data set."""
     channels, height, width = known.shape
     if images.ndim != 4 or images.shape[1:] != (height, width, channels):
         raise InputError(
@@ -439,7 +441,7 @@ def _checked(known: DataSet, images: NDArray[Any], labels: NDArray[Any], where: 
 
 
 def encode_png(images: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
-    """Each `[height, width, 1 or 3]` image as the bytes of a PNG."""
+    """Each image `[height, width, 1 or 3]` as the bytes of a PNG."""
     for image in images:
         buffer = io.BytesIO()
         pixels = image[..., 0] if image.shape[2] == 1 else image

@@ -432,7 +432,7 @@ def test_any_folder_with_splits(tmp_path):
     assert_same(test, images[[0, 8, 9]], labels[[0, 8, 9]])
     assert test.class_names == names
     write_folders(tmp_path / "val", images[:1], [0], ["wasp"])
-    assert "wasp is no class of 'folder'" in refusal("folder", tmp_path)
+    assert "wasp is not a class of 'folder'" in refusal("folder", tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -582,7 +582,7 @@ def test_another_data_set_in_the_root(tmp_path):
     assert "names the classes 0, 1, 2" in refusal("fashion-mnist", tmp_path / "p")
     assert "28x28" in refusal("svhn", tmp_path / "p")
     write_folders(tmp_path / "f", images, labels, DATASETS["fashion-mnist"].class_names)
-    assert "is no class of 'mnist'" in refusal("mnist", tmp_path / "f")
+    assert "is not a class of 'mnist'" in refusal("mnist", tmp_path / "f")
 
 
 def test_damaged_and_foreign_images(tmp_path):

@@ -1,5 +1,5 @@
-"""The bundled images: the first 2,000 Fashion-MNIST test images of the fixed order.
+"""The bundled images: the first 2,000 Fashion-MNIST test images in the fixed order.
 
-The folder is itself a data root of one Parquet file. `python -m robustsnn.data.bundled ROOT` writes
-the file anew from a data root that holds the whole test set.
+The folder is a data root with one Parquet file. `python -m robustsnn.data.bundled ROOT` writes the
+file again from a data root that holds the whole test set.
 """

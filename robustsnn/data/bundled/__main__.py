@@ -1,4 +1,4 @@
-"""Writes the bundled sample: `python -m robustsnn.data.bundled ROOT [FOLDER]`."""
+"""Write the bundled sample: `python -m robustsnn.data.bundled ROOT [FOLDER]`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ FILE = "test-00000-of-00001.parquet"
 
 
 def write_sample(root: Path, folder: Path = SAMPLE, size: int = SIZE) -> Path:
-    """The first images of the Fashion-MNIST test set, written in Hugging Face's layout.
+    """Write the first images of the Fashion-MNIST test set in Hugging Face's layout.
 
     Args:
-        root: Data root with the whole test set, in any layout that is read.
-        folder: Where the file goes.
-        size: How many images.
+        root: The data root with the whole test set, in any layout that can be read.
+        folder: The folder of the file.
+        size: The number of images.
+
+    Returns:
+        The file.
 
     Raises:
-        InputError: If the root cannot be read or holds fewer images.
+        InputError: The root cannot be read or holds fewer images.
     """
     data = load_dataset("fashion-mnist", root, samples=size)
     names = list(DATASETS["fashion-mnist"].class_names)
@@ -45,13 +48,13 @@ def write_sample(root: Path, folder: Path = SAMPLE, size: int = SIZE) -> Path:
     )
     table = pa.table({"image": rows, "label": data.labels}, schema=schema)
     path = folder / FILE
-    # PNG is compressed already; zstd only squeezes its repeated headers.
+    # PNG is compressed already; zstd only shortens the headers that repeat.
     pq.write_table(table, path, compression="zstd", use_dictionary=False)
     return path
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code of the command."""
+    """Run the command, and return its exit code."""
     if not 1 <= len(arguments) <= 2:
         print("usage: python -m robustsnn.data.bundled ROOT [FOLDER]", file=sys.stderr)
         return 2
