@@ -1,1 +1,1 @@
-"""The attacks: one file each; `suites/*.yaml` name the evaluations."""
+"""The attacks, one file each; the files `suites/*.yaml` describe the evaluations."""

@@ -15,9 +15,9 @@ from robustsnn.adversary.victim import Gradient, Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: Weight of the new step; the rest goes on as before.
+#: The weight of the new step; the rest of the weight is on the step before it.
 MOMENTUM = 0.75
-#: Where too few of the steps since the last checkpoint raised the loss, the step is halved.
+#: If a smaller share of the steps since the last checkpoint raised the loss, the step is halved.
 ENOUGH_RISES = 0.75
 
 
@@ -25,25 +25,25 @@ ENOUGH_RISES = 0.75
 class APGD:
     """Auto-PGD without parameters, for Linf (signs) and L2 (normalised gradients).
 
-    It starts on the surface of the ball with steps of 2 epsilon. At checkpoints that come ever
-    closer it halves the step of an image whose loss rises too seldom or whose best loss stands
-    still, and goes back to its best point.
+    It starts on the surface of the ball with steps of 2 epsilon. At checkpoints, which follow each
+    other faster and faster, it halves the step of an image whose loss rises too seldom or whose
+    best loss did not rise, and goes back to the best point of that image.
 
     Args:
-        steps: Number of steps, >= 1.
-        restarts: Runs from independent starts, >= 1; with targets, of each target.
-        loss: What the steps raise, one of `robustsnn.adversary.losses.LOSSES`; with targets, one of
-            `robustsnn.adversary.losses.TARGETED`.
-        targets: Wrong classes to aim at one after another, the likeliest of the clean image
-            first; fewer where the network has fewer. 0 aims at none.
-        warm: Make the first run from what earlier attacks of a cascade found.
-        early_exit: Stop with an image once it is misclassified. Not done on a stochastic
-            network, where a single misclassified pass proves little.
+        steps: The number of steps, >= 1.
+        restarts: The number of runs from independent starts, >= 1; with targets, for each target.
+        loss: The loss that the steps raise, one of `robustsnn.adversary.losses.LOSSES`; with
+            targets, one of `robustsnn.adversary.losses.TARGETED`.
+        targets: The number of wrong classes to aim at one after another, those that are likeliest
+            for the clean image first; fewer if the network has fewer. 0 aims at none.
+        warm: Whether the first run starts from what earlier attacks of a cascade found.
+        early_exit: Whether to stop with an image once it is misclassified. On a stochastic network
+            this is not done, since a single misclassified pass proves little there.
 
-    The iterate of largest margin is proposed, whatever the loss.
+    The iterate of largest margin is proposed, with any loss.
 
     Raises:
-        InputError: A value out of its range, or a loss that does not fit the targets.
+        InputError: A value is out of its range, or the loss does not fit the targets.
 
     Source: Croce and Hein, ICML 2020, algorithm 1; the constants are those of AutoAttack.
     """
@@ -77,7 +77,7 @@ class APGD:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: `warm` without an earlier attack.
+            InputError: `warm` is set and there was no earlier attack.
         """
         best = Best.of(images)
         aims = self._aims(victim, images, labels)
@@ -99,11 +99,11 @@ class APGD:
         return best.images
 
     def start(self, images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-        """A random point on the surface of the ball, then in range, `[batch, ...]`."""
+        """Random points on the surface of the ball, clipped to the range, `[batch, ...]`."""
         return surface_point(images, threat, rng)
 
     def _aims(self, victim: Victim, images: Tensor, labels: Tensor) -> Tensor | None:
-        """The wrong classes to aim at, the likeliest first, int64 `[batch, target]`."""
+        """The wrong classes to aim at, the likeliest first, int64 `[batch, target]`, or None."""
         if self.targets == 0:
             return None
         logits = victim.logits(images)
@@ -122,7 +122,7 @@ class APGD:
         best: Best,
         rows: Tensor,
     ) -> None:
-        """One run from `x` with the images at those rows of `best`, which gets what it finds."""
+        """One run from `x`, with the images at those rows of `best`, which keeps what it finds."""
 
         def gradient(part: Victim, x: Tensor, here: Tensor) -> tuple[Gradient, Tensor]:
             aimed = None if aim is None else aim[here]
@@ -130,7 +130,7 @@ class APGD:
             return found, found.loss.to(x.dtype).nan_to_num(nan=-torch.inf)
 
         def note(now: _Search, logits: Tensor) -> bool:
-            """Keep what is better and drop who is fooled; whether anyone was dropped."""
+            """Keep iterates that are better and drop fooled images; whether any was dropped."""
             margins = best.note(rows[now.here], now.x, logits, labels[now.here])
             fooled = (margins > 0).cpu()
             if not self._exits(victim) or not bool(fooled.any()):
@@ -184,8 +184,9 @@ class APGD:
 class _Search:
     """What is remembered of each image that is still attacked, `[image, ...]`.
 
-    `here` are their positions in the batch; `rises` counts steps since the last checkpoint that
-    raised the loss, `checked` is the best loss at that checkpoint, `halved` whether it halved.
+    `here` are the positions of the images in the batch, and `before` is the iterate before `x`.
+    `rises` counts the steps since the last checkpoint that raised the loss, `checked` is the best
+    loss at that checkpoint, and `halved` says whether the step was halved there.
     """
 
     here: Tensor
@@ -202,13 +203,13 @@ class _Search:
     halved: Tensor
 
     def keep(self, mask: Tensor) -> None:
-        """Forget the other images."""
+        """Keep the images under that mask and forget the others."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[mask])
 
 
 def _advance(now: _Search, images: Tensor, threat: ThreatModel, weight: float) -> None:
-    """A step along the gradient and on along the last one, back into ball and range."""
+    """A step along the gradient plus a part of the last step, projected into ball and range."""
     step = now.step.reshape(-1, *[1] * (images.dim() - 1))
     target = threat.project(now.x + step * threat.ascent(now.gradient), images)
     x = now.x + weight * (target - now.x) + (1 - weight) * (now.x - now.before)
@@ -216,7 +217,7 @@ def _advance(now: _Search, images: Tensor, threat: ThreatModel, weight: float) -
 
 
 def _look_back(now: _Search, period: int) -> None:
-    """Halve the step and go back to the best point where the last period brought too little."""
+    """Where the last period brought too little, halve the step and go back to the best point."""
     stuck = (now.rises <= ENOUGH_RISES * period) | (~now.halved & (now.best_loss <= now.checked))
     now.step[stuck] /= 2
     now.x[stuck] = now.best[stuck]

@@ -17,9 +17,9 @@ from robustsnn.common.randomness import Rng
 from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
 
-# Set from the victim, the threat model and the form of the call, never by the user.
+# These are set from the victim, the threat model and the form of the call, never by the user.
 _GIVEN = ("estimator", "norm", "eps", "targeted", "verbose", "summary_writer")
-# Of another norm, for another framework, and one that starts processes.
+# One has another norm, one is for another framework, and one starts processes.
 _REFUSED = ("Wasserstein", "ProjectedGradientDescentTensorFlowV2", "AutoAttack")
 # The norms as ART writes them.
 _ORDER = {"Linf": np.inf, "L2": 2}
@@ -27,15 +27,15 @@ _ORDER = {"Linf": np.inf, "L2": 2}
 
 @dataclass(frozen=True)
 class Art:
-    """One attack of ART, with the library's own defaults but for the step.
+    """One attack of ART, with the library's own defaults except for the step.
 
-    Where `eps_step` is not given it is 2 epsilon in `AutoProjectedGradientDescent`, as APGD
-    prescribes, and keeps ART's ratio of 0.1 to its epsilon of 0.3 in the others. It works on a
-    micro-batch at a time under a forked generator seeded from (seed, image ids).
+    If `eps_step` is not given, it is 2 epsilon in `AutoProjectedGradientDescent`, as APGD
+    prescribes, and keeps ART's ratio of 0.1 to its epsilon of 0.3 in the others. The attack works
+    on a micro-batch at a time under a forked generator that is seeded from (seed, image ids).
 
     Args:
-        name: As ART spells it, such as `AutoProjectedGradientDescent`.
-        options: Its other arguments and their values as written.
+        name: The name as ART spells it, such as `AutoProjectedGradientDescent`.
+        options: Its other arguments, with their values as written.
 
     Raises:
         InputError: ART is not installed, or has no such attack or argument.
@@ -53,7 +53,7 @@ class Art:
 
     @classmethod
     def from_spec(cls, text: str) -> Art:
-        """From what follows `art:`, such as `AutoProjectedGradientDescent:max_iter=100`."""
+        """The attack of the text after `art:`, such as `SquareAttack:max_iter=100`."""
         name, _, rest = text.partition(":")
         if not name:
             raise InputError(
@@ -63,26 +63,26 @@ class Art:
 
     @property
     def steps(self) -> int | None:
-        """Number of steps, where it has one."""
+        """The number of steps, if the attack has one."""
         default = _parameters(self.name).get("max_iter")
         given = self._arguments().get("max_iter", default and default.default)
         return None if given is None else int(given)
 
     @property
     def restarts(self) -> int | None:
-        """Random starts, where it has them."""
+        """The number of random starts, if the attack has one."""
         default = _parameters(self.name).get("nb_random_init")
         given = self._arguments().get("nb_random_init", default and default.default)
         return None if given is None else max(1, int(given))
 
     @property
     def gradient_free(self) -> bool:
-        """Whether it follows no gradient."""
+        """Whether the attack follows no gradient."""
         return self.name == "SquareAttack"
 
     @property
     def fewest_classes(self) -> int:
-        """Of networks with fewer classes it cannot compute its loss."""
+        """The fewest classes of a network that its loss can be computed for."""
         return 3 if self._arguments().get("loss_type") == "difference_logits_ratio" else 2
 
     def __call__(
@@ -91,7 +91,7 @@ class Art:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: The threat model has another pixel range, ART does not know the device,
+            InputError: The pixel range is not that of the attack, ART does not know the device,
                 or the attack fails on the network.
         """
         owner = f"art:{self.name}"
@@ -131,7 +131,7 @@ class Art:
         return values
 
     def _arguments(self) -> dict[str, Any]:
-        """The options that were given, as the types of the library's own defaults."""
+        """The options that were given, in the types of the library's own defaults."""
         owner = f"art:{self.name}"
         parameters = _parameters(self.name)
         free = [p for p in parameters if p not in _GIVEN]

@@ -1,4 +1,4 @@
-"""FGSM: one step of the size of the ball along the gradient."""
+"""FGSM: one step along the gradient, of the size of the ball."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from robustsnn.common.randomness import Rng
 
 @dataclass(frozen=True)
 class FGSM:
-    """`x + epsilon * sign(gradient)`; for L2, epsilon along the normalised gradient.
+    """`x + epsilon * sign(gradient)`; for L2, a step of length epsilon along the gradient.
+
+    Args:
+        loss: The loss that the step raises, one of `robustsnn.adversary.losses.LOSSES`.
+
+    Raises:
+        InputError: There is no such loss.
 
     Source: Goodfellow et al., ICLR 2015, section 4; L2 as in Miyato et al., ICLR 2017.
     """
@@ -30,7 +36,7 @@ class FGSM:
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images, `[batch, ...]`; one forward and one backward pass each."""
+        """Proposed images, `[batch, ...]`, with one forward and one backward pass for each."""
         found = victim.gradient(images, labels, self.loss)
         step = threat.radius * threat.ascent(found.gradient)
         return threat.project(images + step, images)

@@ -1,4 +1,4 @@
-"""FMN: the nearest misclassified image, by steps within a ball that grows and shrinks."""
+"""FMN: the nearest misclassified image, found by steps in a ball that grows and shrinks."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.models.scoring import judged_margin
 
-#: The steps end at this share of the first one, and the ball changes by that share at the end.
+#: The last step has the first share of the length of the first step, and the ball at the end
+#: changes by the second share.
 LAST_STEP, LAST_CHANGE = 0.01, 0.001
-#: Nearer by less is rounding, which would choose between iterates on the surface of one ball.
+#: A smaller gain is rounding, which would choose between iterates on the surface of one ball.
 NEARER = 1 - 1e-6
 
 
 @dataclass(frozen=True)
 class FMN:
-    """Fast minimum norm: raise the margin, in a ball that shrinks while it is enough.
+    """Fast minimum norm: raise the margin, in a ball that shrinks as long as images are fooled.
 
-    Until an image is first misclassified its ball reaches to where a linear margin would be 0,
-    and (ours) grows at every step; from then on it shrinks at each misclassified iterate, to the
-    nearest one at most, and grows at any other. Steps and changes of the ball get smaller along
-    a cosine.
+    Until an image is misclassified for the first time, its ball reaches to where a linear margin
+    would be 0, and it grows at every step (the growth is ours). From then on it shrinks at each
+    misclassified iterate, to the nearest one at most, and grows at any other iterate. The steps
+    and the changes of the ball get smaller along a cosine.
 
     Args:
-        steps: Number of steps, a forward and a backward pass each, >= 1; where the last one
-            ends takes one more forward pass.
-        step_size: Length of the first step in L2, whatever the norm.
-        change: By which share the ball grows or shrinks at first, in [0.001, 1).
+        steps: The number of steps, >= 1; each takes a forward and a backward pass, and the last
+            iterate takes one more forward pass.
+        step_size: The length of the first step in L2, for either norm.
+        change: The share by which the ball grows or shrinks at first, in [0.001, 1).
 
     The nearest misclassified iterate is proposed if it lies in the ball of the threat model, and
-    the clean image if not: with a large epsilon the records hold the least distances found.
+    the clean image if it does not. So with a large epsilon the records hold the least distances
+    that were found.
 
     Raises:
-        InputError: A value out of its range.
+        InputError: A value is out of its range.
 
     Source: Pintor et al., NeurIPS 2021, algorithm 1.
     """
@@ -66,11 +68,11 @@ class FMN:
         x, nearest = images.clone(), images.clone()
         farthest = torch.maximum(images - threat.low, threat.high - images)
         most = threat.distance(images + farthest, images)
-        # Distances are float64, as the threat model has them.
+        # Distances are float64, as the threat model computes them.
         least, radius = torch.full_like(most, torch.inf), torch.full_like(most, torch.inf)
 
         def note(logits: Tensor) -> tuple[Tensor, Tensor]:
-            """Keep the iterates that are nearer; how far each is, and whether it is fooled."""
+            """Keep iterates that are nearer; return the distance of each, and if it is fooled."""
             distance, fooled = threat.distance(x, images), judged_margin(logits, labels) > 0
             nearer = fooled & (distance < least * NEARER)
             nearest[nearer], least[nearer] = x[nearer], distance[nearer]
@@ -98,7 +100,7 @@ class FMN:
 
 
 def _dual(gradient: Tensor, threat: ThreatModel) -> Tensor:
-    """The norm of each gradient that bounds how fast a linear margin grows, `[batch]`."""
+    """The dual norm of each gradient, which bounds the growth of a linear margin, `[batch]`."""
     flat = gradient.flatten(1)
     return flat.abs().sum(1) if threat.norm == "Linf" else flat.square().sum(1).sqrt()
 
@@ -106,13 +108,14 @@ def _dual(gradient: Tensor, threat: ThreatModel) -> Tensor:
 def _searching(linear: Tensor, wider: Tensor) -> Tensor:
     """The radius before anything was found, from the linear guess and that of a growing ball.
 
-    The guess alone comes to rest at a tie, where the margin is 0, or wanders below the boundary.
+    The guess alone can stop at a tie, where the margin is 0, or stay on the near side of the
+    boundary.
     """
     return torch.where(wider.isfinite(), torch.maximum(linear, wider), linear)
 
 
 def _over(margins: Tensor, slopes: Tensor) -> Tensor:
-    """How far a margin is at that slope; infinitely far without one, or without a margin."""
+    """The distance to margin 0 at that slope; infinite if the slope is 0 or a value is NaN."""
     return torch.where(slopes > 0, margins / slopes, torch.inf).nan_to_num(nan=torch.inf)
 
 
@@ -126,6 +129,7 @@ def _within(delta: Tensor, radius: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
+    """Values `[batch]` in a shape that multiplies `like`."""
     return values.reshape(-1, *[1] * (like.dim() - 1))
 
 

@@ -1,4 +1,4 @@
-"""The attacks of foolbox in Linf and L2, by name; `PGD` is the one of the norm."""
+"""The attacks of foolbox in Linf and L2, by name; `PGD` is the PGD of the norm in use."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Foolbox:
     """One attack of foolbox, with the library's own defaults.
 
     `LinfPGD` and `L2PGD` are attacks of one norm; a name that foolbox has with both prefixes,
-    such as `PGD`, is the one of the threat model's norm. It works on a micro-batch at a time
-    under a forked generator seeded from (seed, image ids), and what it returns clipped to
-    epsilon is proposed. Steps are relative to epsilon in foolbox, so they need no scaling.
+    such as `PGD`, is the one of the threat model's norm. The attack works on a micro-batch at a
+    time under a forked generator that is seeded from (seed, image ids), and its result, clipped
+    to epsilon, is proposed. Steps are relative to epsilon in foolbox, so they need no scaling.
 
     Args:
-        name: As foolbox spells it, with or without the norm.
-        options: The other arguments of its class and their values as written.
+        name: The name as foolbox spells it, with or without the norm.
+        options: The other arguments of its class, with their values as written.
 
     Raises:
         InputError: foolbox is not installed, or has no such attack or argument.
@@ -46,7 +46,7 @@ class Foolbox:
 
     @classmethod
     def from_spec(cls, text: str) -> Foolbox:
-        """From what follows `foolbox:`, such as `LinfPGD:steps=40`."""
+        """The attack of the text after `foolbox:`, such as `LinfPGD:steps=40`."""
         name, _, rest = text.partition(":")
         if not name:
             raise InputError("foolbox needs the name of an attack, such as foolbox:PGD.")
@@ -54,12 +54,12 @@ class Foolbox:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms it can work in."""
+        """The norms that it can work in."""
         return tuple(_classes(self.name))
 
     @property
     def steps(self) -> int | None:
-        """Number of steps, where it has one."""
+        """The number of steps, if the attack has one."""
         norm = self.norms[0]
         default = _parameters(_classes(self.name)[norm]).get("steps")
         given = self._arguments(norm).get("steps", default and default.default)
@@ -71,8 +71,8 @@ class Foolbox:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: The threat model has another norm or pixel range than the attack, or it
-                fails on the network.
+            InputError: The threat model has a norm or a pixel range that the attack does not have,
+                or the attack fails on the network.
         """
         owner = f"foolbox:{self.name}"
         check_norm(owner, threat.norm, self.norms)
@@ -88,7 +88,7 @@ class Foolbox:
         return craft(owner, victim, images, labels, threat, rng, run)
 
     def _arguments(self, norm: str) -> dict[str, Any]:
-        """The options that were given, as the types that foolbox declares."""
+        """The options that were given, in the types that foolbox declares."""
         owner = f"foolbox:{self.name}"
         kind = _classes(self.name)[norm]
         parameters = _parameters(kind)
@@ -115,7 +115,7 @@ def _classes(name: str) -> dict[str, Any]:
     """The class of each norm that an attack has.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such attack.
     """
     attacks = _foolbox().attacks
     of_norm = {norm: getattr(attacks, f"{norm}{name}", None) for norm in NORMS}
@@ -129,7 +129,7 @@ def _classes(name: str) -> dict[str, Any]:
 
 
 def _norm(kind: Any) -> str | None:
-    """The norm that an attack of foolbox measures by, if it is one of ours."""
+    """The norm that an attack of foolbox measures distances in, if it is one of ours."""
     if not isinstance(kind, type) or inspect.isabstract(kind):
         return None
     distances = _foolbox().distances

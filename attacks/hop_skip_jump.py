@@ -1,4 +1,4 @@
-"""HopSkipJump: the nearest misclassified image by labels alone, along the decision boundary."""
+"""HopSkipJump: the nearest misclassified image from labels alone, along the decision boundary."""
 
 from __future__ import annotations
 
@@ -16,33 +16,37 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: Noise images tried as a start; where none of so many is misclassified hardly any is.
+#: The number of noise images that are tried as a start; if none of them is misclassified, hardly
+#: any noise image is.
 DIRECTIONS = 100
-#: Blends of an image with its noise that are tried, the weakest first.
+#: The number of blends of an image with its noise that are tried, the weakest first.
 BLENDS = 50
 
 
 @dataclass(frozen=True)
 class HopSkipJump:
-    """Decision-based search: estimate the boundary's normal by labels, step, bisect back.
+    """A search by decisions: estimate the normal of the boundary from labels, step, bisect back.
 
-    It runs one image at a time in foolbox, from what earlier attacks of a cascade found where
-    that is misclassified, else from the image blended with uniform noise. Every point that the
-    network is asked about counts as found, and the search ends with its budget, wherever it is.
+    It runs one image at a time in foolbox. It starts from what earlier attacks of a cascade found
+    if that is misclassified, and from the image blended with uniform noise if not. Every point
+    that the network is called with counts as found, and the search ends with its budget, wherever
+    it is then.
 
     Args:
-        queries: Forward passes of each image, >= 1.
-        draws: Of the first estimate of the normal; it takes sqrt(k) times as many at step k.
-        width: How far from the boundary the draws are, of the distance that is left: their size
-            in L2, their root mean square in Linf. As published it is 1 / d for d values in L2, and
-            less in Linf: so near, draws tell little of a network that is constant between spikes.
+        queries: The number of forward passes of each image, >= 1.
+        draws: The number of draws of the first estimate of the normal; at step k it takes sqrt(k)
+            times as many.
+        width: The distance of the draws from the boundary, as a share of the distance that is
+            left: their size in L2, their root mean square in Linf. The published value is 1 / d
+            for d values in L2, and less in Linf; draws that near tell little of a network that is
+            constant between spikes.
 
     The nearest misclassified point is proposed if it lies in the ball of the threat model, and
-    the clean image if not, or if no start is found: with a large epsilon the records hold the
-    least distances found.
+    the clean image if it does not, or if no start is found. So with a large epsilon the records
+    hold the least distances that were found.
 
     Raises:
-        InputError: A value out of its range, or foolbox is not installed.
+        InputError: A value is out of its range, or foolbox is not installed.
 
     Source: Chen, Jordan and Wainwright, S&P 2020; the search is foolbox's.
     """
@@ -58,7 +62,7 @@ class HopSkipJump:
             raise InputError("hop-skip-jump: queries and draws must be at least 1.")
         if self.width <= 0:
             raise InputError("hop-skip-jump: width must be above 0.")
-        # A suite is told of a missing library before it runs.
+        # A missing library is reported before the suite runs.
         library("foolbox", "foolbox")
 
     def __call__(
@@ -67,8 +71,8 @@ class HopSkipJump:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: A stochastic network, whose labels are no boundary, or another pixel
-                range than [0, 1].
+            InputError: The network is stochastic, so its labels have no boundary, or the pixel
+                range is not [0, 1].
         """
         if victim.stochastic:
             raise InputError(
@@ -81,11 +85,11 @@ class HopSkipJump:
         if threat.radius == 0:
             return proposals
         for i in range(len(images)):
-            # Padding one image to a whole micro-batch would cost a micro-batch.
+            # To pad one image to a whole micro-batch would cost a micro-batch.
             part = victim.select([i], micro_batch=1)
             asked = _Asked(part.network, images[i : i + 1], labels[i : i + 1], threat, self.queries)
             with seeded(rng.select([i]).derive("hop-skip-jump")), warnings.catch_warnings():
-                # Of a start that it does not find.
+                # foolbox warns if it does not find a start.
                 warnings.simplefilter("ignore")
                 self._search(asked, part.start)
             if asked.nearest is not None and bool(threat.admits(asked.nearest, asked.image).all()):
@@ -93,7 +97,7 @@ class HopSkipJump:
         return proposals
 
     def _search(self, asked: _Asked, start: Tensor | None) -> None:
-        """Ask about one image until the budget is spent."""
+        """Search around one image until the budget is spent."""
         foolbox, attacks = library("foolbox", "foolbox"), library("foolbox.attacks", "foolbox")
         network = foolbox.PyTorchModel(asked, bounds=(0, 1), device=asked.image.device)
         wrong = foolbox.Misclassification(asked.label)
@@ -105,7 +109,8 @@ class HopSkipJump:
             gamma=self.width * asked.image.numel() ** (1 if asked.threat.norm == "L2" else 1.5),
             constraint=asked.threat.norm.lower(),
         )
-        # It asserts that what was misclassified still is: not so where passes are not repeatable.
+        # foolbox asserts that a misclassified point still is one, which fails if passes cannot be
+        # repeated.
         with contextlib.suppress(_Spent, AssertionError):
             if start is not None:
                 asked(start.to(asked.image).clamp(0, 1))
@@ -120,7 +125,7 @@ class _Spent(Exception):
 
 
 class _Asked(nn.Module):
-    """The network of one image within a budget, and the nearest point that fooled it."""
+    """The network for one image, with a budget, and the nearest point that fooled it."""
 
     def __init__(
         self, network: nn.Module, image: Tensor, label: Tensor, threat: ThreatModel, left: int
@@ -135,14 +140,14 @@ class _Asked(nn.Module):
         """Logits `[1, class]`.
 
         Raises:
-            _Spent: Nothing is left of the budget.
+            _Spent: The budget is used up.
         """
         if self.left == 0:
             raise _Spent
         self.left -= 1
         logits: Tensor = self.network(x)
         if not bool(logits.isfinite().all()):
-            # No prediction is wrong; the search takes any other class for it.
+            # Logits that are not finite count as an error; the search sees another class.
             logits = torch.zeros_like(logits).scatter(1, self.label[:, None], -1.0)
         if int(logits.argmax(1)) != int(self.label):
             distance = self.threat.distance

@@ -14,7 +14,7 @@ from robustsnn.common.randomness import Rng
 
 @dataclass(frozen=True)
 class NoAttack:
-    """Propose each image itself."""
+    """The attack that proposes each image itself."""
 
     kind: ClassVar[str] = "none"
 

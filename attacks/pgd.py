@@ -1,4 +1,4 @@
-"""PGD: many small steps along the gradient, each back into the ball and the range."""
+"""PGD: many small steps along the gradient, each projected into the ball and the pixel range."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from robustsnn.adversary.losses import loss_function
-from robustsnn.adversary.threat import ThreatModel, parse_epsilon
+from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.models.scoring import judged_margin
@@ -21,19 +22,21 @@ class PGD:
     """Projected gradient ascent, for Linf (signs) and L2 (normalised gradients).
 
     Args:
-        steps: Number of steps, >= 1.
-        step_size: In the units of epsilon, as written (`2/255`); by default
+        steps: The number of steps, >= 1.
+        step_size: The size of a step in the units of epsilon, as written (`2/255`); by default
             `2.5 * epsilon / steps`.
-        random_start: Start uniformly in the ball instead of at the image.
-        restarts: Runs from independent starts, >= 1; the best proposal of each image is kept.
-        iterate: `best` proposes the iterate of largest margin that was seen, the start and the
-            last included; `last` is what papers report, and over restarts the best of the last.
-        early_exit: Stop with an image once it is misclassified. Not done on a stochastic
-            network, where a single misclassified pass proves little.
-        loss: What the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
+        random_start: Whether to start at a uniform point of the ball instead of at the image.
+        restarts: The number of runs from independent starts, >= 1; the best proposal of each image
+            is kept.
+        iterate: Which iterate is proposed. `best` is the one of largest margin, the start and the
+            last included; `last` is the one that papers report, and with restarts the best of the
+            last ones.
+        early_exit: Whether to stop with an image once it is misclassified. On a stochastic network
+            this is not done, since a single misclassified pass proves little there.
+        loss: The loss that the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
 
     Raises:
-        InputError: A value out of its range.
+        InputError: A value is out of its range.
 
     Source: Madry et al., ICLR 2018, section 2.1.
     """
@@ -87,7 +90,7 @@ class PGD:
         return proposal
 
     def advance(self, x: Tensor, gradient: Tensor, images: Tensor, threat: ThreatModel) -> Tensor:
-        """The iterate after `x` `[batch, ...]`: a step, then back into ball and range."""
+        """The iterate after `x` `[batch, ...]`: a step, projected into the ball and the range."""
         step_size = (
             2.5 * threat.radius / self.steps
             if self.step_size is None
@@ -98,14 +101,14 @@ class PGD:
     def _run(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> tuple[Tensor, Tensor]:
-        """One restart: proposals, and the margin of each as far as it was asked for."""
+        """One restart: the proposals, and the margin of each as far as it is known."""
         x = threat.random_point(images, rng) if self.random_start else images.clone()
         kept = x.clone()
         scores = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         active = torch.arange(len(x))
 
         def score(logits: Tensor) -> Tensor:
-            """Keep what is better, or newer; says which of the active images are fooled."""
+            """Keep iterates that are better, or newer; return which active images are fooled."""
             margins = judged_margin(logits, labels[active]).to(scores.dtype)
             better = margins > scores[active]
             if self.iterate == "last":

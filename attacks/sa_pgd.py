@@ -1,4 +1,4 @@
-"""SA-PGD: steps preconditioned by each pixel's gradients so far, halved at fixed points."""
+"""SA-PGD: steps scaled by the gradients that each pixel had so far, halved at fixed points."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: What is left of the sums of gradients, and of their squares, at the next step.
+#: The share of the sum of gradients, and of that of their squares, that is left at the next step.
 MOMENTUM, MEMORY = 0.5, 0.8
-#: Keeps a pixel that never had a gradient from 0 / 0.
+#: Avoids 0 / 0 at a pixel that never had a gradient.
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class SAPGD:
-    """Stable adaptive PGD: a decaying sum of gradients over the root of one of their squares.
+    """Stable adaptive PGD: a decaying sum of gradients over the root of a sum of their squares.
 
-    With g the gradient, `m <- 0.5 m + g / mean|g|` and `v <- 0.8 v + g^2 / mean(g^2)`, means over
-    one image; each pixel steps by `eta m / sqrt(v)`, at most eta. That is for Linf, where the root
-    makes every pixel count alike; in L2 it would turn the step away from the gradient, so there
-    (ours) it is `m <- 0.5 m + g / |g|` and a step along m of length eta. It starts on the surface
-    of the ball with eta = epsilon and halves eta at the checkpoints of APGD, whatever the loss
-    did.
+    With g the gradient, `m <- 0.5 m + g / mean|g|` and `v <- 0.8 v + g^2 / mean(g^2)`, where means
+    are over one image; each pixel steps by `eta m / sqrt(v)`, at most eta. That is for Linf, where
+    the root makes every pixel count alike. In L2 it would turn the step away from the gradient, so
+    there it is `m <- 0.5 m + g / |g|` and a step of length eta along m, which is ours. The attack
+    starts on the surface of the ball with eta = epsilon, and halves eta at the checkpoints of APGD,
+    however the loss behaved.
 
     Args:
-        steps: Number of steps, >= 1.
-        restarts: Runs from independent starts, >= 1.
-        loss: What the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
-        early_exit: Stop with an image once it is misclassified. Not done on a stochastic
-            network, where a single misclassified pass proves little.
+        steps: The number of steps, >= 1.
+        restarts: The number of runs from independent starts, >= 1.
+        loss: The loss that the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
+        early_exit: Whether to stop with an image once it is misclassified. On a stochastic network
+            this is not done, since a single misclassified pass proves little there.
 
-    The iterate of largest margin is proposed, whatever the loss. An all-zero gradient adds
-    nothing, and the step goes on along those before it.
+    The iterate of largest margin is proposed, with any loss. A gradient that is zero everywhere
+    adds nothing, and the step follows the gradients before it.
 
     Raises:
-        InputError: A value out of its range.
+        InputError: A value is out of its range.
 
     Source: Wang et al., arXiv 2512.22522, SA-PGD.
     """
@@ -75,7 +75,7 @@ class SAPGD:
         return best.images
 
     def start(self, images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-        """A random point on the surface of the ball, then in range, `[batch, ...]`."""
+        """Random points on the surface of the ball, clipped to the range, `[batch, ...]`."""
         return surface_point(images, threat, rng)
 
     def _run(
@@ -88,10 +88,10 @@ class SAPGD:
         best: Best,
         rows: Tensor,
     ) -> None:
-        """One restart from `x` of the images at those rows; `best` gets what it finds."""
+        """One restart from `x` of the images at those rows; `best` keeps what it finds."""
         part = victim.select(rows)
         part.fresh()
-        # In float64: the squares of a pixel that matters little would be lost.
+        # These are float64, or the squares of a pixel with small gradients would be lost.
         momentum = torch.zeros_like(x, dtype=torch.float64)
         squares = torch.zeros_like(momentum)
         eta, halvings = threat.radius, checkpoints(self.steps)
@@ -124,10 +124,10 @@ class SAPGD:
 
 
 def _normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """`g / mean|g|` and `g^2 / mean(g^2)`, float64, shaped like the gradient; 0 where g is."""
+    """`g / mean|g|` and `g^2 / mean(g^2)`, float64, shaped like the gradient; 0 where g is 0."""
     wide = gradient.double()
     shape = (-1, *[1] * (wide.dim() - 1))
-    # Divided by the largest entry first, or the squares of a vanishing gradient underflow.
+    # Without division by the largest entry, the squares of a vanishing gradient would underflow.
     largest = wide.flatten(1).abs().amax(1)
     wide = wide / torch.where(largest > 0, largest, 1.0).reshape(shape)
     first, second = wide.flatten(1).abs().mean(1), wide.flatten(1).square().mean(1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from robustsnn.adversary.peers import check_norm, craft, library
-from robustsnn.adversary.threat import NORMS, ThreatModel, parse_epsilon
+from robustsnn.adversary.threat import NORMS, ThreatModel
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.randomness import Rng
 from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
@@ -26,14 +27,16 @@ _BACKENDS = ("native", "foolbox")
 class Secml:
     """PGD of secml-torch.
 
-    It works on a micro-batch at a time under a forked generator seeded from (seed, image ids).
+    It works on a micro-batch at a time under a forked generator that is seeded from (seed, image
+    ids).
 
     Args:
-        num_steps: Number of steps; the library has no default.
-        step_size: In the units of epsilon, as written; the library has no default, so that it is
-            `2.5 * epsilon / num_steps`.
-        random_start: Start in the ball instead of at the image; the library's default is not to.
-        backend: `native`, or `foolbox` for that library behind this one's interface.
+        num_steps: The number of steps, for which the library has no default.
+        step_size: The size of a step in the units of epsilon, as written. The library has no
+            default; here it is `2.5 * epsilon / num_steps`.
+        random_start: Whether to start in the ball instead of at the image; as in the library, not
+            by default.
+        backend: The implementation: `native`, or `foolbox`, which secml-torch then calls.
 
     Raises:
         InputError: secml-torch is not installed, or a value is out of its range.
@@ -61,7 +64,7 @@ class Secml:
 
     @classmethod
     def from_spec(cls, text: str) -> Secml:
-        """From what follows `secml:`, such as `PGD:num_steps=40,backend=foolbox`."""
+        """The attack of the text after `secml:`, such as `PGD:num_steps=40,backend=foolbox`."""
         name, _, rest = text.partition(":")
         if name.strip() != "PGD":
             raise InputError(f"secml needs the name of its attack: secml:PGD, not {name!r}.")
@@ -74,7 +77,7 @@ class Secml:
 
     @property
     def steps(self) -> int:
-        """Number of steps."""
+        """The number of steps."""
         return self.num_steps
 
     def __call__(
@@ -83,7 +86,7 @@ class Secml:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: The threat model has another pixel range, or the attack fails on the
+            InputError: The pixel range is not that of the attack, or the attack fails on the
                 network.
         """
         check_norm("secml:PGD", threat.norm, self.norms)

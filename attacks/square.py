@@ -1,4 +1,4 @@
-"""Square: random search by score over square windows, without any gradient."""
+"""Square: a random search by score over square windows, without any gradient."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: The schedule is written for so many queries, and stretched to any other number.
+#: The number of queries that the schedule is written for; it is stretched to any other number.
 SCALE = 10_000
-#: After each of these the share of pixels in a window is half of what it was.
+#: After each of these queries the share of pixels in a window is halved.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-#: The start in L2 has tiles of a fifth of the smaller side.
+#: The number of tiles along the smaller side at the start in L2.
 TILES = 5
-#: Signs drawn for each window, of which the first that changes a pixel is taken.
+#: The number of signs drawn for each window; the first that changes a pixel is taken.
 TRIES = 8
-#: Queries whose draws are made at once.
+#: The number of queries whose draws are made at once.
 BLOCK = 50
 
 
 @dataclass(frozen=True)
 class Square:
-    """Random search that changes one square window at a time and keeps what raises the margin.
+    """A random search that changes one square window at a time and keeps what raises the margin.
 
     It sees logits only, so nothing that hides gradients helps against it. In Linf every channel
-    of a window goes to one end of the ball; in L2 the perturbation of one window is given up and
-    its size goes to a bump in another.
+    of a window goes to one end of the ball; in L2 the perturbation of one window is given up, and
+    its size goes to a bump in another window.
 
     Args:
-        queries: Forward passes of each image, >= 1.
-        share: Share of the pixels in the first windows, in (0, 1].
-        warm: Start from what earlier attacks of a cascade found instead of stripes.
-        offset: Where on the schedule of 10,000 the windows start, in [0, 10000): the queries
-            run through what is left of it, so 200 begins with an eighth of `share`. For a warm
-            start, whose perturbation the largest windows would only wipe out.
-        draws: On a stochastic network a query is the mean of so many passes, the same draws
-            every time.
+        queries: The number of forward passes of each image, >= 1.
+        share: The share of the pixels in the first windows, in (0, 1].
+        warm: Whether to start from what earlier attacks of a cascade found instead of stripes.
+        offset: The position on the schedule of 10,000 queries where the windows start, in
+            [0, 10000). The queries run through the rest of the schedule, so 200 begins with an
+            eighth of `share`. It is for a warm start, whose perturbation the largest windows would
+            only wipe out.
+        draws: The number of passes that a query takes the mean of on a stochastic network, with
+            the same draws every time.
 
     An image is left alone once it is misclassified, except on a stochastic network.
 
     Raises:
-        InputError: A value out of its range.
+        InputError: A value is out of its range.
 
     Source: Andriushchenko et al., ECCV 2020, algorithms 1 to 3; the warm start is ours.
     """
@@ -76,7 +77,8 @@ class Square:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: `warm` without an earlier attack, or images without height and width.
+            InputError: `warm` is set and there was no earlier attack, or the images do not have
+                height and width.
         """
         if images.dim() != 4:
             raise InputError(
@@ -110,7 +112,7 @@ class Square:
         return best.images
 
     def side(self, query: int, shape: torch.Size) -> int:
-        """Side of the window at that query, 1 to the smaller side of the image."""
+        """The side of the window at that query, from 1 to the smaller side of the image."""
         position = self.offset + query * (SCALE - self.offset) // self.queries
         share = self.share / 2 ** sum(position > halving for halving in HALVINGS)
         height, width = shape[-2:]
@@ -118,7 +120,7 @@ class Square:
 
 
 class _Windows:
-    """Changes in Linf: each channel of a window goes to one end of the ball."""
+    """Changes in Linf, where each channel of a window goes to one end of the ball."""
 
     def __init__(self, images: Tensor, threat: ThreatModel) -> None:
         self.high = threat.project(images + 2 * threat.radius, images)
@@ -126,7 +128,7 @@ class _Windows:
 
     @staticmethod
     def columns(channels: int) -> int:
-        """Random numbers that one change of an image takes."""
+        """The number of random numbers that one change of an image takes."""
         return 2 + TRIES * channels
 
     def changed(self, x: Tensor, side: int, draws: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ class _Windows:
         window = _window(draws[:, 0], draws[:, 1], side, x)
         now, high, low = x[window], self.high[window], self.low[window]
         up = draws[:, 2:].unflatten(1, (TRIES, x.shape[1])) < 0.5
-        # A sign that moves no pixel would waste the query.
+        # A sign that changes no pixel would waste the query.
         rises, falls = (now != high).any((1, 2))[:, None], (now != low).any((1, 2))[:, None]
         first = torch.where(up, rises, falls).any(2).to(torch.uint8).argmax(1)
         up = up[torch.arange(len(x), device=x.device), first]
@@ -143,20 +145,20 @@ class _Windows:
 
 
 class _Bumps:
-    """Changes in L2: one window's share of the ball goes to a bump in another."""
+    """Changes in L2, where the share of one window in the ball goes to a bump in another."""
 
     def __init__(self, images: Tensor, threat: ThreatModel) -> None:
         self.images, self.threat = images, threat
 
     @staticmethod
     def columns(channels: int) -> int:
-        """Random numbers that one change of an image takes."""
+        """The number of random numbers that one change of an image takes."""
         return 5 + channels
 
     def changed(self, x: Tensor, side: int, draws: Tensor) -> Tensor:
         """The best points `[batch, ...]`, each changed in two windows drawn for it."""
         height, width = x.shape[-2:]
-        # A bump has two halves, and a middle where the halves are strongest.
+        # A bump has two halves, each strongest in its middle.
         side = min(max(side | 1, 3), height, width)
         gains = _window(draws[:, 0], draws[:, 1], side, x)
         loses = _window(draws[:, 2], draws[:, 3], side, x)
@@ -168,22 +170,22 @@ class _Bumps:
         old = delta[gains]
         size = unused.reshape(-1, 1, 1, 1) + old.square().sum((1, 2), keepdim=True)
         delta[gains] = 0
-        # What both windows share is counted once.
+        # Pixels that are in both windows are counted once.
         size = size + delta[loses].square().sum((1, 2), keepdim=True)
         delta[loses] = 0
         delta[gains] = _unit(bump * signs + _unit(old)) * size.sqrt()
-        # Rounded down: a large ball would be left by more than the slack.
+        # The factor is rounded down, or a point would leave a large ball by more than the slack.
         factor = self.threat.radius / _length(delta) * (1 - 4 * torch.finfo(x.dtype).eps)
         x = torch.addcmul(self.images, delta, factor.reshape(-1, 1, 1, 1))
         return x.clamp_(self.threat.low, self.threat.high)
 
 
 Window = tuple[Tensor, slice, Tensor, Tensor]
-"""An index of a square of each image: what it gives is `[batch, side, side, channel]`."""
+"""An index of a square in each image; with it, images give `[batch, side, side, channel]`."""
 
 
 def _window(top: Tensor, left: Tensor, side: int, like: Tensor) -> Window:
-    """The window of each image at two uniform draws `[batch]` each."""
+    """The window of each image, at the position of two uniform draws, `[batch]` each."""
     ahead = torch.arange(side, device=like.device)
     rows, columns = (
         (draw * (length - side + 1)).long().clamp(max=length - side)[:, None] + ahead
@@ -194,14 +196,14 @@ def _window(top: Tensor, left: Tensor, side: int, like: Tensor) -> Window:
 
 
 def _stripes(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-    """Vertical stripes of one pixel, each channel at one end of the ball."""
+    """The start in Linf: vertical stripes of one pixel, each channel at one end of the ball."""
     draws = rng.uniform((images.shape[1], 1, images.shape[3]), 0.0, 1.0, like=images)
     signs = torch.where(draws < 0.5, -1.0, 1.0).to(images.dtype)
     return threat.project(images + threat.radius * signs, images)
 
 
 def _tiles(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-    """Bumps of random sign and direction over the whole image, of the size of the ball."""
+    """The start in L2: bumps of random sign and direction over the image, scaled to the ball."""
     channels, height, width = images.shape[1:]
     side = max(min(height, width) // TILES, 1)
     bump = _bump(side).to(images)
@@ -217,14 +219,14 @@ def _tiles(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
 
 @functools.cache
 def _bump(side: int) -> Tensor:
-    """Two halves of opposite sign that fall off from their middles, of size 1, `[side, side]`."""
+    """Two halves of opposite sign that fall off from their middles, L2 size 1, `[side, side]`."""
     upper = side // 2
     bump = torch.cat([_hill(upper, side), -_hill(side - upper, side)])
     return bump / bump.square().sum().sqrt()
 
 
 def _hill(height: int, width: int) -> Tensor:
-    """Sum over growing centred rectangles k of 1 / k^2, of size 1, float64."""
+    """The sum of 1 / k^2 over centred rectangles of growing size k, L2 size 1, float64."""
     rows = (torch.arange(height) - height // 2).abs()[:, None]
     columns = (torch.arange(width) - width // 2).abs()[None, :]
     most = max(height, width) // 2 + 1
@@ -234,12 +236,12 @@ def _hill(height: int, width: int) -> Tensor:
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Each channel of windows `[batch, side, side, channel]` at size 1; 0 where it is all 0."""
+    """Windows `[batch, side, side, channel]`, each channel scaled to size 1; 0 if it is all 0."""
     return values / values.square().sum((1, 2), keepdim=True).sqrt().clamp_min(1e-12)
 
 
 def _length(delta: Tensor) -> Tensor:
-    """Size of each perturbation in L2, `[batch]`."""
+    """The size of each perturbation in L2, `[batch]`."""
     length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
     return length.clamp_min(1e-12)
 

@@ -20,17 +20,17 @@ from robustsnn.common.randomness import Rng
 from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown
 
-# What torchattacks states in prose only; its other attacks take the norm as an argument.
+# torchattacks states the norm of these in prose only; its other attacks take it as an argument.
 _LINF = (
     "BIM DIFGSM EOTPGD FFGSM FGSM Jitter MIFGSM NIFGSM PGD PGDRS RFGSM SINIFGSM SPSA TIFGSM TPGD "
     "UPGD VMIFGSM VNIFGSM"
 ).split()
 _L2 = ("PGDL2", "PGDRSL2")
-# Set from the victim, the threat model and the randomness, never by the user.
+# These are set from the victim, the threat model and the randomness, never by the user.
 _GIVEN = ("model", "eps", "norm", "seed", "n_classes")
-# They see logits only.
+# These attacks see logits only.
 _GRADIENT_FREE = ("SPSA", "Square")
-# The targeted DLR loss divides by the difference of the first and the fourth logit.
+# The targeted DLR loss of these divides by the difference of the first and the fourth logit.
 _TARGETED = ("APGDT", "AutoAttack")
 
 
@@ -38,22 +38,22 @@ _TARGETED = ("APGDT", "AutoAttack")
 class Torchattacks:
     """One attack of torchattacks.
 
-    Step sizes (`alpha`) that are not given keep the library's ratio to epsilon and steps, so
-    that 10 steps of 2/255 at 8/255 become 20 steps of 4/255 at 32/255. Draws happen under a
-    forked generator seeded from (seed, image ids). An attack that draws runs one image at a
-    time, so that what it draws belongs to the image and not to the batch.
+    A step size (`alpha`) that is not given keeps the library's ratio to epsilon and steps, so
+    that 10 steps of 2/255 at 8/255 become 20 steps of 4/255 at 32/255. Draws are made under a
+    forked generator that is seeded from (seed, image ids). An attack that draws runs one image at
+    a time, so that its draws belong to the image and not to the batch.
 
     Two options are not torchattacks' own. `together=yes` runs an attack that draws on a
-    micro-batch at a time, as its users do: sooner, and the draws then belong to the batch.
-    `steps` of AutoAttack is that of its parts, which take 10 each in torchattacks and 100 in the
-    paper.
+    micro-batch at a time, as its users do: that is faster, and the draws then belong to the batch.
+    `steps` of AutoAttack is the number of steps of its parts, which is 10 in torchattacks and 100
+    in the paper.
 
     Args:
-        name: As torchattacks spells it, such as `MIFGSM`.
-        options: Its other arguments and their values as written.
+        name: The name as torchattacks spells it, such as `MIFGSM`.
+        options: Its other arguments, with their values as written.
 
     Raises:
-        InputError: No such attack, one without an epsilon or a norm, or a wrong option.
+        InputError: There is no such attack, it has no epsilon or no norm, or an option is wrong.
 
     Source: Kim, Torchattacks, arXiv 2010.01950.
     """
@@ -67,7 +67,7 @@ class Torchattacks:
 
     @classmethod
     def from_spec(cls, text: str) -> Torchattacks:
-        """From what follows `torchattacks:`, such as `MIFGSM:steps=5`."""
+        """The attack of the text after `torchattacks:`, such as `MIFGSM:steps=5`."""
         name, _, rest = text.partition(":")
         if not name:
             raise InputError(
@@ -78,12 +78,12 @@ class Torchattacks:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """The norms it can work in."""
+        """The norms that it can work in."""
         return _norms(self.name)
 
     @property
     def steps(self) -> int | None:
-        """Number of steps, where it has one."""
+        """The number of steps, if the attack has one."""
         steps = self._own().get("steps", self._arguments().get("steps"))
         if steps is None and "steps" in _parameters(self.name):
             steps = _parameters(self.name)["steps"].default
@@ -91,12 +91,12 @@ class Torchattacks:
 
     @property
     def gradient_free(self) -> bool:
-        """Whether it follows no gradient."""
+        """Whether the attack follows no gradient."""
         return self.name in _GRADIENT_FREE
 
     @property
     def fewest_classes(self) -> int:
-        """Of networks with fewer classes it cannot compute its loss."""
+        """The fewest classes of a network that its loss can be computed for."""
         if self.name in _TARGETED:
             return 4
         return 3 if self._arguments().get("loss") == "dlr" else 2
@@ -107,8 +107,8 @@ class Torchattacks:
         """Proposed images, `[batch, ...]`.
 
         Raises:
-            InputError: The threat model has another norm or pixel range than the attack, the
-                network has too few classes, or the attack fails on it.
+            InputError: The threat model has a norm or a pixel range that the attack does not have,
+                the network has too few classes, or the attack fails on it.
         """
         owner = f"torchattacks:{self.name}"
         check_norm(owner, threat.norm, self.norms)
@@ -126,7 +126,7 @@ class Torchattacks:
             attack = getattr(torchattacks, self.name)(network, **arguments)
             if (steps := self._own().get("steps")) is not None:
                 for part in attack._autoattack.attacks:
-                    # Square counts queries.
+                    # Square has queries instead of steps.
                     if hasattr(part, "steps"):
                         part.steps = steps
             found: Tensor = attack(images, labels)
@@ -152,7 +152,7 @@ class Torchattacks:
         return values
 
     def _own(self) -> dict[str, Any]:
-        """The options that are not torchattacks' own."""
+        """The options that are not torchattacks' own, in their types."""
         owner = f"torchattacks:{self.name}"
         kinds = _own_options(self.name)
         return {
@@ -162,7 +162,7 @@ class Torchattacks:
         }
 
     def _arguments(self) -> dict[str, Any]:
-        """The options that were given, as the types of the library's own defaults."""
+        """The options that were given, in the types of the library's own defaults."""
         owner = f"torchattacks:{self.name}"
         if self.name not in accepted():
             if self.name in torchattacks.__all__:
@@ -212,7 +212,7 @@ def _norms(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def _draws(name: str, options: tuple[tuple[str, str], ...]) -> bool:
-    """Whether an attack draws random numbers, seen on a linear network of three classes."""
+    """Whether an attack draws random numbers, found on a linear network of three classes."""
     attack = Torchattacks(name, options)
     if "seed" in _parameters(name):
         return True
@@ -230,6 +230,7 @@ def _draws(name: str, options: tuple[tuple[str, str], ...]) -> bool:
 
 
 def _next_draws() -> tuple[float, float, float]:
+    """The next number of each generator that an attack may use."""
     return torch.rand(()).item(), np.random.random(), random.random()
 
 

@@ -1,4 +1,4 @@
-"""Transfer: craft on a substitute network, and let the victim only judge (black box)."""
+"""Transfer: images are crafted on a substitute network, and the victim only judges (black box)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from robustsnn.errors import InputError
 
 @dataclass(frozen=True)
 class Transfer:
-    """An attack run entirely on `victim.substitute`, with that victim's own estimator.
+    """An attack that runs entirely on `victim.substitute`, with the estimator of the substitute.
 
     Args:
-        attack: Specification of the attack to run there, such as `pgd:steps=7,step_size=0.01`.
+        attack: The specification of the attack that runs there, such as
+            `pgd:steps=7,step_size=0.01`.
 
     Raises:
-        InputError: No such attack, or one that needs no network or another transfer.
+        InputError: There is no such attack, it needs no network, or it is a transfer itself.
 
     Source: Papernot et al., AsiaCCS 2017.
     """
@@ -37,28 +38,28 @@ class Transfer:
 
     @classmethod
     def from_spec(cls, text: str) -> Transfer:
-        """From what follows `transfer:`, such as `pgd:steps=7`; PGD if nothing does."""
+        """The attack of the text after `transfer:`, such as `pgd:steps=7`; PGD by default."""
         return cls(text.removeprefix("attack=")) if text else cls()
 
     @property
     def steps(self) -> int | None:
-        """Steps of the attack that runs."""
+        """The number of steps of the attack that runs."""
         return getattr(load_attack(self.attack), "steps", None)
 
     @property
     def warm(self) -> bool:
-        """Whether the attack that runs starts where earlier ones of a cascade stopped."""
+        """Whether the attack that runs starts where earlier attacks of a cascade stopped."""
         return bool(getattr(load_attack(self.attack), "warm", False))
 
     @property
     def restarts(self) -> int | None:
-        """Restarts of the attack that runs."""
+        """The number of restarts of the attack that runs."""
         return getattr(load_attack(self.attack), "restarts", None)
 
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images, `[batch, ...]`; the victim itself is never asked.
+        """Proposed images, `[batch, ...]`; the victim itself is never called.
 
         Raises:
             InputError: There is no substitute.

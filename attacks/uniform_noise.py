@@ -14,14 +14,14 @@ from robustsnn.common.randomness import Rng
 
 @dataclass(frozen=True)
 class UniformNoise:
-    """One uniform draw from the ball around each image, then clipped to the pixel range."""
+    """One uniform draw from the ball around each image, clipped to the pixel range."""
 
     kind: ClassVar[str] = "noise"
 
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Noisy images, `[batch, ...]`; the network is not asked."""
+        """Noisy images, `[batch, ...]`; the network is not called."""
         return threat.random_point(images, rng)
 
 

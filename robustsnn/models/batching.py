@@ -1,4 +1,4 @@
-"""How many images go through a network at a time: few enough to stay near the caches."""
+"""How many images go through a network at a time: few enough for the caches."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from torch import Tensor, nn
 
 from robustsnn.snn.network import Network
 
-#: Of a network whose layers are not ours to look into.
+#: The images of a pass for a network of another library, whose layers we cannot look into.
 MICRO_BATCH = 32
-#: More images bring nothing, and the last batch of survivors is padded to full size.
+#: The most images of a pass. More are not faster, and the last batch of survivors is padded to full
+#: size.
 LARGEST = 32
-#: Of a forward pass, copies that pad it included. Fewer are computed by other kernels, whose sums
-#: round otherwise: at a threshold that flips spikes, and after hundreds of steps verdicts.
+#: The fewest images of a forward pass, the copies that pad it included. Smaller passes are computed
+#: by other kernels, whose sums round differently: that flips spikes at a threshold and, after
+#: hundreds of steps, verdicts.
 FEWEST = 4
-#: The largest layer over all time steps. Measured: below, the cost of each call shows; above,
-#: nothing is gained and memory is lost.
+#: The size of the largest layer over all time steps. By measurement: with less, the cost of each
+#: call shows; with more, nothing is gained and memory is lost.
 BUDGET_BYTES = 32 * 2**20
 
 
 def micro_batch_for(network: nn.Module) -> int:
-    """Images per forward pass: a power of two that depends on the network alone, never on timing.
+    """The images of a forward pass: a power of two that depends on the network, never on timing.
 
-    A spike at the threshold flips with the shape of a batch, so the same network must get the
+    A spike at the threshold can flip with the shape of a batch, so the same network must get the
     same number everywhere.
 
     Args:
-        network: Any; one that is not ours gets `MICRO_BATCH`.
+        network: Any network; one that is not a `Network` gets `MICRO_BATCH`.
     """
     if not isinstance(network, Network):
         return MICRO_BATCH
@@ -35,19 +37,22 @@ def micro_batch_for(network: nn.Module) -> int:
 
 
 def padding(images: int, micro_batch: int) -> int:
-    """Copies of the last image that bring a pass to its shape, the same for every pass.
+    """The number of copies of the last image that give every pass of an evaluation one shape.
+
+    >>> padding(30, 32), padding(1, 1), padding(0, 32)
+    (2, 3, 0)
 
     Args:
-        images: Of the pass, at most `micro_batch`; none need no copies.
+        images: The images of the pass, at most `micro_batch`; a pass without images needs no copy.
         micro_batch: The most images of a pass.
     """
     return max(micro_batch, FEWEST) - images if images else 0
 
 
 def largest_layer(network: Network) -> int:
-    """Values of one image's largest activation, over the time steps that are kept at once.
+    """The number of values in the largest activation of one image, over the steps kept at once.
 
-    A layer before the first spikes sees a static image and has one step only.
+    A layer before the first spikes sees a static image, and has one step only.
     """
     kept = network.time_steps if network.recompute is None else network.recompute
     kept = min(kept, network.time_steps)

@@ -33,9 +33,9 @@ DESCRIPTION = "model.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, read and checked but for its weights.
+    """A checkpoint folder, read and checked except for the content of its weights.
 
-    `meta` holds what is not the network: data, class_names, substitute, provenance.
+    `meta` holds the description without the network: data, class_names, substitute, provenance.
     """
 
     name: str
@@ -57,12 +57,12 @@ def save_checkpoint(
     """Write a checkpoint, weights first, and return the sha256 of its weights.
 
     Args:
-        network: What to save.
-        folder: Made if absent.
-        data: Name of the data set that it was trained on.
-        class_names: One a class.
-        provenance: How it came to be: recipe, seed, versions.
-        substitute: Zoo name of the network that a black-box attacker would use.
+        network: The network to save.
+        folder: The folder of the checkpoint, which is made if it is absent.
+        data: The name of the data set that the network was trained on.
+        class_names: The name of each class.
+        provenance: How the network came to be: recipe, seed, versions.
+        substitute: The zoo name of the network that a black-box attacker would use.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
@@ -86,7 +86,8 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     """The description of a checkpoint, by zoo name or folder, with its sha256 checked.
 
     Raises:
-        InputError: There is none, it is malformed, truncated, or its weights were changed.
+        InputError: There is no such checkpoint, it is malformed or truncated, or its weights
+            were changed.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -139,7 +140,7 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a safetensors file ({error}): restore it.") from None
     if hashlib.sha256(blob).hexdigest() != checkpoint.sha256:
-        # An attack would meet other weights than the network that judges its images.
+        # An attack would see weights that differ from those of the network that judges its images.
         raise InputError(f"{path} changed while it was in use: run the same command again.")
     network = Network(checkpoint.config)
     expected = network.state_dict()
@@ -160,7 +161,7 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
 
 
 def freeze(network: Network) -> Network:
-    """Evaluation mode, and no parameter asks for a gradient."""
+    """The same network, in evaluation mode and with no parameter that asks for a gradient."""
     network.eval()
     network.requires_grad_(False)
     return network
@@ -172,14 +173,15 @@ def load_model(
     """A network by zoo name, checkpoint folder or `python.module:factory`.
 
     Args:
-        name_or_path: `fashion-mnist/vgg5-snn`, a folder, or a factory that returns an `nn.Module`
-            from images in [0, 1] to logits. Naming a factory runs that module's code.
-        weights: For a factory only: a safetensors file, or a plain state dict written by
-            `torch.save`, which is read without executing code.
-        device: Where to put it.
+        name_or_path: A zoo name such as `fashion-mnist/vgg5-snn`, a folder, or a factory that
+            returns an `nn.Module` from images in [0, 1] to logits. A factory runs the code of its
+            module.
+        weights: The weights of a factory's network, and only of one: a safetensors file, or a
+            plain state dict written by `torch.save`, which is read without executing code.
+        device: The device for the network.
 
     Raises:
-        InputError: It cannot be found or read.
+        InputError: The network cannot be found or read.
     """
     text = str(name_or_path)
     if ":" in text and not Path(text).exists():
@@ -190,6 +192,7 @@ def load_model(
 
 
 def _from_factory(text: str, weights: Path | None) -> nn.Module:
+    """The network of `python.module:factory`; an attribute that is a network already will do."""
     module_name, _, attribute = text.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -199,7 +202,7 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
         raise InputError(
             f"cannot find {text!r} ({error}): give module:factory, importable from here."
         ) from None
-    # A module is callable as well, with images.
+    # A network is callable too, with images, and must not be called here.
     ready = isinstance(factory, nn.Module) or not callable(factory)
     try:
         network = factory if ready else factory()
@@ -223,7 +226,9 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file or a `torch.save`d plain state dict, never running code.
+    """The tensors of a safetensors file, or of a plain state dict that `torch.save` wrote.
+
+    No code in the file is run.
 
     Raises:
         InputError: The file is missing, truncated, or holds anything but tensors by name.
@@ -237,11 +242,11 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             raise InputError(f"{path} is not a safetensors file ({error}).") from None
     try:
         with warnings.catch_warnings():
-            # Torch warns of pickles that it then refuses; one line says it all.
+            # Torch warns of pickles that it then refuses; the error below is enough.
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # torch.load raises many types on a foreign file; none of them is worth telling apart.
+        # torch.load raises many types of error on a foreign file, and none needs its own message.
         kind = type(error).__name__
         raise InputError(
             f"{path} is not a plain state dict ({kind}): it is truncated, foreign, or a pickle "

@@ -12,10 +12,11 @@ FORMATS = ("hire-snn",)
 
 
 def check_import(file: Path, timesteps: int, output: Path, data: str | None) -> None:
-    """Refuse what needs no torch to be refused.
+    """Refuse what can be refused without torch; the arguments are those of `import_hire_snn`.
 
     Raises:
-        InputError: No such file or data set, no time step, or an output folder in use.
+        InputError: There is no such file or data set, no time step, or the output folder is in
+            use.
     """
     if not file.is_file():
         raise InputError(f"no file {file}: name a state dict.")
@@ -37,15 +38,17 @@ def import_hire_snn(
     """Write an official HIRE-SNN state dict as a checkpoint folder, and return it.
 
     Args:
-        file: A state dict as `torch.save` wrote it, or safetensors.
-        arch: `vgg5`, `vgg11` or `vgg16`.
-        timesteps: Time steps; the file does not hold them.
-        normalisation: `cifar10`, `cifar100` or `none`.
-        output: An empty or new folder.
-        data: The data set that it was trained on; by default what the normalisation says.
+        file: The state dict, as `torch.save` wrote it or in safetensors.
+        arch: The architecture: `vgg5`, `vgg11` or `vgg16`.
+        timesteps: The number of time steps, which the file does not hold.
+        normalisation: The normalisation: `cifar10`, `cifar100` or `none`.
+        output: The folder of the checkpoint, empty or new.
+        data: The data set that the network was trained on; by default the one of the
+            normalisation.
 
     Raises:
-        InputError: The file does not hold such a network, or would run code.
+        InputError: The file does not hold such a network, or would run code, or an argument is
+            wrong.
     """
     check_import(file, timesteps, output, data)
     from robustsnn.models.checkpoint import read_state_dict, save_checkpoint

@@ -1,4 +1,4 @@
-"""What is evaluated and on what: a model that can be loaded afresh, and images with labels."""
+"""What is evaluated: a model that can be loaded anew any number of times."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from robustsnn.snn.network import Network
 class Subject:
     """A model under evaluation.
 
-    `load` gives a new network each time, in evaluation mode and frozen; `identity` changes with
-    anything that changes what the network computes; `sha256` is that of its weights.
+    `load` returns a new network each time, in evaluation mode and frozen; `identity` changes with
+    anything that changes what the network computes; `sha256` is that of its weights; `origin` is
+    the place that it came from; `meta` is the `meta` of a checkpoint.
     """
 
     name: str
@@ -43,11 +44,17 @@ def subject_of(
 ) -> Subject:
     """A model by zoo name, checkpoint folder, `python.module:factory`, or in memory.
 
-    A network in memory is copied at once: what happens to it later is not seen here, nor the
-    other way round.
+    A network in memory is copied at once: later changes of it are not seen here, and nothing here
+    changes it.
+
+    Args:
+        model: The name, the folder, the factory, or the network itself.
+        weights: The weights of a factory's network, as in `load_model`.
+        device: The device for the network.
+        name: The name in records; by default the text, or the type of a network in memory.
 
     Raises:
-        InputError: It cannot be found or read.
+        InputError: The model cannot be found or read.
     """
     if isinstance(model, nn.Module):
         kept = copy.deepcopy(model)
@@ -62,7 +69,8 @@ def subject_of(
         )
     text = str(model)
     if weights is not None or (":" in text and not Path(text).exists()):
-        # Called once: a factory may draw new weights at every call, or hand out one module always.
+        # It is called once: a factory may draw new weights at every call, or always return one
+        # and the same module.
         made = load_model(text, weights, device)
         digest = _digest(made)
         return Subject(name or text, lambda: copy.deepcopy(made), digest, digest, text)
@@ -72,13 +80,13 @@ def subject_of(
 def checkpoint_subject(
     zoo_name_or_folder: str | Path, *, device: str = "cpu", name: str | None = None
 ) -> Subject:
-    """A model by zoo name or checkpoint folder, and by nothing that would run code.
+    """A model by zoo name or checkpoint folder, which runs no code.
 
-    A name that was read from a file (a manifest, a `model.json`) goes through here: only what a
-    user typed may be imported.
+    Names that were read from a file (a manifest, a `model.json`) go through here: only a name that
+    a user typed may be imported.
 
     Raises:
-        InputError: It cannot be found or read.
+        InputError: The model cannot be found or read, or its name names code.
     """
     text = str(zoo_name_or_folder)
     if ":" in text and not Path(text).exists():
@@ -87,7 +95,7 @@ def checkpoint_subject(
             "of a model or a checkpoint folder yourself."
         )
     checkpoint = read_checkpoint(text)
-    load_network(checkpoint)  # so that broken weights are refused before anything is run
+    load_network(checkpoint)  # so that broken weights are refused before anything runs
     described = json.dumps(
         {"weights": checkpoint.sha256, "network": checkpoint.config.model_dump(mode="json")},
         sort_keys=True,
@@ -103,10 +111,10 @@ def checkpoint_subject(
 
 
 def recomputing(subject: Subject, steps: int | None) -> Subject:
-    """The same model, its gradients recomputed in segments of so many time steps.
+    """The same model, with gradients that are computed in segments of that many time steps.
 
     Raises:
-        InputError: Less than one step, or a model that does not know how.
+        InputError: There is less than one step, or the model is not a `Network`.
     """
     if steps is not None and steps < 1:
         raise InputError(f"recompute {steps}: give at least 1 time step.")
@@ -126,6 +134,7 @@ def recomputing(subject: Subject, steps: int | None) -> Subject:
 
 
 def _digest(network: nn.Module) -> str:
+    """A sha256 that changes with the structure and with any weight of a network."""
     digest = hashlib.sha256(str(network).encode())
     if isinstance(network, Network):
         digest.update(f"{network.config.model_dump_json()} {network.time_steps}".encode())

@@ -19,6 +19,9 @@ def zoo_names() -> list[str]:
 def zoo_folder(name: str) -> Path:
     """The checkpoint folder of a model that ships.
 
+    >>> zoo_folder("fashion-mnist/vgg5-snn").name
+    'vgg5-snn'
+
     Raises:
         InputError: There is none of that name.
     """
