@@ -20,7 +20,7 @@ from robustsnn.common.randomness import Rng
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError
 from robustsnn.estimators.bptt import Bptt
-from robustsnn.evaluation.run import TOGETHER
+from robustsnn.evaluation.batch import TOGETHER
 from robustsnn.models.checkpoint import load_model, read_checkpoint
 from robustsnn.models.scoring import judge, score
 from robustsnn.models.zoo import zoo_names

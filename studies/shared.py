@@ -121,7 +121,7 @@ def survivors_in(row: Mapping[str, object] | pd.Series) -> set[int]:
 def is_finished(output: Path) -> bool:
     """Whether a folder holds a run that came to its end."""
     try:
-        return RunFolder(output).manifest().get("status") == "done"
+        return RunFolder(output).manifest().done
     except InputError:
         return False
 

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-import robustsnn.diagnosis.flags as flags
 from robustsnn.diagnosis.finding import Finding
-from robustsnn.diagnosis.level import RULES
-from robustsnn.diagnosis.preflight import Check
+from robustsnn.diagnosis.level import CRITERIA
 
 #: Where diagnostics are tested; the quickest first.
 WHERE = ("test_diagnostics.py", "test_preflight.py", "test_probe.py", "test_indicators.py")
@@ -30,34 +29,24 @@ HERE = Path(__file__).parent
 def slugs() -> list[str]:
     """Every diagnostic by the slug it flags with."""
     return list(
-        dict.fromkeys([*(slug for rule in RULES for slug in rule.flags), *NOTES, *MEASURES])
+        dict.fromkeys([*(slug for one in CRITERIA for slug in one.flags), *NOTES, *MEASURES])
     )
 
 
 def silence(slug: str) -> None:
     """That diagnostic passes from now on whatever it sees."""
-    for kind, field, silent in ((Finding, "slug", False), (Check, "check", True)):
-        _wrap(kind, field, slug, silent)
-    for name in ("_per_attack", "_sanity_order", "_curve"):
-        inner = getattr(flags, name)
-        setattr(flags, name, lambda *a, _inner=inner: [f for f in _inner(*a) if f.flag != slug])
-    if slug == "stochastic":
-        flags._not_averaged = lambda: flags.Flag("silenced", "caution", "", 0.0)
+    inner = Finding.__init__
 
-
-def _wrap(kind: type, field: str, slug: str, silent: bool) -> None:
-    inner = kind.__init__  # type: ignore[misc]
-
-    def init(self: object, *args: object, **kwargs: object) -> None:
+    def init(self: Finding, *args: Any, **kwargs: Any) -> None:
         inner(self, *args, **kwargs)
-        if getattr(self, field) != slug:
+        if self.slug != slug:
             return
         if slug in MEASURES:
-            object.__setattr__(self, field, "silenced")
+            object.__setattr__(self, "slug", "silenced")
         else:
-            object.__setattr__(self, "passed" if kind is Check else "flagged", silent)
+            object.__setattr__(self, "flagged", False)
 
-    kind.__init__ = init  # type: ignore[misc]
+    Finding.__init__ = init  # type: ignore[method-assign]
 
 
 def caught(slug: str) -> str | None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from robustsnn.evaluation.run import Evaluation, prepare, run
+from robustsnn.evaluation.plan import prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Entry, Suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import CLEAN
@@ -107,7 +109,9 @@ def study(
         if finished_only and not is_finished(output):
             continue
         say(f"{model}, {samples} images, {number} passes")
-        done = run(prepare(subject, images, some), output, command=["studies", "combined"])
+        done = run(
+            prepare(Request.of(subject, images, some)), output, command=["studies", "combined"]
+        )
         rows += _rows(done, some, model, number)
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from robustsnn.common import wording as formats
 from robustsnn.common.statistics import wilson
 from robustsnn.evaluation.suites import load_suite
-from robustsnn.workflows.crosscheck import library_versions
-from robustsnn.workflows.crosscheck_rows import PEERS
+from robustsnn.workflows.crosscheck.rows import PEERS
+from robustsnn.workflows.crosscheck.run import library_versions
 from studies.shared import NETWORKS, write_results
 from studies.soundness.study import COLUMNS, OURS, Study, rows, with_earlier
 

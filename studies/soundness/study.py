@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robustsnn.common.files import write_atomically
-from robustsnn.evaluation.run import Evaluation, prepare, run
+from robustsnn.evaluation.plan import prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import CLEAN
-from robustsnn.workflows.crosscheck.run import runnable
 from robustsnn.workflows.crosscheck.rows import PEERS, join
+from robustsnn.workflows.crosscheck.run import runnable
 from studies.shared import NETWORKS, first_images, is_finished
 
 #: The suite that the entries of the other suites are compared with.
@@ -52,9 +54,9 @@ class Outcome:
     @classmethod
     def of(cls, run: Evaluation) -> Outcome:
         """The outcome of a run."""
-        diagnosis = run.manifest["verdict"]
+        diagnosis = run.manifest.verdict
         return cls(
-            str(run.manifest["identity"]),
+            run.manifest.identity,
             run.records[KEPT].astype({"margin": "float32", "seconds": "float32"}),
             str(diagnosis["level"]),
             tuple(str(reason["flag"]) for reason in diagnosis["because"]),
@@ -122,7 +124,7 @@ def study(
     for name in suites:
         suite = _suite(name, epsilon, len(images.class_names) or 10)
         labels |= {entry.slug: entry.label for entry in suite.entries}
-        plan = prepare(subject, images, suite)
+        plan = prepare(Request.of(subject, images, suite))
         network = f"{model.replace('/', '-')}-{samples}"
         outcome = None if kept is None else kept / f"{network}-{name}.parquet"
         if outcome is not None and outcome.exists():

@@ -14,8 +14,9 @@ import pandas as pd
 from robustsnn.common.statistics import wilson
 from robustsnn.data.images import Images, TensorSet
 from robustsnn.errors import InputError
-from robustsnn.evaluation.plan import classes_of
-from robustsnn.evaluation.run import Evaluation, prepare, run
+from robustsnn.evaluation.plan import classes_of, prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import Subject, subject_of
 from robustsnn.records.schema import CLEAN
@@ -287,7 +288,9 @@ def study(
     basis = ""
     for variant in variants:
         some = backwards(images) if variant.backwards else images
-        plan = prepare(subject, some, variant.suite, seed=SEED, batch_size=variant.batch_size)
+        plan = prepare(
+            Request.of(subject, some, variant.suite, seed=SEED, batch_size=variant.batch_size)
+        )
         # A run of other weights, images or attacks cannot be compared with the first variant,
         # although their rows may have the same name. The identity tells them apart.
         basis = basis or plan.identity[:12]
@@ -327,12 +330,12 @@ def _facts(variant: Variant, done: Evaluation) -> dict[str, Any]:
     return {
         "variant": variant.name,
         "epsilon": ", ".join(variant.suite.epsilon),
-        "batch": int(done.manifest["batch_size"]),
+        "batch": done.manifest.batch_size,
         "clean": len(survivors(records[records["attack"] == CLEAN])) / images,
         "forward_passes": float(attacked["forward_passes"].sum() / images),
         "backward_passes": float(attacked["backward_passes"].sum() / images),
         "seconds": float(attacked["seconds"].sum()),
-        "level": str(done.manifest["verdict"]["level"]),
+        "level": done.manifest.level,
         "standing": written_ids(survivors(records)),
     }
 
@@ -345,7 +348,7 @@ def _stages(done: Evaluation) -> list[dict[str, Any]]:
             "reached": stage["attacked"],
             **{name: stage[name] for name in STAGES if name in stage},
         }
-        for stage in done.manifest["ledger"]
+        for stage in done.manifest.ledger
     ]
 
 

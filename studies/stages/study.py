@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from robustsnn.data.datasets import load_training
-from robustsnn.evaluation.plan import kind_of
-from robustsnn.evaluation.run import prepare, run
+from robustsnn.evaluation.plan import kind_of, prepare
+from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import run
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import CLEAN
@@ -113,13 +114,15 @@ def study(
     probes = tuple(entry for entry in standard.entries if entry.probe)
     # The version is not that of `standard`: what follows the probes there changes nothing here.
     suite = standard.model_copy(update={"name": "probes", "version": 1, "entries": probes})
-    first = run(prepare(subject, images, suite), here / "probes")
+    first = run(prepare(Request.of(subject, images, suite)), here / "probes")
     probed = survivors(first.records)
     clean = survivors(first.records[first.records["attack"] == CLEAN])
     kind = SPIKING if kind_of(subject.load()) == "snn" else PLAIN
     candidates = _candidates(kind, standard.epsilon)
     say(f"{model}, {len(probed)} survivors of the probes, {len(kind)} candidates")
-    done = run(prepare(subject, subset(images, probed), candidates), here / "candidates")
+    done = run(
+        prepare(Request.of(subject, subset(images, probed), candidates)), here / "candidates"
+    )
     common = {
         "model": model,
         "samples": samples,

@@ -12,31 +12,33 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustsnn.diagnosis.finding import Finding, plain
-from robustsnn.diagnosis.flags import Flag, diagnose
+from robustsnn.diagnosis import flags as flagging
+from robustsnn.diagnosis import level as levels
+from robustsnn.diagnosis.finding import Finding, Severity, plain
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
-from robustsnn.diagnosis.level import RULES, SUITE, TITLES, Reliability, reliability, rule_of
+from robustsnn.diagnosis.level import CRITERIA, SUITE, TITLES, Level, criterion_of
 from robustsnn.diagnosis.stages import (
     Stage,
     as_recorded,
     black_box,
+    by_size,
     convergence,
-    lines_of,
     missing,
     noise_survives,
     surrogate_gap,
 )
 from robustsnn.evaluation.run import Evaluation, evaluate
 from robustsnn.evaluation.suites import Suite
+from robustsnn.records.schema import Condition, Size
 from robustsnn.records.summary import broken_by, right_when_clean, summarise, survivors
 from tests.records.test_records import record
 
 E8 = "8/255"
-LINE = ("Linf", E8)
+SIZE = Size("Linf", E8)
 
 
 def stage(attack: str, estimator: str = "bptt", **changes: Any) -> Stage:
-    own = Stage(attack, "Linf", E8, "fixed-epsilon", False, False, estimator, 10, None)
+    own = Stage(attack, "Linf", E8, "fixed-epsilon", False, estimator=estimator, steps=10)
     return dataclasses.replace(own, **changes)
 
 
@@ -99,8 +101,8 @@ def test_a_tie_and_a_missing_logit_are_broken_and_a_wrong_clean_image_is_not():
     records = pd.DataFrame(rows)
     assert broken_by(records) == {("a", "Linf", E8): {0, 1}}
     assert right_when_clean(records) == {0, 1, 2}
-    assert survivors(records, LINE) == {2}
-    assert survivors(records, ("L2", "1")) == {0, 1, 2}
+    assert survivors(records, SIZE) == {2}
+    assert survivors(records, Size("L2", "1")) == {0, 1, 2}
 
 
 def test_stages_know_their_kind():
@@ -193,9 +195,9 @@ def test_what_only_a_search_broke_of_separate_attacks():
 
 def test_noise_that_fools_what_every_attack_left():
     records = cascade({"apgd-ce": 500})
-    found = noise_survives(records, LINE, [1, 2, 499], 100)
+    found = noise_survives(records, SIZE, [1, 2, 499], 100)
     assert found.id == "D6" and not found.flagged and found.evidence == 0
-    found = noise_survives(records, LINE, [499, 500, 7], 100)
+    found = noise_survives(records, SIZE, [499, 500, 7], 100)
     assert found.flagged and found.details["images"] == [500] and found.severity == "invalid"
 
 
@@ -263,12 +265,13 @@ def test_what_a_suite_lacks(some, spiking, words):
 def test_a_network_that_draws_is_sent_to_the_suite_that_averages(checkpoints):
     from robustsnn.evaluation.diagnose import stages_of
     from robustsnn.evaluation.plan import prepare
+    from robustsnn.evaluation.request import Request
 
     found = stages_of(prepare(Request.of(checkpoints / "snn", None, "rand", samples=8)))
     # Fifty steps, each of them an average over twenty draws.
     assert missing(found, True, stochastic=True) == []
     assert any("100 steps" in words for words in missing(found, True))
-    assert "suite rand" in reliability([], ["a long attack"], 5, "rand").next
+    assert "suite rand" in levels.level_of([], ["a long attack"], 5, "rand").next
 
 
 @pytest.mark.parametrize("kind", ["ann", "snn"])
@@ -278,6 +281,7 @@ def test_a_network_that_draws_is_sent_to_the_suite_that_averages(checkpoints):
 def test_which_shipped_suites_are_full(suite, full, kind, checkpoints):
     from robustsnn.evaluation.diagnose import stages_of
     from robustsnn.evaluation.plan import prepare
+    from robustsnn.evaluation.request import Request
 
     pytest.importorskip("foolbox")
     plan = prepare(Request.of(checkpoints / kind, None, suite, samples=8))
@@ -294,10 +298,10 @@ def flags_of(
     records: pd.DataFrame, some: Sequence[Stage], cascade: bool = True, **more: Any
 ) -> dict[str, str]:
     results = summarise(records, "d", {})
-    found = diagnose(records, results, KINDS, 10, cascade=cascade, stages=some, **more)
+    found = flagging.flags_of(records, results, KINDS, 10, cascade=cascade, stages=some, **more)
     for flag in found:
-        assert flag.sentence.endswith(".") and flag.id and flag.row()["id"] == flag.id
-    return {flag.flag: flag.severity for flag in found}
+        assert flag.sentence.endswith(".") and flag.id and flag.as_flag()["id"] == flag.id
+    return {flag.slug: flag.severity for flag in found}
 
 
 def still(*attacks: str) -> pd.DataFrame:
@@ -338,30 +342,32 @@ def test_checks_of_one_gradient_matter_less_where_there_are_several():
 
 
 def test_findings_become_flags_of_their_rows():
-    def finding(slug: str, severity: Any, flagged: bool = True) -> Finding:
-        return Finding("D4", slug, flagged, severity, "So.", 0.1, {"a": float("nan")})
+    def finding(slug: str, severity: Any, *rows: Condition, flagged: bool = True) -> Finding:
+        return Finding("D4", slug, flagged, severity, "So.", 0.1, {"a": float("nan")}, rows)
 
     records = cascade({}, images=20)
     results = summarise(records, "d", {})
-    about = ("", "Linf", E8)
+    about = Condition("", "Linf", E8)
     findings = [
-        (about, finding("gradient-fidelity", "caution")),
-        (None, finding("something", "invalid")),
-        (("apgd-ce", "Linf", E8), finding("of-one-row", "caution")),
-        (about, finding("noted", "note")),
-        (about, finding("unflagged", "invalid", False)),
+        finding("gradient-fidelity", "caution", about),
+        finding("something", "invalid"),
+        finding("of-one-row", "caution", Condition("apgd-ce", "Linf", E8)),
+        finding("noted", "note", about),
+        finding("unflagged", "invalid", about, flagged=False),
     ]
-    flags = diagnose(records, results, KINDS, 10, cascade=True, stages=CASCADE, findings=findings)
-    by_slug = {flag.flag: flag for flag in flags}
+    flags = flagging.flags_of(
+        records, results, KINDS, 10, cascade=True, stages=CASCADE, findings=findings
+    )
+    by_slug = {flag.slug: flag for flag in flags}
     assert set(by_slug) == {"gradient-fidelity", "something", "of-one-row"}
     rows = by_slug["gradient-fidelity"].rows
     assert {key[0] for key in rows} == {s.attack for s in CASCADE} | {"worst-case"}
     assert by_slug["something"].rows == ()
     assert by_slug["of-one-row"].rows == (("apgd-ce", "Linf", E8),)
-    assert by_slug["of-one-row"].row()["details"] == {"a": None}
+    assert by_slug["of-one-row"].as_flag()["details"] == {"a": None}
     # Where only that gradient was followed, its fault is that of the number.
-    flags = diagnose(records, results, KINDS, 10, stages=PROBES[:1], findings=findings[:1])
-    assert next(f.severity for f in flags if f.flag == "gradient-fidelity") == "invalid"
+    flags = flagging.flags_of(records, results, KINDS, 10, stages=PROBES[:1], findings=findings[:1])
+    assert next(f.severity for f in flags if f.slug == "gradient-fidelity") == "invalid"
 
 
 def test_a_network_that_draws_is_flagged_unless_attacks_average():
@@ -380,12 +386,12 @@ def test_numbers_are_ready_for_json():
 # --- levels -------------------------------------------------------------------------------------
 
 
-def flag(slug: str, severity: str = "invalid") -> Flag:
-    return Flag(slug, severity, f"It is {slug}.", 1.0, id="D0")
+def flag(slug: str, severity: Severity = "invalid") -> Finding:
+    return Finding("D0", slug, True, severity, f"It is {slug}.", 1.0)
 
 
-def level_of(*flags: Flag, lacking: Sequence[str] = (), left: int = 9) -> Reliability:
-    found = reliability(flags, lacking, left)
+def level_of(*flags: Finding, lacking: Sequence[str] = (), left: int = 9) -> Level:
+    found = levels.level_of(flags, lacking, left)
     assert found.sentence.startswith(f"{found.level}, {TITLES[found.level]}: ")
     assert found.next.endswith(".") and found.row()["title"] == TITLES[found.level]
     return found
@@ -440,16 +446,16 @@ def test_every_flag_has_its_level(name, slug, invalid, caution):
         found = level_of(flag(slug, severity))
         assert found.level == level
         assert [(r.id, r.flag, r.level) for r in found.reasons] == [(name, slug, level)]
-        assert slug in found.sentence and found.next == rule_of(slug)[1].next
+        assert slug in found.sentence and found.next == criterion_of(slug)[1].next
 
 
-def test_every_rule_is_tested_and_says_what_to_do():
-    assert {slug for rule in RULES for slug in rule.flags} == {slug for _, slug, _, _ in LEVELS}
-    for rule in RULES:
-        assert rule.next.endswith(".") and rule.next.count(". ") == 0, rule.next
+def test_every_criterion_is_tested_and_says_what_to_do():
+    assert {slug for one in CRITERIA for slug in one.flags} == {slug for _, slug, _, _ in LEVELS}
+    for one in CRITERIA:
+        assert one.next.endswith(".") and one.next.count(". ") == 0, one.next
 
 
-def test_a_flag_without_a_rule_counts_by_its_severity():
+def test_a_flag_without_a_criterion_counts_by_its_severity():
     assert level_of(flag("new")).level == "C" and level_of(flag("new", "caution")).level == "B"
 
 
@@ -538,26 +544,26 @@ def run(network: nn.Module, suite: Suite | str = SMALL, **more: Any) -> Evaluati
 def test_an_honest_network_gets_an_a(tmp_path):
     found = run(Two(), output=tmp_path / "run")
     manifest = found.manifest
-    assert manifest["verdict"]["level"] == "A" and manifest["flags"] == []
-    assert manifest["verdict"]["because"] == []
-    ids = {row["id"] for row in (*manifest["probe"], *manifest["diagnostics"])}
-    ids |= {check["id"] for check in manifest["preflight"]}
+    assert manifest.verdict["level"] == "A" and manifest.flags == ()
+    assert manifest.verdict["because"] == []
+    ids = {row["id"] for row in (*manifest.probe, *manifest.diagnostics)}
+    ids |= {check["id"] for check in manifest.preflight}
     assert {"D1", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D14", "AA"} <= ids
     assert {"I1", "I2", "I3", "I4", "I5", "I6"} <= ids
-    assert manifest["probe_cost"]["forward_passes"] > 0
+    assert manifest.probe_cost["forward_passes"] > 0
     worst = found.results.set_index("attack").loc["worst-case", "accuracy"]
-    assert manifest["ledger"][-1]["left"] == pytest.approx(worst)
+    assert manifest.ledger[-1]["left"] == pytest.approx(worst)
     again = run(Two(), output=tmp_path / "run")
-    assert again.reprinted and again.manifest.verdict == manifest["verdict"]
+    assert again.reprinted and again.manifest.verdict == manifest.verdict
 
 
 def test_a_short_suite_gets_a_b():
-    assert run(Two(), "quick").manifest["verdict"]["level"] == "B"
+    assert run(Two(), "quick").manifest.verdict["level"] == "B"
 
 
 @pytest.mark.parametrize("network", [Constant(), Bare()])
 def test_where_no_gradient_exists_no_a_is_given(network):
-    verdict = run(network).manifest["verdict"]
+    verdict = run(network).manifest.verdict
     assert verdict["level"] == "C" and verdict["because"][0]["flag"] == "no-gradient"
     assert "gradient" in verdict["next"]
 
@@ -582,6 +588,6 @@ def test_the_level_stands_beside_the_number(tmp_path):
         assert "C" in worst, worst
 
 
-def test_lines_of_keeps_their_order():
+def test_by_size_keeps_their_order():
     other = stage("apgd-ce", epsilon="4/255")
-    assert list(lines_of([*PROBES, other])) == [LINE, ("Linf", "4/255")]
+    assert list(by_size([*PROBES, other])) == [SIZE, ("Linf", "4/255")]

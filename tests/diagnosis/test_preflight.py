@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustsnn.diagnosis.flags import by_row, diagnose
+from robustsnn.diagnosis.flags import by_row, flags_of
 from robustsnn.diagnosis.preflight import preflight
 from robustsnn.errors import InputError
 from robustsnn.evaluation.run import evaluate
@@ -161,11 +161,11 @@ def checks(network: nn.Module) -> set[str]:
     torch.manual_seed(1)
     images, labels = torch.rand(20, 1, 4, 4), torch.randint(3, (20,))
     found = preflight(network.eval(), images, labels, range(20), 8)
-    assert len({check.check for check in found}) == len(found) == 13
+    assert len({check.slug for check in found}) == len(found) == 13
     for check in found:
         assert check.sentence.endswith(".") and np.isfinite(check.evidence)
         assert check.id == "AA" or check.id[1:].isdigit()
-    return {check.check for check in found if not check.passed}
+    return {check.slug for check in found if check.flagged}
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,9 @@ def test_what_other_images_leave_is_found():
     torch.manual_seed(1)
     images, labels = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
     # In batches that hold all images, passes of the same ones agree.
-    found = {c.check: c.passed for c in preflight(Haunted().eval(), images, labels, range(8), 8)}
+    found = {
+        c.slug: not c.flagged for c in preflight(Haunted().eval(), images, labels, range(8), 8)
+    }
     assert found["repeatable"] and not found["state-leak"]
 
 
@@ -211,19 +213,19 @@ def test_batch_normalisation_in_training_mode_is_found():
     network = Dropping().eval()
     network.norm.train()
     images, labels = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
-    found = {c.check: c for c in preflight(network, images, labels, range(8), 4)}
+    found = {c.slug: c for c in preflight(network, images, labels, range(8), 4)}
     assert not found["batch-statistics"].passed and "norm" in found["batch-statistics"].sentence
 
 
 def test_logits_are_described():
     images, labels = torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
     network = Tied().eval()
-    found = {c.check: c for c in preflight(network, images, labels, range(8), 4)}["logit-values"]
+    found = {c.slug: c for c in preflight(network, images, labels, range(8), 4)}["logit-values"]
     assert found.evidence == 1 and found.details["largest"] == 0
     network = Base().eval()
     network.linear.weight.data *= 1e4
     logits = network(images)
-    found = {c.check: c for c in preflight(network, images, logits.argmax(1), range(8), 4)}
+    found = {c.slug: c for c in preflight(network, images, logits.argmax(1), range(8), 4)}
     details = found["logit-values"].details
     assert found["logit-values"].evidence == logits.unique().numel()
     assert details["largest"] == float(logits.detach().abs().max())
@@ -247,7 +249,7 @@ def test_a_network_in_training_mode_is_found():
     network = Base().eval()
     network.linear.train()
     images, labels = torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
-    found = {c.check: c.passed for c in preflight(network, images, labels, range(4), 4)}
+    found = {c.slug: not c.flagged for c in preflight(network, images, labels, range(4), 4)}
     assert not found["attack-mode"]
 
 
@@ -256,17 +258,15 @@ def test_spiking_networks_pass(checkpoints):
 
     data = load_dataset("fashion-mnist", None, samples=30)
     for name in ("snn", "ann"):
-        network = evaluate(checkpoints / name, samples=30).manifest["preflight"]
+        network = evaluate(checkpoints / name, samples=30).manifest.preflight
         assert [c["check"] for c in network if not c["passed"]] == []
     config = read_checkpoint(checkpoints / "snn").config.model_dump()
     config.update(encoding="poisson", mean=(0.5,), std=(0.5,))
     torch.manual_seed(0)
     poisson = Network(type(read_checkpoint(checkpoints / "snn").config).model_validate(config))
     found = preflight(poisson.eval(), data.tensor(), data.targets(), data.ids.tolist(), 16)
-    assert [
-        c.check for c in found if not c.passed and c.check not in ("zero-gradient", "ties")
-    ] == []
-    assert "stochastic" in next(c.sentence for c in found if c.check == "repeatable")
+    assert [c.slug for c in found if c.flagged and c.slug not in ("zero-gradient", "ties")] == []
+    assert "stochastic" in next(c.sentence for c in found if c.slug == "repeatable")
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ def run(accuracies: dict[tuple[str, str], int], **changes: object) -> pd.DataFra
 
 def flags(records: pd.DataFrame) -> dict[str, set[tuple[str, str]]]:
     results = summarise(records, "d", STEPS)
-    found = diagnose(records, results, KINDS, 10)
+    found = flags_of(records, results, KINDS, 10)
     in_rows = by_row(found, results)
     for flag in found:
         assert flag.sentence.endswith(".")
-        assert all(flag.flag in in_rows[key] for key in flag.rows)
-    return {f.flag: {(key[0], key[2]) for key in f.rows} for f in found}
+        assert all(flag.slug in in_rows[key] for key in flag.rows)
+    return {f.slug: {(key[0], key[2]) for key in f.rows} for f in found}
 
 
 E8 = "8/255"
@@ -377,7 +377,7 @@ def test_curves():
     assert flags(run(bumpy)) == {"curve-not-monotone": {("pgd", "8/255")}}
     short = dict(zip([("pgd", s) for s in sizes[:3]], [100, 60, 50], strict=True))
     records = run(short)
-    (found,) = diagnose(records, summarise(records, "d", STEPS), KINDS, 10)
+    (found,) = flags_of(records, summarise(records, "d", STEPS), KINDS, 10)
     assert found.severity == "caution" and "larger sizes" in found.sentence
 
 

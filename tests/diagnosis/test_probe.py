@@ -87,7 +87,7 @@ def found(probed: Probed) -> dict[str, Finding]:
     for finding in probed.findings:
         assert finding.sentence.endswith("."), finding.sentence
         assert finding.severity in ("invalid", "caution", "note")
-        assert dataclasses.replace(finding).row()["id"] == finding.id
+        assert dataclasses.replace(finding).as_measure()["id"] == finding.id
     return by_slug
 
 
@@ -692,7 +692,7 @@ def test_it_repeats_and_does_not_depend_on_the_batch(depths):
 
     def rows(micro_batch: int, seed: int = 0) -> list[dict[str, Any]]:
         probed = probe_of(Linear(), images, labels, micro_batch, seed=seed)
-        return [finding.row() for finding in probed.findings]
+        return [finding.as_measure() for finding in probed.findings]
 
     assert rows(8) == rows(8)
     for one, other in zip(rows(8), rows(3), strict=True):

@@ -573,7 +573,7 @@ def test_accuracies_of_a_cascade_are_not_taken_for_those_of_attacks(shift):
     alone = evaluate(Grid(), images, suite_of(*entries, cascade=False))
     cascade = evaluate(Grid(), images, suite_of(*entries))
     assert {f["flag"] for f in alone.manifest.flags} >= {"one-step-beats-many"}
-    assert not {f["flag"] for f in cascade.manifest["flags"]} & {
+    assert not {f["flag"] for f in cascade.manifest.flags} & {
         "one-step-beats-many", "noise-beats-gradient", "black-box-beats-white-box",
     }  # fmt: skip
 
@@ -599,8 +599,8 @@ def test_entries_are_for_kinds_of_networks(spiking):
     )
     ann = evaluate(Grid(), data_of(Grid()), both)
     snn = evaluate(spiking, data_of(spiking, 12, size=8), both)
-    assert ann.manifest["left_out"] == ["Narrow"]
-    assert snn.manifest["left_out"] == ["Many"]
+    assert ann.manifest.left_out == ["Narrow"]
+    assert snn.manifest.left_out == ["Many"]
     assert ann.results["attack"].tolist() == [
         "clean",
         "probe",

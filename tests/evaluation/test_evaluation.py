@@ -236,7 +236,7 @@ def test_examples_hold_what_the_records_say(checkpoints, tmp_path):
         assert saved[f"prediction/{attack}@8/255"].tolist() == rows["prediction"].tolist()
     few = evaluate(checkpoints / "ann", samples=70, batch_size=4, output=tmp_path / "few")
     assert len(load_file(tmp_path / "few" / "examples.safetensors")["clean"]) == 24
-    assert few.manifest["status"] == "done"
+    assert few.manifest.status == "done"
 
 
 def test_black_box_needs_and_records_a_substitute(checkpoints):

@@ -115,7 +115,7 @@ def test_an_evaluation_that_recomputes_gives_the_same_verdicts(tmp_path):
     name = "fashion-mnist/vgg5-snn"
     plain = evaluate(name, suite="quick", samples=16)
     parts = evaluate(name, suite="quick", samples=16, recompute=2, output=tmp_path / "run")
-    assert parts.manifest["recompute"] == 2
+    assert parts.manifest.recompute == 2
     assert list(parts.results.accuracy) == list(plain.results.accuracy)
     assert evaluate(name, suite="quick", samples=16, output=tmp_path / "run").reprinted
     with pytest.raises(InputError, match="at least 1 time step"):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
-from robustsnn.diagnosis.flags import Flag
-from robustsnn.diagnosis.level import SUITE, reliability
+from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.level import SUITE, level_of
 from robustsnn.evaluation.run import evaluate
 from robustsnn.evaluation.suites import Suite
+from robustsnn.records.manifest import Manifest
 from tests.traps.networks import EPSILON, NORM, TRAPS, honest, trap_images
 
 IMAGES = 24
@@ -46,17 +46,19 @@ def suite_for(spiking: bool) -> Suite:
     )
 
 
-def evaluated(network: Any) -> tuple[float, dict[str, Any]]:
+def evaluated(network: Any) -> tuple[float, Manifest]:
     """What the cascade leaves, and what the run says of it."""
     spiking = callable(getattr(network, "spiking_layers", None))
     found = evaluate(network, trap_images(IMAGES), suite_for(spiking))
     rows = found.results[found.results["attack"] == "worst-case"]
-    return float(rows["accuracy"].iloc[0]), dict(found.manifest)
+    return float(rows["accuracy"].iloc[0]), found.manifest
 
 
-def flags_of(manifest: dict[str, Any]) -> list[Flag]:
-    names = {field.name for field in dataclasses.fields(Flag)}
-    return [Flag(**{k: v for k, v in row.items() if k in names}) for row in manifest["flags"]]
+def flags_of(manifest: Manifest) -> list[Finding]:
+    return [
+        Finding(row["id"], row["flag"], True, row["severity"], row["sentence"], 0.0)
+        for row in manifest.flags
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,26 +68,26 @@ def flags_of(manifest: dict[str, Any]) -> list[Flag]:
 def test_a_trap_is_broken_or_flagged_and_never_believed(name):
     trap = TRAPS[name]()
     left, manifest = evaluated(trap.network)
-    slugs = {row["flag"] for row in manifest["flags"]}
+    slugs = {row["flag"] for row in manifest.flags}
     assert left <= trap.robust_accuracy_at_most or slugs, (left, trap.sentence)
     assert slugs >= set(trap.expected_flags) or left <= trap.robust_accuracy_at_most, slugs
     # Not for being a short suite: the flags by themselves must not let a full one have an A.
-    as_if_full = reliability(flags_of(manifest), (), round(left * IMAGES))
+    as_if_full = level_of(flags_of(manifest), (), round(left * IMAGES))
     assert as_if_full.level != "A", (left, slugs)
-    assert manifest["verdict"]["level"] in "BC"
-    assert any(reason["id"] != SUITE for reason in manifest["verdict"]["because"])
+    assert manifest.verdict["level"] in "BC"
+    assert any(reason["id"] != SUITE for reason in manifest.verdict["because"])
 
 
 @pytest.mark.slow
 def test_the_honest_network_is_not_flagged_for_what_traps_do():
     left, manifest = evaluated(honest())
-    slugs = {row["flag"] for row in manifest["flags"]}
+    slugs = {row["flag"] for row in manifest.flags}
     # A suite so short may not have converged.
     assert slugs <= {"black-box-finds-more", "not-converged"}, (left, slugs)
-    assert manifest["verdict"]["level"] == "B"
+    assert manifest.verdict["level"] == "B"
 
 
 def test_the_level_of_a_trap_is_in_its_manifest():
     _, manifest = evaluated(TRAPS["constant"]().network)
-    assert manifest["verdict"]["level"] == "C"
-    assert {"no-gradient", "zero-gradient"} <= {row["flag"] for row in manifest["flags"]}
+    assert manifest.verdict["level"] == "C"
+    assert {"no-gradient", "zero-gradient"} <= {row["flag"] for row in manifest.flags}
