@@ -8,13 +8,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.losses import loss_function
+from robustsnn.adversary.losses import judged_margin, loss_function
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
-from robustsnn.models.scoring import judged_margin
 
 
 @dataclass(frozen=True)

@@ -70,12 +70,29 @@ def modules(*folders: str) -> list[Path]:
 
 def imports(path: Path) -> Iterator[str]:
     """Every module that a file imports anywhere in it, with the names taken from it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    yield from (name for name, _ in marked_imports(path))
+
+
+def marked_imports(path: Path) -> Iterator[tuple[str, str]]:
+    """The same, each with where it stands: `top`, `inside` a function, or for `typing` only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node, where in _walked(tree, "top"):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((alias.name, where) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from ((f"{node.module}.{alias.name}", where) for alias in node.names)
+
+
+def _walked(node: ast.AST, where: str) -> Iterator[tuple[ast.AST, str]]:
+    for child in ast.iter_child_nodes(node):
+        here = where
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            here = "inside"
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            here = "typing"
+        yield child, here
+        yield from _walked(child, here)
 
 
 def within(name: str, package: str) -> bool:
@@ -122,27 +139,150 @@ def test_names_are_what_the_folders_hold() -> None:
 # --- who imports whom ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", modules(*CONTENT), ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_content_imports_mechanism_only(path: Path) -> None:
-    for name in imports(path):
-        assert name.split(".")[0] not in (*CONTENT, "tests")
-        assert not any(within(name, f"robustsnn.{folder}") for folder in CONTENT)
+#: What each room may import of RobustSNN besides `errors` and itself; `door` is `robustsnn` alone.
+ROOMS = {
+    "errors": "",
+    "common": "",
+    "data": "common",
+    "snn": "common",
+    "models": "data snn common",
+    "training": "models data snn common",
+    "estimators": "snn common",
+    "adversary": "estimators models snn common",
+    "records": "common",
+    "diagnosis": "records common",
+    "evaluation": "diagnosis records adversary estimators models data snn common",
+    "reporting": "records common",
+    "workflows": "evaluation reporting diagnosis records adversary models data common",
+    "cli": "workflows evaluation reporting diagnosis records adversary estimators training models "
+    "data snn common",
+    "attacks": "door adversary estimators common",
+    "reports": "reporting records common",
+}
+#: The parts of the diagnosis that look at a network.
+WITH_NETWORK = ("robustsnn.diagnosis.preflight", "robustsnn.diagnosis.probe")
+#: Of those that are read without torch, the modules that need it all the same.
+TORCH_ALL_THE_SAME = ("robustsnn.common.randomness", *WITH_NETWORK)
 
 
-def test_mechanism_reaches_content_by_name_only() -> None:
-    for path in modules("robustsnn"):
-        for name in imports(path):
-            assert not any(within(name, f"robustsnn.{folder}") for folder in CONTENT), path
+def named_modules() -> dict[str, Path]:
+    """Every module by the name that it is imported by."""
+    found = {}
+    for path in modules("robustsnn", *CONTENT):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts if parts[0] == "robustsnn" else ("robustsnn", *parts))
+        found[name.removesuffix(".__init__")] = path
+    return found
 
 
-def test_spiking_networks_know_nothing_of_attacks(tmp_path: Path) -> None:
-    statement = "import robustsnn.snn.architectures\n" + "\n".join(
-        f"import robustsnn.snn.{path.stem}" for path in (ROOT / "robustsnn/snn").glob("[a-z]*.py")
-    )
-    ours = {name for name in loaded(statement, tmp_path) if within(name, "robustsnn")}
-    allowed = ("robustsnn.snn", "robustsnn.errors", "robustsnn.common.randomness")
-    strangers = {n for n in ours if n != "robustsnn" and not any(within(n, a) for a in allowed)}
-    assert strangers == set()
+MODULES = named_modules()
+
+
+def room_of(name: str) -> str:
+    """The room of a module or of what is taken from it; `door` for names of the package itself."""
+    _, _, inner = name.partition("robustsnn.")
+    room = inner.partition(".")[0]
+    return room if room in (*ROOMS, "zoo", "__main__") else "door"
+
+
+def may_import(name: str) -> set[str]:
+    """The rooms that a module may import."""
+    room = room_of(name)
+    allowed = {*ROOMS[room].split(), "errors"}
+    if any(within(name, one) for one in WITH_NETWORK):
+        allowed |= {"adversary", "estimators", "models", "snn"}
+    # Files of content can each be read and replaced alone.
+    return allowed if room in CONTENT else allowed | {room}
+
+
+def strangers(name: str, path: Path) -> list[str]:
+    """What a module imports and may not."""
+    ours = [one for one in imports(path) if within(one, "robustsnn")]
+    return [one for one in ours if room_of(one) not in may_import(name)]
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if room_of(n) in ROOMS])
+def test_each_room_imports_what_its_row_allows(name: str) -> None:
+    assert strangers(name, MODULES[name]) == []
+    for one in imports(MODULES[name]):
+        assert one.split(".")[0] not in (*CONTENT, "tests", "benchmarks", "studies")
+
+
+def test_every_folder_is_a_room_of_the_table() -> None:
+    folders = {p.name for p in (ROOT / "robustsnn").iterdir() if p.is_dir()} - {"__pycache__"}
+    assert folders | {"errors", "attacks", "reports"} == set(ROOMS)
+
+
+def test_an_import_that_is_not_allowed_would_be_noticed(tmp_path: Path) -> None:
+    written = tmp_path / "room.py"
+    written.write_text("def late():\n    from robustsnn.evaluation import plan\n")
+    assert strangers("robustsnn.diagnosis.flags", written) == ["robustsnn.evaluation.plan"]
+    assert strangers("robustsnn.workflows.demo", written) == []
+    written.write_text("from robustsnn.adversary.victim import Victim\n")
+    assert strangers("robustsnn.diagnosis.flags", written) != []
+    assert strangers("robustsnn.diagnosis.probe.watch", written) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports inside functions count, those for typing alone do not."""
+    graph: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        found = set()
+        for one, where in marked_imports(path):
+            if where != "typing" and within(one, "robustsnn"):
+                found.add(one if one in MODULES else one.rpartition(".")[0])
+        # The door imports nothing by itself, and `__main__` is imported by nobody.
+        graph[name] = {one for one in found if one in MODULES and one not in (name, "robustsnn")}
+    while leaves := [name for name, found in graph.items() if not found & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert sorted(graph) == []
+
+
+def test_modules_and_functions_stay_short() -> None:
+    """Compiled kernels cannot be cut as others can."""
+    kernels = ("kernels", "fused")
+    for path in modules("robustsnn", "attacks", "reports", "benchmarks", "studies"):
+        if path.stem.endswith(kernels):
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                assert node.end_lineno - first < 70, f"{path}: {node.name}"
+
+
+def test_faces_of_packages_are_descriptions_alone() -> None:
+    """A face that imports would make the command line wait."""
+    for name, path in MODULES.items():
+        if path.name == "__init__.py" and name not in ("robustsnn", "robustsnn.training"):
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+            if within(name, "robustsnn.snn.architectures"):
+                continue
+            assert len(body) == 1 and ast.get_docstring(ast.Module(body, [])), path
+
+
+def test_what_is_read_without_torch_does_not_import_it(tmp_path: Path) -> None:
+    rooms = ("errors", "common", "records", "diagnosis", "reporting")
+    free = [
+        name
+        for name in MODULES
+        if room_of(name) in rooms and not any(within(name, one) for one in TORCH_ALL_THE_SAME)
+    ]
+    free += ["robustsnn.evaluation.request", "robustsnn.evaluation.options", "robustsnn.data"]
+    assert "torch" not in loaded("import " + ", ".join(free), tmp_path)
+    assert "torch" not in loaded("import robustsnn.data.datasets", tmp_path)
+
+
+def test_benchmarks_and_studies_stand_apart() -> None:
+    for folder_, other in (("benchmarks", "studies"), ("studies", "benchmarks")):
+        for path in modules(folder_):
+            assert not any(within(name, other) for name in imports(path)), path
+    for path in modules("robustsnn", *CONTENT):
+        found = list(imports(path))
+        assert not any(within(n, one) for n in found for one in ("benchmarks", "studies")), path
 
 
 def test_reports_need_no_torch(tmp_path: Path) -> None:

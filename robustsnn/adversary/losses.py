@@ -9,7 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustsnn.errors import InputError, unknown
-from robustsnn.models.scoring import margin
+from robustsnn.models.scoring import judged_margin, margin
+
+#: With the margins that the judge of an evaluation takes, for attacks that stop where it would.
+__all__ = [
+    "LOSSES",
+    "TARGETED",
+    "Loss",
+    "LossName",
+    "TargetedLoss",
+    "cross_entropy",
+    "dlr",
+    "judged_margin",
+    "loss_function",
+    "margin",
+    "targeted_loss",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

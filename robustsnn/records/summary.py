@@ -43,10 +43,10 @@ def summarise(
     """Records of one model as rows of `results.csv`: clean, each attack, then the worst cases.
 
     Args:
-        records: With one row per image and threat, clean included.
-        data: Name of the data set.
+        records: The records, with one row per image and condition, clean included.
+        data: The name of the data set.
         settings: (steps, restarts) of each attack, None where it has none.
-        flags: Slugs by (attack, norm, epsilon).
+        flags: The slugs of flags by condition.
         cascade: Whether each attack saw only what the ones before it left.
     """
     flags = flags or {}
@@ -55,68 +55,72 @@ def summarise(
     first = records.iloc[0]
     rows: list[dict[str, object]] = []
 
-    def row(attack: str, norm: str, epsilon: str, right: NDArray[np.bool_]) -> dict[str, object]:
+    def row(about: Condition, right: NDArray[np.bool_], **measured: object) -> None:
         correct, n = int(right.sum()), len(right)
         low, high = wilson(correct, n)
-        attacked = attack != CLEAN and bool(clean_right.any())
+        attacked = about.attack != CLEAN and bool(clean_right.any())
         broken = float((clean_right & ~right).sum() / clean_right.sum()) if attacked else np.nan
-        return {
-            "model": first["model"],
-            "data": data,
-            "samples": n,
-            "suite": first["suite"],
-            "attack": attack,
-            "norm": norm,
-            "epsilon": epsilon,
-            "seed": first["seed"],
-            "accuracy": correct / n,
-            "ci_low": low,
-            "ci_high": high,
-            "attack_success_rate": broken,
-            "flags": ";".join(flags.get(Condition(attack, norm, epsilon), ())),
-        }
+        rows.append(
+            {
+                "model": first["model"],
+                "data": data,
+                "samples": n,
+                "suite": first["suite"],
+                **about._asdict(),
+                "seed": first["seed"],
+                "accuracy": correct / n,
+                "ci_low": low,
+                "ci_high": high,
+                "attack_success_rate": broken,
+                "flags": ";".join(flags.get(about, ())),
+                **measured,
+            }
+        )
 
-    groups: dict[tuple[str, str], list[pd.DataFrame]] = {}
+    by_size: dict[Size, list[pd.DataFrame]] = {}
     for key, some in records.groupby(["attack", "norm", "epsilon"], sort=False):
-        attack, norm, epsilon = map(str, key)
+        about = Condition(*map(str, key))
         some = some.set_index("image_id").sort_index()
-        right = classified_right(some, cascade and attack != CLEAN)
-        steps, restarts = settings.get(attack, (None, None))
-        rows.append(
-            {
-                **row(attack, norm, epsilon, right),
-                "draws_accuracy": right_draws(some).mean(),
-                "estimator": some["estimator"].iloc[0],
-                "substitute": some["substitute"].iloc[0],
-                "steps": "" if steps is None else steps,
-                "restarts": "" if restarts is None else restarts,
-                "mean_linf": some["linf"].mean(),
-                "mean_l2": some["l2"].mean(),
-                "forward_passes": some["forward_passes"].mean(),
-                "backward_passes": some["backward_passes"].mean(),
-                "seconds": some["seconds"].sum(),
-            }
-        )
-        if attack != CLEAN:
-            groups.setdefault((norm, epsilon), []).append(some)
-    for (norm, epsilon), several in groups.items():
+        right = classified_right(some, cascade and about.attack != CLEAN)
+        row(about, right, **_measured(some, *settings.get(about.attack, (None, None))))
+        if about.attack != CLEAN:
+            by_size.setdefault(Size(about.norm, about.epsilon), []).append(some)
+    for size, several in by_size.items():
         margins = np.stack([clean["margin"], *(some["margin"] for some in several)])
-        rows.append(
-            {
-                **row(WORST_CASE, norm, epsilon, worst_case(margins)),
-                "draws_accuracy": np.min([right_draws(one) for one in (clean, *several)], 0).mean(),
-                "estimator": "",
-                "substitute": "",
-                "steps": "",
-                "restarts": "",
-                "mean_linf": np.nan,
-                "mean_l2": np.nan,
-                "forward_passes": sum(some["forward_passes"].mean() for some in several),
-                "backward_passes": sum(some["backward_passes"].mean() for some in several),
-                "seconds": sum(some["seconds"].sum() for some in several),
-            }
-        )
+        row(Condition(WORST_CASE, *size), worst_case(margins), **_together(clean, several))
     return pd.DataFrame(rows, columns=RESULTS)
+
+
+def _measured(some: pd.DataFrame, steps: object, restarts: object) -> dict[str, object]:
+    """What the records of one attack say of its cost and of its perturbations."""
+    return {
+        "draws_accuracy": right_draws(some).mean(),
+        "estimator": some["estimator"].iloc[0],
+        "substitute": some["substitute"].iloc[0],
+        "steps": "" if steps is None else steps,
+        "restarts": "" if restarts is None else restarts,
+        "mean_linf": some["linf"].mean(),
+        "mean_l2": some["l2"].mean(),
+        "forward_passes": some["forward_passes"].mean(),
+        "backward_passes": some["backward_passes"].mean(),
+        "seconds": some["seconds"].sum(),
+    }
+
+
+def _together(clean: pd.DataFrame, several: Sequence[pd.DataFrame]) -> dict[str, object]:
+    """The same of all attacks of a size taken together."""
+    return {
+        "draws_accuracy": np.min([right_draws(one) for one in (clean, *several)], 0).mean(),
+        "estimator": "",
+        "substitute": "",
+        "steps": "",
+        "restarts": "",
+        "mean_linf": np.nan,
+        "mean_l2": np.nan,
+        "forward_passes": sum(some["forward_passes"].mean() for some in several),
+        "backward_passes": sum(some["backward_passes"].mean() for some in several),
+        "seconds": sum(some["seconds"].sum() for some in several),
+    }
 
 
 def broken_by(records: pd.DataFrame) -> dict[Condition, set[int]]:

@@ -53,7 +53,10 @@ def test_every_library_computes_the_same_network(architecture, task):
         contender.prepare(task)
     some = random_images(6, shape)
     images, _ = agreeing_images(every, some, random_images(2, shape, 1), network)
-    found = differences(every, task, images, random_labels(6))
+    # Without oneDNN: on some processors its weight gradient of a tiny strided convolution is wrong,
+    # for every library alike, and it may even damage memory.
+    with torch.backends.mkldnn.flags(enabled=task != "training-step"):
+        found = differences(every, task, images, random_labels(6))
     assert set(found) == {"snntorch", "spikingjelly", "hire-loop"}
     # Sums on the grid are exact, so not a single spike may differ.
     assert all(d.logits == 0 for d in found.values())

@@ -14,7 +14,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Gradient
 from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
-from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.finding import Finding, Severity
 from robustsnn.diagnosis.indicators import cosine, expected_cosine, slope, spearman
 from robustsnn.diagnosis.probe.specimen import OWN, Sample, joined
 from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
@@ -114,19 +114,10 @@ def _gradient(
 
 def zero_gradients(taken: Taken) -> list[Finding]:
     """D1 and I1: where gradients are all zero, not finite or too small."""
-    own = taken.zero(OWN)[0] | taken.zero(OWN)[1]
     nowhere = torch.stack([at for text in taken.here for at in taken.zero(text)]).all(0)
     moving = [t for t in taken.here if t != OWN and _mean(_either(taken, t)) <= MOST_ZERO]
-    remedy = (
-        f"other ways to differentiate, such as {moving[0]}, give one."
-        if moving
-        else "an attack that follows it stands still there."
-    )
     bad = sum(taken.nonfinite.values())
-    flat = taken.here[OWN].flatten(1)
-    tiny = ((flat != 0) & (flat.abs() < TINY)).sum(1).double()
-    small = _share(float(tiny.sum()), float((flat != 0).sum()))
-    missing = _mean(taken.zero(OWN)[0])
+    others_fine = bool(moving) and taken.nonfinite.get(moving[0], 1) == 0
     return [
         Finding(
             "D1",
@@ -137,63 +128,87 @@ def zero_gradients(taken: Taken) -> list[Finding]:
             "gradient: whatever survives there has met searches by score alone.",
             _mean(nowhere),
         ),
-        Finding(
-            "D1",
-            "zero-gradient",
-            _often(own),
-            "caution" if moving else "invalid",
-            f"The network's own gradient is all zero on {percent(_mean(own))} of the probed "
-            f"images, at the image or at a random start: {remedy}",
-            _mean(own),
-            {
-                "zero": {
-                    text: {"image": _mean(x), "random start": _mean(s)}
-                    for text in taken.here
-                    for x, s in [taken.zero(text)]
-                },
-                "zero by layer": {
-                    text: {name: seen.share(seen.zero) for name, seen in some.items()}
-                    for text, some in taken.layers.items()
-                    if some
-                },
-                "surrogate times gradient zero by layer": {
-                    name: seen.share(seen.silent) for name, seen in _own(taken).items()
-                },
-                "failed": taken.failed,
-            },
-        ),
+        _own_gradient_zero(taken, moving),
         Finding(
             "D1",
             "nonfinite-gradient",
             bad > 0,
-            "caution"
-            if moving and all(taken.nonfinite.get(t, 1) == 0 for t in moving[:1])
-            else "invalid",
+            "caution" if others_fine else "invalid",
             f"{bad} of the probed gradients held NaN or infinity, taken as zero there.",
             float(bad),
             {"by estimator": taken.nonfinite},
         ),
-        Finding(
-            "D1",
-            "underflow",
-            small > MOST_ZERO,
-            "caution",
-            f"{percent(small)} of the entries of the network's own gradient are so small that "
-            "float32 loses their digits: scale the logits up.",
-            small,
-            {"entries": int(tiny.sum())},
-        ),
-        Finding(
-            "I1",
-            "unavailable-gradients",
-            bool(taken.failed.get(OWN)) or missing > 0,
-            "note",
-            f"The network's own gradient could not be taken ({taken.failed[OWN]})."
-            if OWN in taken.failed
-            else f"The network's own gradient is missing at {percent(missing)} of the images.",
-            float(bool(taken.failed.get(OWN)) or missing > 0),
-        ),
+        _underflow(taken),
+        _unavailable(taken),
     ]
+
+
+def _own_gradient_zero(taken: Taken, moving: list[str]) -> Finding:
+    """D1: where the network's own gradient is all zero; `moving` are estimators that move."""
+    own = taken.zero(OWN)[0] | taken.zero(OWN)[1]
+    remedy = (
+        f"other ways to differentiate, such as {moving[0]}, give one."
+        if moving
+        else "an attack that follows it stands still there."
+    )
+    return Finding(
+        "D1",
+        "zero-gradient",
+        _often(own),
+        "caution" if moving else "invalid",
+        f"The network's own gradient is all zero on {percent(_mean(own))} of the probed "
+        f"images, at the image or at a random start: {remedy}",
+        _mean(own),
+        {
+            "zero": {
+                text: {"image": _mean(x), "random start": _mean(s)}
+                for text in taken.here
+                for x, s in [taken.zero(text)]
+            },
+            "zero by layer": {
+                text: {name: seen.share(seen.zero) for name, seen in some.items()}
+                for text, some in taken.layers.items()
+                if some
+            },
+            "surrogate times gradient zero by layer": {
+                name: seen.share(seen.silent) for name, seen in _own(taken).items()
+            },
+            "failed": taken.failed,
+        },
+    )
+
+
+def _underflow(taken: Taken) -> Finding:
+    """D1: entries of the network's own gradient that float32 holds with few digits."""
+    flat = taken.here[OWN].flatten(1)
+    tiny = ((flat != 0) & (flat.abs() < TINY)).sum(1).double()
+    small = _share(float(tiny.sum()), float((flat != 0).sum()))
+    return Finding(
+        "D1",
+        "underflow",
+        small > MOST_ZERO,
+        "caution",
+        f"{percent(small)} of the entries of the network's own gradient are so small that "
+        "float32 loses their digits: scale the logits up.",
+        small,
+        {"entries": int(tiny.sum())},
+    )
+
+
+def _unavailable(taken: Taken) -> Finding:
+    """I1: whether the network's own gradient can be taken at all."""
+    missing = _mean(taken.zero(OWN)[0])
+    failed = bool(taken.failed.get(OWN))
+    return Finding(
+        "I1",
+        "unavailable-gradients",
+        failed or missing > 0,
+        "note",
+        f"The network's own gradient could not be taken ({taken.failed[OWN]})."
+        if OWN in taken.failed
+        else f"The network's own gradient is missing at {percent(missing)} of the images.",
+        float(failed or missing > 0),
+    )
 
 
 def repeated(sample: Sample, taken: Taken) -> list[Finding]:
@@ -334,20 +349,15 @@ def fidelity(
             "of the loss."
         )
         return [Finding("D4", "gradient-fidelity", True, "caution", said, angle[OWN], details)]
-    return [
-        Finding(
-            "D4",
-            "gradient-fidelity",
-            moved and OWN in wrong,
-            "invalid" if len(wrong) == len(flat) else "caution",
-            f"The network's own gradient agrees with differences of its loss {angle[OWN]:.2f} "
-            f"times as well as a linear one's would (rank correlation {rank[OWN]:.2f}): it is "
-            "hardly one of this network"
-            + (", and no other is." if len(wrong) == len(flat) else "."),
-            angle[OWN],
-            details,
-        )
-    ]
+    none = len(wrong) == len(flat)
+    said = (
+        f"The network's own gradient agrees with differences of its loss {angle[OWN]:.2f} "
+        f"times as well as a linear one's would (rank correlation {rank[OWN]:.2f}): it is "
+        f"hardly one of this network{', and no other is.' if none else '.'}"
+    )
+    severity: Severity = "invalid" if none else "caution"
+    flagged = moved and OWN in wrong
+    return [Finding("D4", "gradient-fidelity", flagged, severity, said, angle[OWN], details)]
 
 
 def through_time(sample: Sample, taken: Taken) -> list[Finding]:
