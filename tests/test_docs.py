@@ -23,7 +23,7 @@ from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.losses import cross_entropy
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
-from robustsnn.cli.app import app
+from robustsnn.cli.main import app
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.backprop import Backprop
 from robustsnn.evaluation.suites import load_suite

@@ -12,6 +12,8 @@ from robustsnn.cli.app import app
 from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
 from robustsnn.errors import InputError
 
+__all__ = ["app", "main"]
+
 #: The modules whose commands `app` has taken in by being imported.
 COMMANDS = (evaluate, reports, train, listing)
 
