@@ -45,7 +45,7 @@ def batch(count: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def unequal(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Fraction of pixels that differ by more than rounding."""
+    """The fraction of pixels that differ by more than rounding."""
     return float(((a - b).abs() > 1e-6).float().mean())
 
 
@@ -95,12 +95,13 @@ def test_pgd_step_by_step(
     ours = pgd(step_size=step_size)
     before = images
     for steps in range(1, STEPS + 1):
-        # From their iterate: one spike flipped by rounding sends a free run elsewhere.
+        # Each step starts from their iterate: one spike that rounding flips would lead a whole run
+        # to another place.
         gradient = victim.gradient(before, labels).gradient
         after = theirs(steps)
         assert unequal(after, before) > 0.05
         # torchattacks adds 1e-10 to the norm of the gradient of the mean loss, which shrinks the
-        # L2 step of an image that the network is sure of; ours is a whole step always.
+        # L2 step of an image that the network is sure of; ours is always a whole step.
         clear = gradient.flatten(1).norm(dim=1) / len(images) > 1e-5
         clear |= torch.tensor(norm == "Linf")
         assert int(clear.sum()) > len(images) / 3
@@ -138,7 +139,7 @@ def test_same_robust_accuracy_from_random_starts(model: str) -> None:
     network = load_model(model)
     data = load_dataset("fashion-mnist", None, samples=2000)
     labels = torch.as_tensor(data.labels)
-    # Small enough to leave something to agree on.
+    # The radius is small enough that some images survive, so that there is something to compare.
     threat = ThreatModel("Linf", "2/255")
     attack = load_attack("pgd:steps=3,step_size=1/255,iterate=last,early_exit=no")
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ SHAPE = (2, 6, 6)
 
 
 class Recorder(nn.Module):
-    """A smooth network that keeps every batch it is asked about."""
+    """A smooth network that keeps every batch that it is called with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def inputs(count: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("steps", [10, 60])
 def test_asks_what_torchattacks_asks(norm, loss, steps, monkeypatch):
     images, labels = inputs()
-    # Exact in float32, which theirs keeps it in.
+    # This radius is exact in float32, the type that torchattacks keeps it in.
     epsilon = {"Linf": 0.015625, "L2": 0.125}[norm]
     theirs = Recorder()
     peer = Peer(
@@ -64,18 +64,18 @@ def test_asks_what_torchattacks_asks(norm, loss, steps, monkeypatch):
 
     ours = Recorder()
     attack = load_attack(f"apgd:steps={steps},loss={loss},early_exit=no")
-    # The same start, clipped as theirs; everything after it is deterministic.
+    # The start is the same, clipped as in torchattacks; everything after it is deterministic.
     monkeypatch.setattr(type(attack), "start", lambda *_: theirs.asked[0].clone())
     victim = Victim(ours, Backprop(), range(len(images)), micro_batch=len(images))
     attack(victim, images, labels, ThreatModel(norm, repr(epsilon)), Rng(0, range(len(images))))
 
     assert len(ours.asked) == len(theirs.asked) == steps + 1
-    # The last gradient, which no step follows, is not taken.
+    # The last gradient, which no step would follow, is not computed.
     assert victim.backward_passes.tolist() == [steps] * len(images)
     assert victim.forward_passes.tolist() == [steps + 1] * len(images)
     checkpoint = int(0.22 * steps)
     with torch.no_grad():
-        # Where DLR saturates at 1 its gradient is rounding, which theirs adds 1e-12 to.
+        # Where DLR saturates at 1, its gradient is rounding; torchattacks adds 1e-12 to it.
         reached = torch.stack([dlr(ours(x), labels) for x in theirs.asked[: checkpoint + 1]])
     del ours.asked[steps + 1 :]
     clear = reached.amax(0) < 0.9 if loss == "dlr" else torch.ones(len(images)).bool()
@@ -83,10 +83,10 @@ def test_asks_what_torchattacks_asks(norm, loss, steps, monkeypatch):
     for mine, other in zip(ours.asked[: checkpoint + 1], theirs.asked, strict=False):
         torch.testing.assert_close(mine[clear], other[clear], rtol=0, atol=1e-6)
     if loss == "dlr":
-        # At the first checkpoint theirs takes 0 for the loss of the start, so that a negative
-        # loss may count as risen once less than in the paper; it then goes another way.
+        # At the first checkpoint torchattacks takes 0 for the loss of the start, so that a negative
+        # loss can count as risen once less than in the paper; then the runs differ.
         return
-    # Theirs compares losses in float32: near a maximum it may halve a step later.
+    # torchattacks compares losses in float32: near a maximum it can halve a step later.
     found, expected = (
         torch.stack([F.cross_entropy(ours(x), labels, reduction="none") for x in list(asked)])
         for asked in (ours.asked, theirs.asked)
@@ -135,11 +135,11 @@ def test_asks_of_each_target_what_torchattacks_asks(norm, steps, monkeypatch):
     runs = []
     torch.manual_seed(9)
     for rank in (2, 3, 4):
-        # The likeliest class is the true one; theirs counts from it.
+        # The likeliest class is the true one, and torchattacks counts from it.
         peer.target_class = rank
         theirs.asked.clear()
         peer.attack_single_run(images, labels)
-        # Theirs looks the targets up in every run.
+        # torchattacks looks up the targets in every run.
         runs.append(theirs.asked[1:])
 
     ours = Recorder()
@@ -159,8 +159,8 @@ def test_asks_of_each_target_what_torchattacks_asks(norm, steps, monkeypatch):
     for rank, expected in enumerate(runs):
         mine = ours.asked[1 + rank * (steps + 1) :][: steps + 1]
         aims = order[:, 1 + rank]
-        # Beyond 1 a targeted DLR may grow with the target far ahead; it never saturates before
-        # the third class is overtaken, so all that can differ is what rounding decides.
+        # Beyond 1 a targeted DLR can grow while the target is far ahead; it never saturates before
+        # the third class is overtaken, so only what rounding decides can differ.
         for mine_x, their_x in zip(mine[: checkpoint + 1], expected, strict=False):
             torch.testing.assert_close(mine_x, their_x, rtol=0, atol=1e-6)
         with torch.no_grad():
@@ -169,7 +169,7 @@ def test_asks_of_each_target_what_torchattacks_asks(norm, steps, monkeypatch):
 
 
 class Linear(nn.Module):
-    """Four classes, each of which has a quarter of the pixels to itself."""
+    """A network of four classes, each of which depends on its own quarter of the pixels."""
 
     def __init__(self, bias: list[float]) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Linear(nn.Module):
 @pytest.mark.parametrize("loss", ["targeted-dlr", "targeted-margin"])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_aims_at_the_likeliest_wrong_classes_in_their_order(norm, loss, monkeypatch):
-    # True class 1; the others by likelihood: 3, 0, 2.
+    # The true class is 1; the others are, by likelihood, 3, 0 and 2.
     network = Linear([2.0, 9.0, 1.0, 3.0])
     images = torch.full((2, 1, 4, 4), 0.5, dtype=torch.float64)
     labels = torch.tensor([1, 1])
@@ -204,11 +204,11 @@ def test_aims_at_the_likeliest_wrong_classes_in_their_order(norm, loss, monkeypa
             victim, images, labels, ThreatModel(norm, "0.1"), Rng(0, range(2))
         )
         assert asked == [[aim, aim] for aim in expected for _ in range(30)]
-        # The nearest class is 3: its pixels rise and those of class 1 fall.
+        # The nearest class is 3, so its pixels rise and those of class 1 fall.
         parts = (found - images).flatten(1).unflatten(1, (4, -1))
         assert bool((parts[:, 3] > 0).all() and (parts[:, 1] < 0).all())
         if loss == "targeted-margin":
-            # The others do not matter to it; DLR weighs them too.
+            # The margin does not depend on the other classes; DLR does.
             reach = 0.1 if norm == "Linf" else 0.1 / 8**0.5
             for own, sign in ((3, 1), (1, -1)):
                 expected_part = torch.full_like(parts[:, own], sign * reach)
@@ -262,7 +262,7 @@ def test_estimators_forget_at_the_beginning_of_every_run(spec, runs, monkeypatch
     forgotten = []
     monkeypatch.setattr(Backprop, "forget", lambda self, rows: forgotten.append(rows.tolist()))
     victim = Victim(Recorder(), Backprop(), range(6), micro_batch=6)
-    # So small that nothing is fooled.
+    # The radius is so small that no image is fooled.
     load_attack(spec)(victim, images, labels, ThreatModel("Linf", "1e-5"), Rng(0, range(6)))
     assert forgotten == [list(range(6))] * runs
 

@@ -1,4 +1,4 @@
-"""What every attack must do, over all there are: ours, a library's, and a user's file."""
+"""What every attack must do, for all attacks: ours, those of libraries, and a user's file."""
 
 import copy
 import importlib.util
@@ -22,9 +22,9 @@ from robustsnn.models.scoring import judge
 from robustsnn.snn.network import Network, NetworkConfig
 
 LIBRARY = ["FGSM", "BIM", "MIFGSM", "PGD", "PGDL2", "UPGD", "APGD"]
-# Need the name of an attack; all but the first need not be installed, and have tests of their own.
+# These need the name of an attack. The first is always installed; the others have their own tests.
 PEERS = ("torchattacks", "foolbox", "art", "secml")
-# Within budgets that tests can afford; FMN's long steps blow rounding up tenfold each.
+# Budgets that tests can afford; each of the long steps of FMN makes rounding ten times larger.
 BUDGETS = {
     "square": "square:queries=300",
     "hop-skip-jump": "hop-skip-jump:queries=150,draws=30",
@@ -48,7 +48,7 @@ CASES = [
 ]
 AIMED = ("fixed-epsilon", "transfer", "minimum-norm")
 AIMED_CASES = [case for case in CASES if load_attack(str(case.values[0])).kind in AIMED]
-# What a library does with NaN is its own.
+# What a library does with NaN is not ours to test.
 OUR_AIMED_CASES = [c for c in AIMED_CASES if not str(c.values[0]).startswith("torchattacks:")]
 DETERMINISTIC = {
     "none",
@@ -86,7 +86,7 @@ class Classifier(nn.Module):
 
 
 class Linear(nn.Module):
-    """Two classes with logits `(0, w.x + b)`: distances to the boundary in closed form."""
+    """A network of two classes with logits `(0, w.x + b)`, whose boundary is known exactly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def spiking() -> Network:
     )  # fmt: skip
     for layer in network.classifier.modules():
         if isinstance(layer, nn.Linear):
-            # The published N(0, 0.01) leaves the read-out of so small a network silent.
+            # With the published N(0, 0.01), the read-out of such a small network never spikes.
             nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     for neurons in network.spiking_layers().values():
         neurons.threshold.data.fill_(0.3)
@@ -139,12 +139,12 @@ def images_for(network: nn.Module, count: int, dtype: torch.dtype) -> tuple[torc
     generator = torch.Generator().manual_seed(5)
     x = torch.rand((count, *SHAPE), generator=generator, dtype=torch.float64)
     x = (1.4 * x - 0.2).clamp(0, 1).to(dtype)
-    # On a copy: what a victim does to a network is for the tests to see.
+    # A copy is labelled, so that the tests see what a victim does to the network itself.
     return x, Victim(copy.deepcopy(network), Backprop(), range(count)).logits(x).argmax(1)
 
 
 def victim_of(network: nn.Module, ids: range | list[int], micro_batch: int = 4) -> Victim:
-    """A victim whose substitute is the same network: what transfers is then the attack itself."""
+    """A victim whose substitute is the same network, so that a transfer is the attack itself."""
     estimator = Bptt() if isinstance(network, Network) else Backprop()
     twin = Victim(copy.deepcopy(network), estimator, ids, micro_batch)
     return Victim(network, estimator, ids, micro_batch, substitute=twin)
@@ -169,14 +169,14 @@ def test_every_kind_is_known() -> None:
 
 @every_aimed_attack
 def test_succeeds_beyond_the_distance_and_fails_within_it(spec: str, norm: str) -> None:
-    # A search without gradients gets closer with every query, and has few here.
+    # A search without gradients gets closer with every query, and it has few here.
     enough = 3.5 if getattr(load_attack(spec), "gradient_free", False) else 1.25
     distance = {"Linf": 0.05, "L2": 0.5}[norm] * 1.25 / enough
     network = Linear()
     images, labels = network.images_at(norm, distance, 6)
     for factor, survivors in ((enough, 0), (0.8, 6)):
         threat = ThreatModel(norm, repr(factor * distance))
-        # The range does not bind on the shortest way out, so the closed form holds.
+        # The pixel range does not limit the shortest way out, so the closed form holds.
         reach = threat.radius * threat.ascent(network.w.detach()[None])
         assert bool(((images + reach).clamp(0, 1) == images + reach).all())
         assert bool(((images - reach).clamp(0, 1) == images - reach).all())
@@ -187,17 +187,17 @@ def test_succeeds_beyond_the_distance_and_fails_within_it(spec: str, norm: str) 
 @pytest.mark.parametrize(("spec", "norm"), OUR_AIMED_CASES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_finds_where_the_network_has_no_numbers(spec: str, norm: str, value: float) -> None:
-    """A verdict calls that wrong, so no attack may discard it."""
+    """The judge calls such an image wrong, so no attack may discard it."""
 
     class Fragile(Linear):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             logits = super().forward(images)
             known = (images[:, None] == clean).flatten(2).all(2).any(1)
-            # The true class alone, so that infinity looks like a sure win.
+            # Only the true class, so that infinity looks like a certain success.
             broken = torch.zeros_like(logits).scatter(1, (logits[:, 1:] > 0).long(), value)
             return torch.where(known[:, None], logits, logits + broken)
 
-    # Within the boundary: nothing else is to be found.
+    # The ball does not reach the boundary, so there is nothing else to find.
     clean, labels = Linear().images_at(norm, {"Linf": 0.05, "L2": 0.5}[norm], 4)
     threat = ThreatModel(norm, {"Linf": "0.045", "L2": "0.45"}[norm])
     found = run(spec, Fragile(), clean, labels, threat)
@@ -263,7 +263,7 @@ def test_epsilon_zero_is_the_identity(spec: str, norm: str) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "norm"),
-    # Those for the least distance give back what they cannot break within the ball.
+    # Attacks for the least distance return images that they cannot break within the ball.
     [case for case in AIMED_CASES if load_attack(str(case.values[0])).kind != "minimum-norm"],
 )
 def test_beats_its_start_and_random_noise(spec: str, norm: str) -> None:
@@ -275,7 +275,7 @@ def test_beats_its_start_and_random_noise(spec: str, norm: str) -> None:
     def gain(x: torch.Tensor) -> torch.Tensor:
         return (cross_entropy(network(x), labels) - cross_entropy(network(images), labels)).detach()
 
-    # PGD draws its first start from this stream; for others it is one more random point.
+    # PGD draws its first start from this stream; for other attacks it is one more random point.
     noise = [threat.random_point(images, Rng(0, range(8)).stream("start-0"))]
     noise += [threat.random_point(images, Rng(seed, range(8))) for seed in range(20)]
     noise += [images + threat.scaled(Rng(s, range(8)).normal(SHAPE, images)) for s in range(20)]
@@ -283,7 +283,7 @@ def test_beats_its_start_and_random_noise(spec: str, norm: str) -> None:
     # An attack may stop at the first misclassification, so only that counts from there on.
     fooled = network(found).argmax(1) != labels
     assert bool((fooled | (gain(found) > best.clamp(min=0))).all())
-    # A search without gradients comes to rest just beyond the boundary.
+    # A search without gradients stops just beyond the boundary.
     searches = getattr(load_attack(spec), "gradient_free", False)
     assert searches or float(gain(found).mean()) > 2 * float(best.mean())
 
@@ -298,9 +298,9 @@ def test_same_seed_same_images(spec: str, norm: str) -> None:
 
 
 @pytest.mark.parametrize(("spec", "norm"), RANDOM_CASES)
-def test_another_seed_draws_otherwise(spec: str, norm: str) -> None:
-    # Seen on either network: on a smooth one every start may end in the same corner of the
-    # ball, and on any one an attack may give back the images it cannot break.
+def test_another_seed_draws_differently(spec: str, norm: str) -> None:
+    # It is enough on one of the two networks: on a smooth one every start can end in the same
+    # corner of the ball, and on any network an attack may return images that it cannot break.
     differs = False
     for network in (smooth(torch.float32), spiking()):
         images, labels = images_for(network, 4, torch.float32)

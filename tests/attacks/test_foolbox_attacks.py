@@ -25,12 +25,12 @@ needs_foolbox = pytest.mark.skipif(
     importlib.util.find_spec("foolbox") is None, reason="foolbox is not installed"
 )
 SHAPE = (2, 4, 4)
-#: Wide enough to hold whatever is found.
+#: A ball that holds everything that is found.
 WIDE = {"Linf": "1", "L2": "100"}
 
 
 def foolbox() -> Any:
-    """The library, whose import warns of what it imports itself."""
+    """The library, whose import warns about its own imports."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import foolbox.attacks
@@ -38,7 +38,7 @@ def foolbox() -> Any:
 
 
 class Asked(nn.Module):
-    """Some network that keeps what it is asked."""
+    """A network that keeps every batch that it is called with."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Asked(nn.Module):
 
 
 class Linear(nn.Module):
-    """Two classes with logits `(0, w.x + b)`: distances to the boundary in closed form."""
+    """A network of two classes with logits `(0, w.x + b)`, whose boundary is known exactly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
     images, labels = inputs(smooth())
     peer = getattr(foolbox().attacks, {"Linf": "LInfFMNAttack", "L2": "L2FMNAttack"}[norm])
     if norm == "L2":
-        # Theirs divides a size by itself, so that it never projects.
+        # foolbox divides a size by itself, so that it never projects.
         def project(self, x, x0, epsilon):
             delta = (x - x0).raw
             size = delta.flatten(1).norm(dim=1)
@@ -116,7 +116,7 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
             return x0 + type(x)(delta * factor.reshape(-1, 1, 1, 1))
 
         monkeypatch.setattr(peer, "project", project)
-    # As published the ball need not grow until something is found.
+    # In the published form, the ball need not grow until something is found.
     module = importlib.import_module("robustsnn.attacks.fmn")
     monkeypatch.setattr(module, "_searching", lambda linear, wider: linear)
     theirs, ours = Asked(smooth()), Asked(smooth())
@@ -124,7 +124,7 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
     expected = peer(steps=60).run(model, images, foolbox().Misclassification(labels))
     threat = ThreatModel(norm, WIDE[norm])
     found, victim = run("fmn:steps=60", ours, images, labels, threat)
-    # Theirs never asks about the last point.
+    # foolbox never calls the network with the last point.
     assert len(theirs.asked) == 60
     assert victim.forward_passes.tolist() == [61] * 6
     assert victim.backward_passes.tolist() == [60] * 6
@@ -132,10 +132,10 @@ def test_fmn_asks_what_foolbox_asks(norm: str, monkeypatch: pytest.MonkeyPatch) 
     for mine, other in zip(ours.asked[:60], theirs.asked, strict=True):
         torch.testing.assert_close(mine[clear], other[clear], rtol=0, atol=1e-9)
         with torch.no_grad():
-            # On the boundary itself rounding decides where to go.
+            # On the boundary itself, rounding decides the direction.
             clear &= margin(smooth()(other), labels).abs() > 1e-9
     assert int(clear.sum()) >= 4
-    # Of iterates that are as near as each other either may be kept.
+    # Of two iterates that are equally near, either may be kept.
     near, other = threat.distance(found, images), threat.distance(expected, images)
     last = threat.distance(ours.asked[60], images)
     before = near != last
@@ -160,7 +160,7 @@ def test_fmn_finds_the_least_distance_to_a_plane(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_fmn_judges_where_its_last_step_ends(norm: str) -> None:
     class Bent(nn.Module):
-        """Its margin rises faster than its slope at the image says, so one step is enough."""
+        """A margin that rises faster than its slope at the image, so that one step is enough."""
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             up = (images - 0.5).flatten(1).mean(1)
@@ -177,7 +177,7 @@ def test_fmn_judges_where_its_last_step_ends(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_fmn_gets_beyond_a_tie(norm: str) -> None:
     class Counts(nn.Module):
-        """Logits in whole numbers, as of counted spikes, with the gradient of the sum."""
+        """Logits that are whole numbers, like counted spikes, with the gradient of the sum."""
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             score = images.flatten(1).sum(1) - 18
@@ -186,7 +186,7 @@ def test_fmn_gets_beyond_a_tie(norm: str) -> None:
 
     images = torch.full((1, *SHAPE), 0.5, dtype=torch.float64)
     labels = torch.zeros(1, dtype=torch.int64)
-    # From a sum of 16 to one of 18.5.
+    # The sum of the pixels has to rise from 16 to 18.5.
     least = 2.5 / (32 if norm == "Linf" else 32**0.5)
     threat = ThreatModel(norm, WIDE[norm])
     found, _ = run("fmn", Counts(), images, labels, threat)
@@ -196,7 +196,7 @@ def test_fmn_gets_beyond_a_tie(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_fmn_survives_a_zero_gradient_at_a_tie(norm: str) -> None:
     class Flat(nn.Module):
-        """The first image is tied without any gradient, the second has one."""
+        """The first image is tied and has no gradient, and the second has a gradient."""
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             score = (images.flatten(1).sum(1) - 17.0) * torch.tensor([0.0, 1.0, 1.0, 1.0])
@@ -247,7 +247,7 @@ def test_what_is_wrong_already_stays_where_it_is(spec: str, norm: str) -> None:
     images, labels = network.inputs()
     found, _ = run(spec, network, images, 1 - labels, ThreatModel(norm, WIDE[norm]))
     distance = ThreatModel(norm, WIDE[norm]).distance(found, images)
-    # HopSkipJump never asks about the image itself, but comes close.
+    # HopSkipJump never calls the network with the image itself, but comes close.
     assert float(distance.max()) < (1e-12 if spec == "fmn" else 0.05)
 
 
@@ -275,13 +275,13 @@ def test_hop_skip_jump_asks_what_foolbox_asks(norm: str) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(Rng(0, [i]).derive("hop-skip-jump"))
             peer.run(model, image, foolbox().Misclassification(label))
-        # The first of each pass; the others pad it.
+        # Only the first image of each pass counts; the others pad it.
         mine = [x[:1] for x in ours.asked[700 * i : 700 * (i + 1)]]
         common = min(len(mine), len(theirs.asked))
         assert common > 300
         for x, other in zip(mine[:common], theirs.asked[:common], strict=True):
             torch.testing.assert_close(x, other, rtol=0, atol=1e-6)
-        # The nearest of all that were asked about and fooled it.
+        # The nearest of all points that the network was called with and that fooled it.
         distance = threat.distance
         with torch.no_grad():
             near = min(
@@ -312,7 +312,7 @@ def test_hop_skip_jump_starts_from_what_was_found(norm: str) -> None:
     away = torch.where(labels.reshape(-1, 1, 1, 1) == 0, 1.0, -1.0) * network.w.sign()
     start = (images + 0.45 * away).clamp(0, 1)
     assert bool((network(start).argmax(1) != labels).all())
-    # The last one does not fool the network, so noise is blended in for it.
+    # The last start does not fool the network, so noise is blended into that image.
     start[-1] = images[-1]
     asked = Asked(network)
     found, _ = run("hop-skip-jump:queries=200", asked, images, labels, threat, start)

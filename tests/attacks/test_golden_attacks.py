@@ -17,7 +17,7 @@ from robustsnn.models.hire_snn import from_official
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="the reference vectors are not beside this checkout"
+    not GOLDEN.is_dir(), reason="the reference vectors are not next to this checkout"
 )
 THREAT = ThreatModel("Linf", "8/255")
 

@@ -49,7 +49,7 @@ def snn(classes: int = 4, seed: int = 6) -> Network:
 
 
 def batch(network: nn.Module, count: int = len(IDS)) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images close to where the class changes: few steps break them, so that attacks end."""
+    """Images close to the boundary, which few steps break, so that attacks end."""
     images = torch.rand((200, *SHAPE), generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
         logits = network(images)
@@ -114,7 +114,7 @@ def secml_pgd(network: nn.Module, x: Any, y: Any, threat: ThreatModel, **options
 
 
 def torchattacks_autoattack(network: nn.Module, x: Any, y: Any, threat: ThreatModel) -> Any:
-    # What makes torchattacks' AutoAttack, with the steps of the paper's.
+    # These are the parts of AutoAttack in torchattacks, with the steps of the paper.
     given = {"eps": threat.radius, "norm": threat.norm, "seed": torch.initial_seed()}
     return torchattacks.MultiAttack(
         [
@@ -154,7 +154,7 @@ def test_equals_a_direct_call(spec, library, direct, options, threat):
     images, labels = batch(network)
     found, victim = through(spec, network, images, labels, threat)
     seed = Rng(5, IDS).derive(":".join(spec.split(":")[:2]))
-    # Frozen, as every network that is evaluated.
+    # The network is frozen, like every network that is evaluated.
     frozen = copy.deepcopy(network).requires_grad_(False)
     with seeded(seed), contextlib.redirect_stdout(io.StringIO()):
         expected = direct(frozen, images.clone(), labels.clone(), threat, **options)
@@ -214,7 +214,7 @@ def test_another_seed_draws_otherwise_and_batches_do_not_mix(spec):
     # every pixel brighter than twice epsilon the start is epsilon, whatever was drawn.
     if not spec.startswith("secml"):
         assert not torch.equal(first, second)
-    # Two micro-batches are the two calls on their own.
+    # Two micro-batches give the same as two separate calls.
     halves, _ = through(spec, network, images[:4], labels[:4], threat, micro_batch=2)
     for rows in (slice(0, 2), slice(2, 4)):
         ids = IDS[rows]
@@ -224,7 +224,7 @@ def test_another_seed_draws_otherwise_and_batches_do_not_mix(spec):
 
 
 class Linear(nn.Module):
-    """Linear logits of four classes."""
+    """A network with linear logits of four classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Linear(nn.Module):
 
 def test_passes_are_counted_for_the_images_that_still_stand(monkeypatch):
     network = Linear()
-    # So far apart in brightness that it tells which image a query is about.
+    # The images differ so much in brightness that it tells which one a query belongs to.
     levels = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
     noise = 0.02 * torch.rand((5, *SHAPE), generator=torch.Generator().manual_seed(3))
     images = levels.reshape(-1, 1, 1, 1) + noise - 0.01
@@ -304,7 +304,7 @@ def test_mistakes_are_one_line_with_the_remedy(spec, library, says):
     ],
 )
 def test_a_library_that_is_absent(spec, blocked, monkeypatch):
-    # None in sys.modules is how Python itself marks what cannot be imported.
+    # With None in sys.modules, Python marks what cannot be imported.
     for module in blocked:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingLibrary, match=r"pip install 'robustsnn\[peers\]'") as caught:
@@ -342,7 +342,7 @@ def test_too_few_classes(spec):
 
 
 class Broken(nn.Module):
-    """Fails on any batch but that of the first question."""
+    """A network that fails on any batch size other than that of its first call."""
 
     classes = 4
 

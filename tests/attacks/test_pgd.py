@@ -1,4 +1,4 @@
-"""PGD on networks whose right answer is known by construction."""
+"""PGD on networks for which the right answer is known."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ IMAGES = torch.full((3, 1, 2, 2), 0.5, dtype=torch.float64)
 
 
 class Band(nn.Module):
-    """Misclassified only within a band of the mean pixel; the gradient points ever upwards."""
+    """It misclassifies only within a band of the mean pixel; the gradient always points upwards."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Band(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         mean = images.flatten(1).mean(1)
         inside = ((mean > self.low) & (mean < self.high)).to(mean.dtype)
-        # The step in the value has no gradient, so the slope alone steers.
+        # The step in the value has no gradient, so the slope alone gives the direction.
         return torch.stack([torch.ones_like(mean), 0.5 * mean + inside], dim=1)
 
 
@@ -75,7 +75,7 @@ def test_best_is_by_margin() -> None:
     class Peak(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             mean = images.flatten(1).mean(1)
-            # Correct everywhere, least so at 0.54; its gradient overshoots from there.
+            # Every image is right, with the least margin at 0.54, and steps overshoot from there.
             height = -((mean - 0.54) ** 2).detach() + 0.01 * (mean - mean.detach())
             return torch.stack([torch.ones_like(mean), height], dim=1)
 
@@ -98,7 +98,7 @@ def test_passes_are_what_papers_count() -> None:
     _, victim = run("pgd:steps=7,restarts=2", Band(2, 3))
     assert victim.backward_passes.tolist() == [14] * 3
     assert victim.forward_passes.tolist() == [16] * 3
-    # Misclassified from the start: one look is enough.
+    # The image is misclassified from the start, so one pass is enough.
     _, victim = run("pgd:steps=7,restarts=2,random_start=yes", Band(0, 1))
     assert victim.forward_passes.tolist() == [1] * 3
 
@@ -154,7 +154,7 @@ def test_restarts_share_no_memory_of_an_estimator() -> None:
 
 
 class Flicker(nn.Module):
-    """Wrong on one draw of four; on the mean of many it is right."""
+    """It is wrong on one draw of four, and right on the mean of many draws."""
 
     stochastic = True
     classes = 2

@@ -22,7 +22,7 @@ EPSILON = {"Linf": "0.03", "L2": "0.2"}
 
 
 class Recorder(nn.Module):
-    """A smooth network that keeps every batch it is asked about."""
+    """A smooth network that keeps every batch that it is called with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def run(
 def written_out(
     x: np.ndarray, image: np.ndarray, label: int, norm: str, radius: float, steps: int
 ) -> list[np.ndarray]:
-    """The iterates of one image, by the equations alone."""
+    """The iterates of one image, from the equations alone."""
     network = Recorder()
     halvings = {100: {22, 41, 57, 70, 80, 87, 93, 99}}[steps]
     m, v, eta, iterates = np.zeros_like(x), np.zeros_like(x), radius, [x]
@@ -125,7 +125,7 @@ def test_the_first_step_is_as_long_as_epsilon(norm: str) -> None:
 
 
 class Scaled(nn.Module):
-    """A linear network whose gradient is as small as can be."""
+    """A linear network whose gradient is as small as floats allow."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def test_neither_vanishing_nor_zero_gradients_break_it(norm: str) -> None:
     best = images + threat.radius * threat.ascent(Scaled(1).w[None])
     for scale in (1e-2, 1e-30):
         torch.testing.assert_close(found[scale], best.expand_as(images), rtol=0, atol=1e-3)
-    # Nowhere to go from the start.
+    # Without a gradient, the attack stays at the start.
     attack: Any = load_attack("sa-pgd")
     start = attack.start(images, threat, Rng(0, range(4)).stream("start-0"))
     assert torch.equal(found[0.0], start)
@@ -158,7 +158,7 @@ def test_neither_vanishing_nor_zero_gradients_break_it(norm: str) -> None:
 
 def test_a_zero_gradient_now_and_then_does_not_spoil_the_rest() -> None:
     class Now(nn.Module):
-        """Without gradient at every second call, and always for the second image."""
+        """It has no gradient at every second call, and never one for the second image."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -25,7 +25,7 @@ module = importlib.import_module("robustsnn.attacks.square")
 
 
 class Asked(nn.Module):
-    """A linear network of two classes, logits `(0, w.x + b)`, that keeps what it is asked."""
+    """A linear network with logits `(0, w.x + b)` that keeps what it is called with."""
 
     def __init__(self, shape: tuple[int, ...], bias: float, seed: int = 0) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def test_windows_shrink_as_in_torchattacks(queries: int) -> None:
     peer = Peer(nn.Identity(), n_queries=queries)
     attack: Any = load_attack(f"square:queries={queries}")
     for query in range(queries):
-        # A query that rounding puts just below its place on their scale moves by one there.
+        # On the scale of torchattacks, rounding can move a query to the place before its own.
         if int(query / queries * 10_000) != query * 10_000 // queries:
             continue
         share = peer.p_selection(query)
@@ -90,7 +90,7 @@ def test_finds_the_optimum_of_a_linear_network(shape: tuple[int, ...]) -> None:
     network = Asked(shape, bias=-100.0)
     images, threat = middle(shape), ThreatModel("Linf", "0.1")
     found, victim = run("square:queries=1200", network, images, threat)
-    # In the last row and column too, which the windows of others never reach.
+    # Windows reach the last row and column too, which those of other libraries never do.
     assert torch.equal(found, images + 0.1 * network.w.sign())
     assert victim.forward_passes.tolist() == [1200, 1200]
     assert not victim.backward_passes.any()
@@ -124,11 +124,11 @@ def test_each_query_changes_one_window_of_the_best_point() -> None:
             assert int(span.max()) <= attack.side(query, images.shape)
             ends = x[0, 0][(x != best)[0, 0]]
             assert bool(((ends - 0.5).abs() - 0.1).abs().max() < 1e-12)
-            # All of a channel's window goes to the same end.
+            # The whole window of a channel goes to the same end.
             assert len(ends.unique()) == 1
         if float((x * network.w).sum()) > float((best * network.w).sum()):
             best = x
-    # One pixel is at the drawn end half of the time; eight draws hardly ever are.
+    # A pixel is at the drawn end half of the time; for all of eight draws this hardly ever occurs.
     assert wasted < 400 / 32
 
 
@@ -182,7 +182,7 @@ def test_l2_proposals_fill_the_ball() -> None:
     images, threat = middle(shape), ThreatModel("L2", "0.5")
     run("square:queries=60", network, images, threat)
     for x in network.asked:
-        # What pads the pass is no proposal.
+        # The images that pad a pass are not proposals.
         distance = threat.distance(x[: len(images)], images)
         torch.testing.assert_close(distance, torch.full((2,), 0.5).double())
 
@@ -191,7 +191,7 @@ def test_l2_proposals_fill_the_ball() -> None:
 
 
 class Smooth(nn.Module):
-    """A network on which both search alike."""
+    """A network on which both searches are alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def test_stops_with_what_is_fooled_and_goes_on_at_a_tie(norm: str) -> None:
     threat, images = ThreatModel(norm, "0.1"), middle((1, 4, 4), 3)
 
     class Constant(nn.Module):
-        """Logits (1, 1 + lead) of every image."""
+        """A network with logits (1, 1 + lead) for every image."""
 
         def __init__(self, lead: float, stochastic: bool = False) -> None:
             super().__init__()
@@ -263,7 +263,7 @@ def test_a_network_without_numbers_is_asked_once(norm: str) -> None:
     images = middle((1, 4, 4))
     threat = ThreatModel(norm, "0.1")
     found, victim = run("square:queries=5", Broken(), images, threat)
-    # No prediction is wrong already.
+    # Logits that are not finite are an error already.
     assert bool(threat.admits(found, images).all())
     assert victim.forward_passes.tolist() == [1] * len(images)
 
@@ -277,7 +277,7 @@ def test_a_warm_start_begins_at_what_was_found_and_never_loses_it(norm: str) -> 
     images, threat = middle(shape, 4), ThreatModel(norm, "0.1")
     network = Asked(shape, bias=-100.0)
     start = threat.random_point(images, Rng(8, range(4)))
-    # One that left the ball is brought back.
+    # A start outside the ball is brought back into it.
     start[3] += 0.5
     found, _ = run("square:queries=60,warm=yes,offset=200", network, images, threat, start)
     assert torch.equal(network.asked[0], threat.project(start, images))

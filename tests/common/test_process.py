@@ -8,7 +8,7 @@ import pytest
 
 from robustsnn.common.process import let_idle_threads_sleep
 
-# Faults of the typical fill: a heap that keeps its blocks still grows now and then.
+# The median counts, since a heap that keeps its blocks still grows now and then.
 FAULTS = """
 import resource, statistics, sys
 from robustsnn.common.process import keep_freed_memory

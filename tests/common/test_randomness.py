@@ -42,7 +42,7 @@ def test_a_selection_shares_its_generators():
     first = rng.select(torch.tensor([False, True, True])).normal((2,), LIKE)
     second = rng.normal((2,), LIKE)
     assert torch.equal(first, expected[0][1:])
-    # Image 1 draws for the first time here, the others for the second.
+    # Image 1 draws for the first time here, and the others for the second time.
     assert torch.equal(second[0], expected[0][0])
     assert torch.equal(second[1:], expected[1][1:])
 

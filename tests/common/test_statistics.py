@@ -58,7 +58,7 @@ def test_paired_counts_each_direction():
 
 
 def test_holm_on_a_worked_example():
-    # Ranks 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1, then never falling.
+    # By rank: 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1; then none is below the one before it.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []

@@ -1,4 +1,4 @@
-"""Image sets: one order whatever the layout, and one clear line for what cannot be read."""
+"""Image sets: one order for all layouts, and one clear line for what cannot be read."""
 
 import gzip
 import hashlib
@@ -84,7 +84,7 @@ def write_folders(
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         folder = root / names[label].replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
-        # File names say nothing about the source's order.
+        # The file names say nothing about the order of the source.
         stem = hashlib.md5(str(index).encode()).hexdigest()
         (folder / f"{stem}.png").write_bytes(png(image))
 
@@ -99,7 +99,7 @@ def write_idx(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray)
 
 
 def reference_order(images: np.ndarray, labels: np.ndarray) -> list[int]:
-    """The order by its definition: rounds over the classes, taking each one's next digest."""
+    """The order by its definition: rounds over the classes, each giving its next digest."""
     queues = {
         label: sorted(
             (hashlib.sha256(images[i].tobytes()).hexdigest(), i)
@@ -142,7 +142,7 @@ def refusal(*args: Any, **kwargs: Any) -> str:
 def test_order_is_balanced_and_independent_of_the_source(labels, seed):
     rng = np.random.default_rng(seed)
     targets = np.asarray(labels, dtype=np.int64)
-    # Few levels and pixels: equal images occur, also across classes.
+    # With few levels and pixels, equal images occur, also in different classes.
     images = rng.integers(0, 3, (len(targets), 1, 2, 1), dtype=np.uint8)
     order = fixed_order(images, targets)
     assert order.tolist() == reference_order(images, targets)
@@ -198,7 +198,7 @@ def test_fingerprint_is_of_the_selected_samples(tmp_path):
         changed[position, 0, 0, 0] ^= 1
         write_parquet(tmp_path / name / "test-0.parquet", changed, labels)
         same = load_dataset("mnist", tmp_path / name, samples=7).fingerprint == first.fingerprint
-        # A changed pixel also moves its image, so only the other classes' images stay put.
+        # A changed pixel also moves its image, so only images of other classes keep their place.
         assert not same or name == "last"
 
 
@@ -334,17 +334,17 @@ def test_a_foreign_pickle_never_runs(tmp_path, monkeypatch):
     assert trap.exists()
     trap.unlink()
 
-    # In torchvision's place, with torchvision's real checksums ...
+    # The pickle lies in the place of torchvision's files, with its real checksums ...
     folder = tmp_path / "real" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for filename in ("batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))):
         (folder / filename).write_bytes(data)
     assert "damaged" in refusal("cifar10", tmp_path / "real")
-    # ... one file of an intact set exchanged ...
+    # ... or instead of one file of an intact set ...
     folder = write_cifar(monkeypatch, tmp_path / "mini", "cifar10", *mini("cifar10"))
     (folder / "meta").write_bytes(data)
     assert "damaged" in refusal("cifar10", tmp_path / "mini")
-    # ... as Parquet, as image, and where an old torchvision kept its tensors.
+    # ... or as Parquet, as an image, and where an old torchvision kept its tensors.
     for root, name in (("as-parquet", "test-0.parquet"), ("as-image", "test/3/a.png")):
         path = tmp_path / root / name
         path.parent.mkdir(parents=True)
@@ -419,7 +419,7 @@ def test_any_folder_with_splits(tmp_path):
     labels = np.repeat([0, 1, 2], 4)
     names = ("ant", "bee", "train")
     write_folders(tmp_path / "train", images, labels, names)
-    # No test image of "bee", which must not renumber "train".
+    # There is no test image of "bee", which must not change the numbers of the training classes.
     write_folders(tmp_path / "val", images[[0, 8, 9]], labels[[0, 8, 9]], names)
     (tmp_path / "train" / ".hidden").mkdir()
     (tmp_path / "train" / "empty").mkdir()
@@ -578,7 +578,7 @@ def test_another_data_set_in_the_root(tmp_path):
     images, labels = mini("mnist")
     names = DATASETS["mnist"].class_names
     write_parquet(tmp_path / "p" / "test-0.parquet", images, labels, names=names)
-    # Same shape and range of labels: only the stored names tell.
+    # Shape and range of labels are the same: only the stored names differ.
     assert "names the classes 0, 1, 2" in refusal("fashion-mnist", tmp_path / "p")
     assert "28x28" in refusal("svhn", tmp_path / "p")
     write_folders(tmp_path / "f", images, labels, DATASETS["fashion-mnist"].class_names)
@@ -630,7 +630,7 @@ def test_metadata_agrees_with_torchvision():
         assert len(set(known.class_names)) == known.classes, name
         assert hasattr(tv, known.torchvision)
     assert list(DATASETS["fashion-mnist"].class_names) == tv.FashionMNIST.classes
-    # Digits are written "0 - zero" there.
+    # torchvision writes the digits as "0 - zero".
     assert [text[0] for text in tv.MNIST.classes] == list(DATASETS["mnist"].class_names)
     cifar100 = list(DATASETS["cifar100"].class_names)
     assert len(cifar100) == 100 and cifar100 == sorted(cifar100)
@@ -699,7 +699,7 @@ def test_fashion_mnist_training_images_and_normalisation():
     known = DATASETS["fashion-mnist"]
     assert mean == pytest.approx(known.mean, abs=5e-5)
     assert std == pytest.approx(known.std, abs=5e-5)
-    # Every prefix of whole rounds is balanced: any held-out tail is, too.
+    # Every prefix of whole rounds is balanced, and so is any tail that is held out.
     assert (data.labels.reshape(-1, 10) == np.arange(10)).all()
 
 

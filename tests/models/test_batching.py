@@ -42,13 +42,13 @@ def vgg5(widths=(64, 128, 128), steps=8, kind="snn"):
 
 def test_the_largest_layer_counts_a_static_layer_once():
     assert largest_layer(vgg5()) == 8 * 128 * 16 * 16
-    # The first convolution sees the image only, once.
+    # The first convolution sees the image only, at one step.
     assert largest_layer(vgg5(widths=(64, 4, 4))) == 64 * 32 * 32
     assert largest_layer(vgg5(steps=1, kind="ann")) == 64 * 32 * 32
 
 
 def test_micro_batches_shrink_with_time_and_never_vanish():
-    # 128 x 16 x 16 values of 4 bytes at each of 8 steps are 1 MiB an image.
+    # 128 x 16 x 16 values of 4 bytes at each of 8 steps are 1 MiB for each image.
     assert micro_batch_for(vgg5()) == 32
     assert micro_batch_for(vgg5(steps=64)) == 4
     assert micro_batch_for(vgg5(steps=4096)) == 1
@@ -82,7 +82,7 @@ def test_what_torch_says_when_memory_runs_out_is_recognised():
 
 
 class Hungry(nn.Module):
-    """Takes two images at a time and says that memory ran out for more, as torch does."""
+    """A network that takes two images at a time, and runs out of memory for more, as torch does."""
 
     def __init__(self, limit):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The models that ship: they are what their recipes, logs and cards say."""
+"""The models that ship are what their recipes, logs and cards say."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def test_it_scores_what_its_card_says(name):
     if whole(checkpoint.meta["data"]):
         slack = 0.0005
     else:
-        # The bundled fifth of the test set: four standard errors of its difference to the whole.
+        # The bundled images are a fifth of the test set; the tolerance is four standard errors of
+        # the difference to the whole.
         slack = 4 * (claimed * (1 - claimed) * (1 / len(data) - 1e-4)) ** 0.5
     found = accuracy(load_network(checkpoint), data.tensor(), data.labels)
     assert found == pytest.approx(claimed, abs=slack)
@@ -92,7 +93,7 @@ def test_it_beats_chance_by_far_and_spikes(name):
     checkpoint = read_checkpoint(name)
     network = load_network(checkpoint)
     data = real_images(checkpoint.meta["data"], 200)
-    # Four standard errors of 200 images.
+    # The tolerance is four standard errors of 200 images.
     claimed = card_accuracy(name)
     lowest = claimed - 4 * (claimed * (1 - claimed) / 200) ** 0.5
     assert lowest > 0.5

@@ -159,7 +159,7 @@ def test_recomputing_in_segments_changes_nothing_but_memory(options, length):
 
 
 def test_segments_bound_what_a_gradient_keeps():
-    """Bytes saved for backward, counted by autograd's own hooks."""
+    """The bytes saved for the backward pass, counted by the hooks of autograd."""
     network = small(time_steps=64).requires_grad_(False)
     kept = {}
     for network.recompute in (None, 8):
@@ -202,7 +202,7 @@ def test_a_pool_taken_with_the_spikes_changes_nothing(name):
     for watched in (False, True):
         handles = []
         if watched:
-            # A hook must see the spikes themselves, so the pool is then taken apart.
+            # A hook must see the spikes themselves, so the pool is computed separately then.
             seen = []
             for layer in network.spiking_layers().values():
                 hook = layer.register_forward_hook(lambda m, a, o, seen=seen: seen.append(o[0]))

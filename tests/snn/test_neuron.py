@@ -88,7 +88,7 @@ def outcome(function, options, dtype, batch=3, channels=5):
     if options["start"]:
         leaves.append(initial.clone().requires_grad_())
     own = SURROGATES[options["name"]]()
-    # The straight-through one has no width to vary.
+    # The straight-through surrogate has no width to vary.
     width = 1.0 if options["name"] == "straight-through" else own.width * options["scale"]
     surrogate = make_surrogate(options["name"], width)
     spikes, final = function(
@@ -154,7 +154,8 @@ def test_the_fused_kernel_equals_the_reference_in_float32(**options):
     assert torch.equal(fused_spikes, spikes)
     assert torch.equal(fused_final, final)
     for index, (got, expected) in enumerate(zip(fused, gradients, strict=True)):
-        # Those of threshold and leak add up terms that cancel: rounding is judged by the terms.
+        # The gradients of threshold and leak are sums of terms that cancel, so the tolerance for
+        # rounding depends on the terms.
         each = index in (0, 3)
         size = expected.abs().max() if each else gradients[0].abs().sum().clamp(min=expected.abs())
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * size.item())
@@ -163,7 +164,7 @@ def test_the_fused_kernel_equals_the_reference_in_float32(**options):
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("reset", ["soft", "hard"])
 def test_threads_share_the_neurons_and_change_nothing(reset, pool, monkeypatch):
-    # More neurons than a thread takes, and none of the sizes a multiple of a block.
+    # There are more neurons than one thread takes, and no size is a multiple of a block.
     flat = torch.randn(15, 7, 54, 46, generator=torch.Generator().manual_seed(0))
     current = flat.contiguous(memory_format=torch.channels_last).unflatten(0, (3, 5))
     monkeypatch.setenv("ROBUSTSNN_LIF", "fused")
@@ -358,7 +359,7 @@ def test_gradients_of_any_layout_and_thresholds_of_one_entry(kernel, monkeypatch
     threshold, leak = (torch.full((1,), v, requires_grad=True) for v in (0.5, 0.9))
     spikes, _ = lif_sequence(current, threshold, leak, steps=3, surrogate=Triangle())
     leaves = (current, threshold, leak)
-    # The gradient of a sum is one number, expanded: no strides at all.
+    # The gradient of a sum is one number, expanded: all its strides are 0.
     expanded = torch.autograd.grad(spikes.sum(), leaves, retain_graph=True)
     dense = torch.autograd.grad(spikes, leaves, torch.ones(3, 2, 5))
     for got, expected, leaf in zip(expanded, dense, leaves, strict=True):
@@ -382,7 +383,7 @@ current = torch.ones(4, 8, 10_000)
 LIF()(current, 4)
 child = os.fork()
 if child == 0:
-    # No more than that: OpenMP's own threads do not survive a fork either.
+    # The child computes no more than that, since the threads of OpenMP do not survive a fork.
     os._exit(0 if LIF()(current, 4).spikes[3, 7, 9_999].item() == 1 else 3)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

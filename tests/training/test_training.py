@@ -237,5 +237,5 @@ def test_memory_does_not_grow_over_500_steps(method):
             plain_update(network, optimizer, images, labels)
         if step in (99, 499):
             peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    # A sequence kept alive by a step would cost 8 * 4 * 784 * 4 * 4 bytes, 0.4 MB, 400 times.
+    # A sequence that each step kept alive would cost 8 * 4 * 784 * 4 * 4 bytes, 0.4 MB, 400 times.
     assert peaks[1] - peaks[0] < 30
