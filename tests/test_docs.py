@@ -24,8 +24,11 @@ from robustsnn.adversary.losses import cross_entropy
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.cli.main import app
+from robustsnn.common.content import users_object
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.backprop import Backprop
+from robustsnn.estimators.bptt import Bptt
+from robustsnn.estimators.make import make_estimator, parse_estimator
 from robustsnn.evaluation.suites import load_suite
 from robustsnn.records.runs import load_runs
 from robustsnn.reporting.render import render, renderers
@@ -121,6 +124,8 @@ def test_shown_commands_parse_and_name_what_exists(arguments: list[str]) -> None
     for spec in given.get("attack") or ():
         if ".py" not in spec:
             load_attack(spec)
+    if given.get("estimator") and ".py" not in given["estimator"]:
+        parse_estimator(given["estimator"])
     recipe = given.get("recipe")
     if recipe is not None and recipe.parts[0] == "zoo":
         assert (ROOT / recipe).is_file()
@@ -147,7 +152,7 @@ def test_a_command_that_is_wrong_would_be_noticed() -> None:
             parse(wrong)
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("target", ["demo", "test", "test-all", "docs", "bench"])
 def test_shown_make_targets_exist(target: str) -> None:
     assert f"make {target}" in (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -231,6 +236,45 @@ def test_the_shown_attack_attacks(tmp_path: Path) -> None:
         noise = threat.random_point(images, Rng(0, range(6)))
         lost = cross_entropy(network(noise), labels) - cross_entropy(network(images), labels)
         assert bool((gain > lost).all())
+
+
+def test_the_shown_estimator_is_its_closed_form(tmp_path: Path) -> None:
+    path = example("adding.md", "near_threshold.py", tmp_path)
+    torch.manual_seed(0)
+    network = tiny_snn().double()
+    estimator = make_estimator(f"{path}:width=0.3", network)
+    assert estimator.name == "near_threshold.py:width=0.3"
+    layer = next(iter(network.spiking_layers().values()))
+    trace = layer.trace(torch.rand(2, 3, 4, 8, 8, dtype=torch.float64), 2)
+    grad = torch.randn_like(trace.spikes)
+    found = estimator.rule(grad, trace)
+    v = float(trace.threshold)
+    for t, membrane in enumerate(trace.membranes):
+        window = ((membrane - v).abs() < 0.3 * v).double() / (0.6 * v)
+        torch.testing.assert_close(found[t], grad[t] * window)
+    images, labels = torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 0])
+    run = robustsnn.evaluate(tiny_snn(), (images, labels), "quick", estimator=str(path))
+    assert run.manifest.suite == "quick-under-near-threshold"
+    assert "near_threshold.py" in set(run.results["estimator"])
+
+
+def test_the_shown_surrogate_stands_where_a_name_would(tmp_path: Path) -> None:
+    path = example("adding.md", "laplace.py", tmp_path)
+    made = users_object(str(path), "SURROGATE", "surrogate")(width=0.3)
+    z = torch.linspace(-2, 2, 401, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(made.primitive(z).sum(), z)
+    away = z.detach().abs() > 1e-3
+    torch.testing.assert_close(slope[away], made.derivative(z.detach())[away])
+    torch.manual_seed(0)
+    network = tiny_snn()
+    estimator = make_estimator(f"bptt:{path}:width=0.3,reset=attached", network)
+    assert estimator.name == "bptt:laplace(width=0.3,amplitude=1):reset=attached"
+    images, labels = torch.rand(4, 1, 16, 16), torch.tensor([0, 1, 2, 0])
+    with pytest.warns(RuntimeWarning, match="Laplace"):
+        found = Victim(network, estimator, range(4)).gradient(images, labels)
+    own = Victim(network, Bptt(), range(4)).gradient(images, labels)
+    assert torch.equal(found.logits, own.logits)
+    assert not torch.equal(found.gradient, own.gradient)
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -26,9 +27,6 @@ from robustsnn.cli.screen import (
     print_run,
     progress,
 )
-
-if TYPE_CHECKING:
-    from robustsnn.evaluation.suites import Suite
 
 
 @app.command(short_help="Attack the models that ship: tables, figures and a page.")
@@ -62,7 +60,7 @@ def evaluate(
 
     request = Request((model,), **settings)
     request.check(output)
-    _list_code(request.chosen)
+    _list_code(request.code)
     from robustsnn.evaluation.plan import prepare
     from robustsnn.evaluation.run import run
 
@@ -96,7 +94,7 @@ def compare(
 
     request = Request(tuple(models), **settings)
     request.check(output)
-    _list_code(request.chosen)
+    _list_code(request.code)
     from robustsnn.workflows.compare import compared
 
     use_threads(request.threads)
@@ -142,7 +140,7 @@ def crosscheck(
     from robustsnn.workflows.crosscheck.run import crosschecked, peers_suite
 
     theirs = peers_suite(peers, request.chosen, allow_code=request.allow_code)
-    _list_code(request.chosen, theirs)
+    _list_code((*request.code, *theirs.files()))
     use_threads(request.threads)
     with progress() as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
@@ -160,8 +158,7 @@ def crosscheck(
     print_crosscheck(found)
 
 
-def _list_code(*suites: Suite) -> None:
-    """Say on stderr which Python files the suites name before any of them runs."""
-    for suite in suites:
-        for path in suite.files():
-            print(f"robustsnn: the suite {suite.name} runs {path}", file=sys.stderr)
+def _list_code(files: Iterable[Path]) -> None:
+    """Say on stderr which Python files a suite file names before any of them runs."""
+    for path in dict.fromkeys(files):
+        print(f"robustsnn: the suite runs {path}", file=sys.stderr)

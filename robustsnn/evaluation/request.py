@@ -103,6 +103,12 @@ class Request(Options):
         given = {"norm": self.norm, "epsilon": self.epsilon}
         return suite_of(self.attack, **{k: v for k, v in given.items() if v is not None})
 
+    @property
+    def code(self) -> tuple[Path, ...]:
+        """The Python files that a suite file names; what the user typed is not among them."""
+        named = not (self.attack or isinstance(self.suite, Suite))
+        return tuple(self._suite().files()) if named else ()
+
     @cached_property
     def images(self) -> Data:
         """The images, where a name tells which; else what was given.

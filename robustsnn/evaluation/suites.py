@@ -211,7 +211,9 @@ class Suite(_Strict):
             estimator: What takes the place of each entry's estimator, as a suite has it.
         """
         fields = self.model_dump()
-        fields["name"] = _short(f"{self.name}-under-{slug(estimator)}")
+        # A user's own file is called by its name, wherever it lies.
+        parts = [Path(p).stem if p.endswith(".py") else p for p in estimator.split(":")]
+        fields["name"] = _short(f"{self.name}-under-{slug(' '.join(parts))}")
         for entry in fields["entries"]:
             # There is nothing left to rank, so a probe is an attack as any other.
             entry |= {"estimator": estimator, "probe": False}

@@ -185,7 +185,7 @@ def test_evaluate_and_compare_take_it_from_the_command_line(warm, fired, checkpo
     assert one.returncode == 0, one.stderr
     rows = json.loads(one.stdout)["results"]
     assert {row["estimator"] for row in rows if row["attack"] == "pgd-2"} == {"fired.py:share=0.5"}
-    assert {row["suite"] for row in rows} == {"custom-under-fired.py-share-0.5"}
+    assert {row["suite"] for row in rows} == {"custom-under-fired-share-0.5"}
     files = json.loads((tmp_path / "one/manifest.json").read_text())["files"]
     assert list(files) == ["fired.py"] and len(files["fired.py"]) == 64
     both = warm(
