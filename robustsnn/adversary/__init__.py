@@ -1,1 +1,1 @@
-"""What an attack is given: threat model, victim, losses, searches, other libraries."""
+"""What an attack is given: the threat model, the victim, losses, searches, other libraries."""

@@ -1,7 +1,8 @@
-"""Attacks by name or file: what ships in `attacks/`, and a user's own.
+"""Attacks by name or by file: those that ship in `attacks/`, and a user's own.
 
-A file with dashes for underscores is its name, and adding a file is all it takes. A user's own file
-is used the same way, by its path. Nothing here imports torch by itself.
+The name of an attack is the name of its file with dashes for underscores, so that a new attack
+takes no more than a new file. A user's own file is used in the same way, by its path. Nothing here
+imports torch by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ADAPTER = "_adapter"
 
 
 def attack_names() -> list[str]:
-    """The attacks that ship: file names with dashes; `x_adapter.py` is `x`.
+    """The names of the attacks that ship: file names with dashes; `x_adapter.py` is `x`.
 
     Examples:
         >>> "pgd" in attack_names()
@@ -29,15 +30,24 @@ def attack_names() -> list[str]:
 
 
 def attack_summary(name: str) -> str:
-    """The first line of an attack's description, read without importing it."""
+    """The first line of an attack's description, read without importing the attack.
+
+    Examples:
+        >>> attack_summary("fgsm").partition(":")[0]
+        'FGSM'
+    """
     return summary("attacks", _modules()[name])
 
 
 def attack_class(name: str) -> type[Attack]:
-    """The class of the attack of that name, or in that file.
+    """The class of the attack of that name, or of the attack in that file.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such attack, or its class does not keep the protocol `Attack`.
+
+    Examples:
+        >>> attack_class("fgsm").__name__
+        'FGSM'
     """
     if is_file_name(name):
         kind: Any = users_object(name, "ATTACK", "attack")
@@ -59,12 +69,12 @@ def load_attack(spec: str) -> Attack:
     """The attack that a specification describes.
 
     Args:
-        spec: A name or the path of a `.py` file, then fields: `pgd`,
+        spec: A name or the path of a `.py` file, followed by fields: `pgd`,
             `pgd:steps=20,step_size=2/255`, `torchattacks:MIFGSM:steps=5`,
             `transfer:pgd:steps=7`, `my/attack.py:strength=3`.
 
     Raises:
-        InputError: No such attack, file or field, or a value of the wrong type or range.
+        InputError: There is no such attack, file or field, or a value has the wrong type or range.
 
     Examples:
         >>> load_attack("pgd:steps=20").steps

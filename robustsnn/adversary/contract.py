@@ -1,4 +1,4 @@
-"""What an attack is: the protocol that every file in `attacks/` keeps."""
+"""What an attack is: the protocol that the class in every file of `attacks/` keeps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
 
 class Attack(Protocol):
-    """Hyper-parameters are the fields of a frozen dataclass; all else is an argument.
+    """A frozen dataclass whose fields are the hyper-parameters; all else is an argument.
 
-    `kind` is one of `KINDS`. `steps`, `restarts`, `norms` (the norms it can work in) and
-    `gradient_free` (it follows none, so records name no estimator) are read where an attack has
-    them. A class may define `from_spec(text)` to read what follows its name.
+    `kind` is one of `robustsnn.common.kinds.KINDS`. If an attack has `steps`, `restarts`, `norms`
+    (the norms that it can work in) or `gradient_free` (whether it follows no gradient, so that
+    records name no estimator), they are read too. A class may define `from_spec(text)` to read the
+    text after its name.
     """
 
     kind: ClassVar[str]
@@ -25,12 +26,13 @@ class Attack(Protocol):
     def __call__(
         self, victim: Victim, images: Tensor, labels: Tensor, threat: ThreatModel, rng: Rng
     ) -> Tensor:
-        """Proposed images, shaped like the images, which it leaves untouched.
+        """The proposed images, shaped like the images, which stay untouched.
 
         Args:
             victim: The network under attack.
-            images: `[batch, channel, height, width]`, pixel units within the threat's range.
-            labels: True classes, int64 `[batch]`.
-            threat: Norm, radius and range to stay in.
-            rng: A generator per image.
+            images: The clean images, `[batch, channel, height, width]`, in pixel units within the
+                range of the threat model.
+            labels: The true classes, int64 `[batch]`.
+            threat: The threat model: norm, radius and pixel range to stay in.
+            rng: One generator for each image.
         """

@@ -1,4 +1,4 @@
-"""How many passes each image has cost, and how many gradients were of no use."""
+"""How many passes each image has cost, and how many of its gradients were of no use."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 @dataclass
 class Ledger:
-    """Counts for each image, int64 `[image]`; a victim and all its selections share one.
+    """Counts for each image, int64 `[image]`; a victim and all its selections share one ledger.
 
     Args:
-        forward: Forward passes.
-        backward: Backward passes.
-        zero: Backward passes whose gradient was all zero.
-        nonfinite: Backward passes whose gradient held NaN or infinity.
+        forward: The number of forward passes.
+        backward: The number of backward passes.
+        zero: The number of backward passes whose gradient was all zero.
+        nonfinite: The number of backward passes whose gradient held NaN or infinity.
     """
 
     forward: Tensor
@@ -26,5 +26,10 @@ class Ledger:
 
     @classmethod
     def empty(cls, images: int) -> Ledger:
-        """A ledger of so many images that nothing has been asked about."""
+        """A ledger of that many images, about which nothing has been asked yet.
+
+        Examples:
+            >>> Ledger.empty(2).forward
+            tensor([0, 0])
+        """
         return cls(*(torch.zeros(images, dtype=torch.int64) for _ in range(4)))

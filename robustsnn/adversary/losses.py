@@ -1,4 +1,4 @@
-"""Per-sample losses that an attacker raises: the higher, the better for the attacker."""
+"""Losses of each image that an attacker raises: the higher, the better for the attacker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from robustsnn.errors import InputError, unknown
 from robustsnn.models.scoring import judged_margin, margin
 
-#: With the margins that the judge of an evaluation takes, for attacks that stop where it would.
+#: With the margins that the judge of an evaluation takes, for attacks that stop once an image is
+#: misclassified in the eyes of the judge.
 __all__ = [
     "LOSSES",
     "TARGETED",
@@ -32,17 +33,27 @@ LossName = Literal["cross-entropy", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits `[batch, class]` and labels `[batch]`, as `[batch]`."""
+    """The cross-entropy of logits `[batch, class]` and labels `[batch]`, as `[batch]`."""
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio: the margin over `z_(1) - z_(3)`, so free of their scale.
+    """The difference of logits ratio: the margin over `z_(1) - z_(3)`, as `[batch]`.
 
-    Spike-count read-outs tie often; 1e-12 in the denominator keeps it finite.
+    The ratio does not depend on the scale of the logits. Read-outs that count spikes tie often;
+    1e-12 in the denominator keeps the ratio finite then.
+
+    Args:
+        logits: The logits z, `[batch, class]`.
+        labels: The true classes, int64 `[batch]`.
 
     Raises:
-        InputError: Fewer than three classes.
+        InputError: There are fewer than three classes.
+
+    Examples:
+        >>> import torch
+        >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))
+        tensor([-0.5000])
 
     Source: Croce and Hein, ICML 2020, equation 6.
     """
@@ -53,15 +64,22 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """`z_t - z_y`, how far the target class t is ahead of the true one."""
+    """`z_t - z_y`, how far the target class t is ahead of the true class y, `[batch]`."""
     return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """The targeted margin over `z_(1) - (z_(3) + z_(4)) / 2`, so free of their scale.
+    """The targeted margin over `z_(1) - (z_(3) + z_(4)) / 2`, as `[batch]`.
+
+    The ratio does not depend on the scale of the logits.
+
+    Args:
+        logits: The logits z, `[batch, class]`.
+        labels: The true classes, int64 `[batch]`.
+        targets: The classes to reach, int64 `[batch]`.
 
     Raises:
-        InputError: Fewer than four classes.
+        InputError: There are fewer than four classes.
 
     Source: Croce and Hein, ICML 2020, equation 7.
     """
@@ -79,7 +97,11 @@ def loss_function(name: str) -> Loss:
     """The loss of that name.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such loss.
+
+    Examples:
+        >>> loss_function("margin") is margin
+        True
     """
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
@@ -93,10 +115,10 @@ TARGETED: dict[str, TargetedLoss] = {
 
 
 def targeted_loss(name: str) -> TargetedLoss:
-    """The loss of that name that takes targets.
+    """The loss of that name, of those that take targets.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such loss.
     """
     if name not in TARGETED:
         raise unknown("targeted loss", name, TARGETED)

@@ -1,4 +1,4 @@
-"""The passes of one micro-batch, which a victim lends to its estimator and counts by image."""
+"""The passes of one micro-batch, which a victim lends to its estimator and counts per image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class VictimPasses:
     """The passes of one micro-batch, lent to an estimator; see `robustsnn.estimators.base.Passes`.
 
     Args:
-        victim: The victim whose images they are.
-        here: Which of them.
+        victim: The victim whose images are in the micro-batch.
+        here: The positions of these images among the images of the victim.
     """
 
     victim: Victim
@@ -30,12 +30,12 @@ class VictimPasses:
 
     @property
     def stochastic(self) -> bool:
-        """Whether the network draws."""
+        """Whether two passes of the same image may differ, because the network draws."""
         return self.victim.stochastic
 
     @property
     def rows(self) -> Tensor:
-        """Which of the victim's images these are, int64 `[batch]`."""
+        """The rows of these images in the ledger of the victim, int64 `[batch]`."""
         return self.victim._rows[self.here]
 
     @property
@@ -54,17 +54,17 @@ class VictimPasses:
         return [int(count) for count in self.victim._ledger.forward[self.rows]]
 
     def spend(self, forward: int = 0, backward: int = 0) -> Tensor | None:
-        """Count passes of each image, and give the keys of their draws."""
+        """Count passes of each image; the keys of their draws, if the network draws."""
         return self.victim._spend(self.rows, forward, backward)
 
     def logits(self, images: Tensor, keys: Tensor | None, whole: bool = False) -> Tensor:
-        """Logits in batches of one shape, nothing counted."""
+        """Logits `[batch, class]` from batches of one shape; the passes are not counted."""
         return self.victim._forward(images, keys, whole)
 
     def padded(self) -> Tensor:
-        """`rows`, and the copies that pad the pass."""
+        """`rows`, followed by one entry for each copy that pads the micro-batch."""
         return self.victim._padded(self.rows)
 
     def nonfinite(self, counts: Tensor) -> None:
-        """Add to the counts of gradients without numbers."""
+        """Add to the counts of gradients that hold NaN or infinity, int64 `[batch]`."""
         self.victim._ledger.nonfinite.index_add_(0, self.rows, counts)

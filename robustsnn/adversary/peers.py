@@ -1,8 +1,8 @@
-"""What the adapters of other attack libraries share.
+"""What the adapters of other attack libraries share; such a library is called a peer here.
 
-A peer gets the victim's network as any user of it would hand it over: a module from pixels in
-[0, 1] to logits. It works on a micro-batch at a time, which is what memory was seen to hold, under
-global generators that are seeded from (seed, image ids) and restored afterwards.
+A peer is given the victim's network as any user of the library would hand it over: as a module
+from pixels in [0, 1] to logits. It works on one micro-batch at a time, which is known to fit into
+memory, under global generators that are seeded from (seed, image ids) and restored afterwards.
 """
 
 from __future__ import annotations
@@ -24,22 +24,30 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: How the libraries that do not come with RobustSNN are installed.
+#: The command that installs the libraries that do not come with RobustSNN.
 INSTALL = "pip install 'robustsnn[peers]'"
 
 Craft = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-"""Called with the network, images `[batch, ...]`, labels `[batch]` and a seed; proposes images."""
+"""A call of a peer: network, images `[batch, ...]`, labels `[batch]`, seed to proposed images."""
 
 
 class MissingLibrary(InputError):
-    """A peer that is not installed, or cannot be imported here."""
+    """A peer is not installed, or cannot be imported here."""
 
 
 def library(module: str, package: str) -> Any:
     """A module of a library that need not be installed.
 
+    Args:
+        module: The name of the module.
+        package: The name of the library, for the message.
+
     Raises:
-        MissingLibrary: It cannot be imported; the message says how to install it.
+        MissingLibrary: The module cannot be imported; the message says how to install it.
+
+    Examples:
+        >>> library("math", "Python").floor(1.5)
+        1
     """
     try:
         with warnings.catch_warnings():
@@ -52,8 +60,16 @@ def library(module: str, package: str) -> Any:
 def check_norm(owner: str, norm: str, norms: tuple[str, ...]) -> None:
     """Refuse a norm that an attack does not work in.
 
+    Args:
+        owner: The attack as the user named it, for the message.
+        norm: The norm that is asked for.
+        norms: The norms that the attack works in.
+
     Raises:
-        InputError: As said.
+        InputError: The norm is not one of these.
+
+    Examples:
+        >>> check_norm("pgd", "Linf", ("Linf", "L2"))
     """
     if norm not in norms:
         raise InputError(
@@ -63,7 +79,7 @@ def check_norm(owner: str, norm: str, norms: tuple[str, ...]) -> None:
 
 
 def count_classes(victim: Victim, images: Tensor) -> int:
-    """The number of classes; a network that does not say is asked about one image."""
+    """The number of classes; a network that does not declare it is asked about one image."""
     known = victim.classes
     return int(victim.select([0]).logits(images[:1]).shape[1]) if known is None else known
 
@@ -78,20 +94,21 @@ def craft(
     run: Craft,
     alone: bool = False,
 ) -> Tensor:
-    """What a peer proposes, `[batch, ...]`, from a micro-batch at a time.
+    """What a peer proposes, `[batch, ...]`, one micro-batch at a time.
 
     Args:
-        owner: The attack as it was named, for messages and for the seed.
+        owner: The attack as the user named it, for messages and for the seed.
         victim: The network under attack.
-        images: `[batch, channel, height, width]`, which the peer gets copies of.
-        labels: True classes, int64 `[batch]`.
-        threat: With pixels in [0, 1]; where its ball is a point, the peer is not called.
-        rng: Gives each call its seed.
-        run: The call.
-        alone: One image at a time, so that what is drawn belongs to the image.
+        images: The clean images, `[batch, channel, height, width]`; the peer gets copies.
+        labels: The true classes, int64 `[batch]`.
+        threat: The threat model, with pixels in [0, 1]; for a radius of 0 the peer is not called.
+        rng: The generators from which each call gets its seed.
+        run: The call of the peer.
+        alone: Whether the peer gets one image at a time, so that its draws belong to that image.
 
     Raises:
-        InputError: Another range of pixels, or the peer failed; one line with its own words.
+        InputError: The threat model has another pixel range, or the peer failed; the message is
+            one line with the peer's own words.
     """
     if (threat.low, threat.high) != (0.0, 1.0):
         raise InputError(f"{owner} is run on pixels in [0, 1] only: choose another attack.")
@@ -99,21 +116,21 @@ def craft(
         return images.clone()
     found = []
     for rows in torch.arange(len(images)).split(1 if alone else victim.micro_batch):
-        # Padding one image to a whole micro-batch would cost a micro-batch.
+        # One image, padded to a whole micro-batch, would cost as much as a micro-batch.
         some = victim.select(rows, micro_batch=1 if alone else None)
         seed = rng.select(rows).derive(owner)
-        # What an estimator remembers of these images is another attack's.
+        # What an estimator remembers of these images comes from another attack.
         some.fresh()
         network = _ByImage(some, images[rows])
         with _one_line(owner, images), seeded(seed), contextlib.redirect_stdout(io.StringIO()):
             found.append(run(network, images[rows].clone(), labels[rows].clone(), seed))
-    # A proposal that shared memory with the images could change them later.
+    # Copied, because a proposal that shares memory with the images could change them later.
     return torch.cat([part.detach() for part in found]).to(images).clone()
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Every global generator seeded inside, and afterwards as it was."""
+    """Seed every global generator inside the block, and restore their states afterwards."""
     kept_numpy, kept_python = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -140,10 +157,10 @@ def _one_line(owner: str, images: Tensor) -> Iterator[None]:
 
 
 class _ByImage(nn.Module):
-    """A victim's network that counts passes by image in a batch of survivors too.
+    """A victim's network that counts passes per image, in a batch of survivors too.
 
-    Peers shrink their batches to the images that still stand. Which row is which image is told
-    by nearness: a peer asks about points around the images that it was given.
+    Peers shrink their batches to the survivors. Each row is taken for the image nearest to it,
+    because a peer asks about points around the images that it was given.
     """
 
     def __init__(self, victim: Victim, images: Tensor) -> None:
@@ -153,11 +170,11 @@ class _ByImage(nn.Module):
         self.training = False
 
     def train(self, mode: bool = True) -> _ByImage:
-        """Nothing: the victim sets the mode, in each call."""
+        """Do nothing: the victim sets the mode in each call."""
         return self
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The network's, from which libraries take the device."""
+        """The parameters of the network, from which libraries take the device."""
         return self._given[0].network.parameters(recurse)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What searches of the ball share: where they start, what they keep, when steps get shorter."""
+"""What searches of the ball share: where they start, what they keep, when they shorten steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.models.scoring import judged_margin
 
-#: Length of the first period, what each next one is shorter, and the shortest; of all steps.
+#: The length of the first period, by how much each next period is shorter, and the shortest
+#: length, as shares of all steps.
 FIRST, SHORTER, SHORTEST = 0.22, 0.03, 0.06
 
 
@@ -26,17 +27,23 @@ class Best:
 
     @classmethod
     def of(cls, images: Tensor) -> Best:
-        """The images themselves, which any iterate replaces."""
+        """The images themselves at a margin of minus infinity, so that any iterate replaces them.
+
+        Examples:
+            >>> Best.of(torch.zeros(2, 1, 1, 1)).margin
+            tensor([-inf, -inf])
+        """
         return cls(images.clone(), images.new_full((len(images),), -torch.inf))
 
     def note(self, rows: Tensor, iterates: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Keep iterates of larger margin; the margins of all of them, `[row]`.
+        """Keep the iterates of larger margin; the margins of all iterates, `[row]`.
 
         Args:
-            rows: Which images they are iterates of, int64 on the CPU.
-            iterates: `[row, ...]`.
-            logits: What the network says of them.
-            labels: True classes of those images.
+            rows: The positions of the images that the iterates belong to, int64 `[row]`, on the
+                CPU.
+            iterates: The iterates, `[row, ...]`.
+            logits: The logits of the iterates, `[row, class]`.
+            labels: The true classes of those images, int64 `[row]`.
         """
         margins = judged_margin(logits, labels).to(self.margin.dtype)
         where = rows.to(self.margin.device)
@@ -47,9 +54,9 @@ class Best:
 
 
 def surface_point(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
-    """A random point on the surface of the ball around each image, then clipped to the range.
+    """A random point on the surface of the ball around each image, clipped to the range.
 
-    Linf scales uniform noise, L2 normal noise, to the size of the radius.
+    For Linf it is uniform noise, for L2 normal noise, scaled to the length of the radius.
     """
     shape = images.shape[1:]
     if threat.norm == "Linf":
@@ -62,13 +69,13 @@ def surface_point(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:
 
 
 def warm_point(victim: Victim, images: Tensor, threat: ThreatModel, attack: str) -> Tensor:
-    """What earlier attacks of a cascade found, within the ball and the range.
+    """What earlier attacks of a cascade found, projected into the ball and the range.
 
     Args:
-        victim: Whose `start` it is.
-        images: `[batch, ...]`.
-        threat: The ball.
-        attack: Who asks, for the message.
+        victim: The victim that holds it as its `start`.
+        images: The clean images, `[batch, ...]`.
+        threat: The threat model, whose ball is searched.
+        attack: The name of the attack that starts there, for the message.
 
     Raises:
         InputError: There was no earlier attack.
@@ -82,7 +89,11 @@ def warm_point(victim: Victim, images: Tensor, threat: ThreatModel, attack: str)
 
 
 def checkpoints(steps: int) -> frozenset[int]:
-    """After how many of so many steps APGD looks back: 22, 41, 57, 70, ... of 100.
+    """The steps, out of that many, after which APGD looks back: 22, 41, 57, 70, ... of 100.
+
+    Examples:
+        >>> sorted(checkpoints(100))[:4]
+        [22, 41, 57, 70]
 
     Source: Croce and Hein, ICML 2020, section 3.1; rounded as in AutoAttack.
     """

@@ -25,13 +25,17 @@ class ThreatModel:
     """The ball around each image and the pixel range that a proposal must stay in.
 
     Args:
-        norm: `Linf` or `L2`.
-        epsilon: The radius as the user or the paper wrote it (`8/255`), pixel units of [0, 1].
-        low: Lowest pixel value.
-        high: Highest pixel value.
+        norm: The norm, `Linf` or `L2`.
+        epsilon: The radius as the user or the paper wrote it (`8/255`), in pixel units of [0, 1].
+        low: The lowest pixel value.
+        high: The highest pixel value.
 
     Raises:
-        InputError: An unknown norm, or an epsilon that is no radius.
+        InputError: The norm is unknown, or epsilon is not a radius.
+
+    Examples:
+        >>> ThreatModel("Linf", "51/255").radius
+        0.2
     """
 
     norm: str
@@ -52,15 +56,25 @@ class ThreatModel:
 
     @cached_property
     def radius(self) -> float:
-        """Epsilon as a number."""
+        """Epsilon as a number, in pixel units."""
         return parse_epsilon(self.epsilon)
 
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """The point of the ball around each image, within the range, nearest to the proposal.
+        """Each proposal moved into the ball around its image and into the range, `[batch, ...]`.
 
-        First into the ball, then into the range: with the image itself in range the second
-        step only moves closer to it. For L2 this is a point of both sets, not always the
-        nearest. Shapes `[batch, ...]`; a new tensor.
+        A proposal is projected into the ball first and then into the range; since the image itself
+        is in range, the second step only moves the proposal closer to it. For Linf the result is
+        the nearest point of both sets; for L2 it is a point of both sets, not always the nearest.
+        The result is a new tensor.
+
+        Args:
+            adversarial: The proposals, `[batch, ...]`.
+            images: The images that they belong to, `[batch, ...]`.
+
+        Examples:
+            >>> ball = ThreatModel("Linf", "0.25")
+            >>> ball.project(torch.tensor([[1.0, 0.5]]), torch.tensor([[0.5, 0.5]]))
+            tensor([[0.7500, 0.5000]])
         """
         delta = adversarial - images
         if self.norm == "Linf":
@@ -73,33 +87,34 @@ class ThreatModel:
         return (images + delta).clamp(self.low, self.high)
 
     def distance(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """Distance of each proposal from its image, float64 `[batch]`."""
+        """The distance of each proposal from its image in the norm, float64 `[batch]`."""
         return self._size(adversarial.double() - images.double())
 
     def admits(self, adversarial: Tensor, images: Tensor, slack: float = 1e-6) -> Tensor:
         """Whether each proposal is finite, in the ball and in range, bool `[batch]`.
 
         Args:
-            adversarial: Proposals `[batch, ...]`.
-            images: Their images.
-            slack: What rounding may add: `(x + e) - x` exceeds 8/255 by 6e-8 in float32.
+            adversarial: The proposals, `[batch, ...]`.
+            images: The images that they belong to, `[batch, ...]`.
+            slack: The distance that rounding may add: `(x + e) - x` exceeds 8/255 by 6e-8 in
+                float32.
         """
         flat = adversarial.flatten(1)
         in_range = (flat >= self.low - slack).all(1) & (flat <= self.high + slack).all(1)
         return in_range & (self.distance(adversarial, images) <= self.radius + slack)
 
     def ascent(self, gradient: Tensor) -> Tensor:
-        """The step of size 1 along which a linear loss grows most, shaped like the gradient.
+        """The step of length 1 along which a linear loss grows most, shaped like the gradient.
 
-        The sign for Linf, where a zero stays zero and its pixel untouched; the normalised
-        gradient for L2, zero for an image whose gradient is all zero.
+        For Linf it is the sign of the gradient; where that is zero, the pixel stays untouched. For
+        L2 it is the normalised gradient, and zero for an image whose gradient is all zero.
         """
         if self.norm == "Linf":
             return gradient.sign()
         return self._unit(gradient)
 
     def scaled(self, noise: Tensor) -> Tensor:
-        """Each image's noise `[batch, ...]` scaled to have exactly the size of the radius."""
+        """The noise of each image, `[batch, ...]`, scaled to exactly the length of the radius."""
         return self._unit(noise) * self.radius
 
     def random_point(self, images: Tensor, rng: Rng) -> Tensor:

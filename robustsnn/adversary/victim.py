@@ -22,12 +22,12 @@ from robustsnn.snn.draws import mean_of_draws
 
 @dataclass(frozen=True)
 class Gradient:
-    """What one gradient call gives.
+    """What one call of `Victim.gradient` returns.
 
     Args:
-        loss: Loss of each image, `[batch]`.
-        logits: Logits, `[batch, class]`.
-        gradient: Gradient of each image's own loss, finite, shaped like the images.
+        loss: The loss of each image, `[batch]`.
+        logits: The logits, `[batch, class]`.
+        gradient: The gradient of each image's own loss, finite, shaped like the images.
     """
 
     loss: Tensor
@@ -36,25 +36,25 @@ class Gradient:
 
 
 class Victim:
-    """What an attack may touch of a network.
+    """The part of a network that an attack may use.
 
-    The network is evaluated frozen and in evaluation mode, with the estimator in force, only
-    inside each call: between calls it is as it was. Every forward runs in micro-batches padded
-    to one shape, because a spike at the threshold flips with the shape of the batch.
+    Only inside each call the network is frozen, in evaluation mode and differentiated by the
+    estimator; between calls it is as it was. Every forward pass runs in micro-batches padded to
+    one shape, because a spike at the threshold may flip with the shape of the batch.
 
     Args:
-        network: Images in pixel units, `[batch, channel, height, width]`, to logits
-            `[batch, class]`. A plain module works; one that declares `stochastic` is given
+        network: The network, from images in pixel units, `[batch, channel, height, width]`, to
+            logits `[batch, class]`. A plain module works; one that declares `stochastic` is given
             `keys`, fresh at every pass and derived from the seed, the image and its pass count.
-        estimator: How to differentiate.
+        estimator: The estimator of the gradient.
         image_ids: The id of each image that will be attacked, in order.
-        micro_batch: Images per forward; by default what suits the network.
-        seed: Of a stochastic network's draws.
+        micro_batch: The number of images in a forward pass; by default one that suits the network.
+        seed: The seed of the draws of a stochastic network.
         substitute: The victim that a transfer attack crafts on instead, with the same images.
-        start: What earlier attacks of a cascade proposed with the largest margin for each image,
-            shaped like the images.
-        shrink: Pad the last micro-batch to the next power of two only. Few images then cost
-            less, and a spike at the threshold may flip where the shape changes.
+        start: The proposal of largest margin that earlier attacks of a cascade made for each
+            image, shaped like the images.
+        shrink: Whether the last micro-batch is padded to the next power of two only. Few images
+            then cost less, and a spike at the threshold may flip where the shape changes.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Victim:
 
     @property
     def draws(self) -> int:
-        """Draws of a stochastic network that a gradient and its logits are averaged over."""
+        """The number of draws that a gradient and its logits are averaged over; 1 without any."""
         return self.estimator.draws if self.stochastic else 1
 
     @property
     def classes(self) -> int | None:
-        """Number of classes, if the network says so."""
+        """The number of classes, if the network declares it."""
         classes = getattr(self._network, "classes", None)
         return None if classes is None else int(classes)
 
@@ -126,11 +126,11 @@ class Victim:
         return self._ledger.nonfinite[self._rows]
 
     def select(self, index: Tensor | Sequence[int], micro_batch: int | None = None) -> Victim:
-        """The victim of a sub-batch, at those positions or under that mask; counts are shared.
+        """The victim of a part of the images, which shares the counts with this one.
 
         Args:
-            index: Positions in this victim's images, or a boolean mask over them.
-            micro_batch: Another number of images per forward.
+            index: The positions of the images in this victim, or a boolean mask over its images.
+            micro_batch: The number of images in a forward pass; by default that of this victim.
         """
         chosen = positions(index, len(self))
         sub = Victim.__new__(Victim)
@@ -145,10 +145,10 @@ class Victim:
         return sub
 
     def under(self, estimator: Estimator | str) -> Victim:
-        """The same victim, its counts shared, differentiated another way.
+        """The same victim, differentiated by another estimator; the counts are shared.
 
         Raises:
-            InputError: No such estimator, or none for this network.
+            InputError: There is no such estimator, or it does not fit this network.
         """
         if isinstance(estimator, str):
             estimator = make_estimator(estimator, self._network)
@@ -158,16 +158,16 @@ class Victim:
         return other
 
     def fresh(self) -> None:
-        """Forget what an estimator remembers of these images: a restart begins."""
+        """Let the estimator forget what it remembers of these images, since a restart begins."""
         self.estimator.forget(self._rows)
 
     def logits(self, images: Tensor, draws: int = 1) -> Tensor:
-        """Logits `[batch, class]`, without gradient; one forward pass of each image.
+        """Logits `[batch, class]`, without gradient; one forward pass of each image and draw.
 
         Args:
-            images: `[batch, channel, height, width]` in pixel units.
-            draws: On a stochastic network more than one gives the mean over so many draws, the
-                same ones in every call, so that two proposals can be told apart.
+            images: The images, `[batch, channel, height, width]`, in pixel units.
+            draws: The number of draws of a stochastic network. More than one gives the mean over
+                them; they are the same in every call, so that two proposals can be compared.
         """
         self._check(images)
         with torch.no_grad(), self._attacked():
@@ -190,20 +190,20 @@ class Victim:
     ) -> Gradient:
         """Loss, logits and input gradient of each image; one forward and one backward pass.
 
-        Under an estimator that averages over draws it is one of each a draw, and loss and logits
-        are those of the mean logits; one that takes differences makes no backward pass. A
-        gradient that does not reach the input is all zero, and a NaN or infinite entry is
+        An estimator that averages over draws makes one pass of each kind for each draw, and its
+        loss and logits are those of the mean logits; one that takes differences makes no backward
+        pass. A gradient that does not reach the input is all zero, and a NaN or infinite entry is
         replaced by 0; both are counted per image.
 
         Args:
-            images: `[batch, channel, height, width]` in pixel units.
-            labels: True classes, int64 `[batch]`.
-            loss: One of `robustsnn.adversary.losses.LOSSES`, or of `TARGETED` with `targets`;
-                following the gradient raises it.
-            targets: Classes to reach, int64 `[batch]`.
+            images: The images, `[batch, channel, height, width]`, in pixel units.
+            labels: The true classes, int64 `[batch]`.
+            loss: The loss that a step along the gradient raises: one of
+                `robustsnn.adversary.losses.LOSSES`, or with `targets` one of `TARGETED`.
+            targets: The classes to reach, int64 `[batch]`.
 
         Raises:
-            InputError: No such loss.
+            InputError: There is no such loss.
         """
         self._check(images)
         if targets is None:
@@ -231,8 +231,8 @@ class Victim:
     def network(self) -> nn.Module:
         """The network as a module in pixel units, for other libraries; passes are counted.
 
-        It evaluates as every other call does. A batch of another length than this victim's
-        cannot be told apart by image: its passes are spread over all of them, rounded up.
+        It is evaluated as in every other call. In a batch of another length than this victim's,
+        rows cannot be matched with images: the passes are spread over all images, rounded up.
         """
         return _Exposed(self)
 
@@ -242,7 +242,7 @@ class Victim:
 
     @contextmanager
     def _attacked(self) -> Iterator[None]:
-        """The network frozen and in evaluation mode."""
+        """Freeze the network and set evaluation mode inside the block; restore both afterwards."""
         modes = [(module, module.training) for module in self._network.modules()]
         frozen = [p for p in self._network.parameters() if p.requires_grad]
         try:
@@ -260,9 +260,9 @@ class Victim:
         """Logits in micro-batches of one shape; a gradient may flow.
 
         Args:
-            images: Any number.
-            keys: Of their draws.
-            whole: In a single batch of just their number.
+            images: The images, of any number.
+            keys: The keys of their draws, if the network draws.
+            whole: Whether they run in a single batch of exactly their number, without padding.
         """
         outputs = []
         size = max(len(images), 1) if whole else self.micro_batch
@@ -282,7 +282,7 @@ class Victim:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _exposed(self, images: Tensor, keys: Tensor | None) -> Tensor:
-        """Logits whose gradient is the estimator's, for other libraries."""
+        """Logits that other libraries can differentiate, by the rule of the estimator."""
         rows = self._rows.repeat(-(-len(images) // max(len(self), 1)))
         outputs = []
         for begin in range(0, max(len(images), 1), self.micro_batch):
@@ -299,7 +299,7 @@ class Victim:
         return torch.cat(outputs)
 
     def _missing(self, real: int) -> int:
-        """Images that pad a micro-batch of so many."""
+        """The number of copies that pad a micro-batch of that many images."""
         wanted = self.micro_batch
         if self.shrink and real:
             wanted = min(1 << (real - 1).bit_length(), self.micro_batch)
@@ -310,7 +310,7 @@ class Victim:
         return torch.cat([rows, rows[-1:].expand(missing)]) if missing else rows
 
     def _spend(self, rows: Tensor, forward: int = 0, backward: int = 0) -> Tensor | None:
-        """Count passes of those images, and the keys of their draws, if any are made."""
+        """Count passes of those images; the keys of their draws, if the network draws."""
         keys = None
         if self.stochastic:
             place = {row: self.image_ids[i] for i, row in enumerate(self._rows.tolist())}
@@ -327,7 +327,7 @@ class Victim:
         return keys
 
     def _count_forward(self, rows: int) -> Tensor | None:
-        """Count one pass of that many images, and the keys of their draws, if any are made."""
+        """Count one pass of that many images; the keys of their draws, if the network draws."""
         keys = None
         if self.stochastic:
             passes = self.forward_passes.tolist()
@@ -348,12 +348,12 @@ class Victim:
         return keys
 
     def _count_backward(self, gradient: Tensor) -> Tensor:
-        """Count one backward pass and its defects; the gradient with only finite entries."""
+        """Count one backward pass and its defects; the gradient with finite entries only."""
         self._add(self._ledger.backward, self._passes(len(gradient)))
         return self._finite(gradient)
 
     def _finite(self, gradient: Tensor) -> Tensor:
-        """Count the defects of a gradient; it comes back with only finite entries."""
+        """Count the defects of a gradient; the gradient with finite entries only."""
         weight = self.draws
         flat = gradient.flatten(1)
         finite = flat.isfinite().all(1)
@@ -373,7 +373,7 @@ class Victim:
 
 
 class _Exposed(nn.Module):
-    """The victim's network, counted and evaluated as the victim does, whatever mode is set."""
+    """The victim's network, counted and evaluated as by the victim, in whatever mode it is set."""
 
     def __init__(self, victim: Victim) -> None:
         super().__init__()
@@ -382,11 +382,11 @@ class _Exposed(nn.Module):
         self.training = False
 
     def train(self, mode: bool = True) -> _Exposed:
-        """Nothing: the victim sets the mode, in each call."""
+        """Do nothing: the victim sets the mode in each call."""
         return self
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The network's, from which libraries take the device."""
+        """The parameters of the network, from which libraries take the device."""
         return self._victim[0]._network.parameters(recurse)
 
     def forward(self, images: Tensor) -> Tensor:
