@@ -1,6 +1,7 @@
 """The diagnosis of a run, from its manifest and records alone: flags, ledger and level.
 
-Neither the network nor the plan is needed, so that a run can be judged again by today's criteria.
+Neither the network nor the plan is needed, so that an old run can be diagnosed again by the
+criteria of today.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ from robustsnn.records.summary import own_rows, summarise, survivors
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What a run says of itself.
+    """The diagnosis of a run: how far its numbers can be trusted, and why.
 
     Args:
-        flags: What speaks against believing the numbers.
-        diagnostics: What was measured on the records, flagged or not.
-        ledger: What each stage broke and cost, one row a stage.
-        level: How far the numbers can be trusted.
+        flags: The findings that speak against the numbers.
+        diagnostics: The findings that were measured on the records, flagged or not.
+        ledger: What each stage broke and cost, one row for each stage.
+        level: The level of the numbers.
         results: The rows of `results.csv`, with their flags.
     """
 
@@ -52,7 +53,7 @@ class Diagnosis:
     results: pd.DataFrame
 
     def fields(self) -> dict[str, Any]:
-        """The fields of the manifest that it fills."""
+        """The fields of the manifest that the diagnosis fills."""
         return {
             "flags": [flag.as_flag() for flag in self.flags],
             "diagnostics": [finding.as_measure() for finding in self.diagnostics],
@@ -65,11 +66,11 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
     """The diagnosis of a run.
 
     Args:
-        manifest: Its manifest, with the preflight, the probe and the stages.
-        records: Its records, in the order in which they were made.
+        manifest: The manifest of the run, with the preflight, the probe and the stages.
+        records: The records of the run, in the order in which they were made.
 
     Raises:
-        InputError: The manifest does not say what the attacks were, as those of older runs.
+        InputError: The manifest does not say what the attacks were, as in older runs.
     """
     if manifest.stages is None:
         raise InputError(
@@ -78,7 +79,7 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
         )
     every = [Stage.of(row) for row in manifest.stages]
     settings = {stage.attack: (stage.steps, stage.restarts) for stage in every}
-    # What was found once must not speak against every entry that comes after.
+    # A cascade copies what was found once into the rows of later attacks; there it must not count.
     own = records[own_rows(records, manifest.cascade)]
     plain = summarise(records, manifest.data, settings, cascade=manifest.cascade)
     stages = as_recorded(attacking(every), own)
@@ -112,15 +113,15 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
 def _level(
     manifest: Manifest, own: pd.DataFrame, stages: Sequence[Stage], flags: Sequence[Finding]
 ) -> Level:
-    left = max((len(survivors(own, size)) for size in by_size(stages)), default=manifest.samples)
+    most = max((len(survivors(own, size)) for size in by_size(stages)), default=manifest.samples)
     lacking = missing(stages, _spiking(manifest), manifest.stochastic)
     if manifest.estimator is not None:
         lacking.append(f"its own estimators, all of which {manifest.estimator} replaced")
-    return level_of(flags, lacking, left, "rand" if manifest.stochastic else "standard")
+    return level_of(flags, lacking, most, "rand" if manifest.stochastic else "standard")
 
 
 def _spiking(manifest: Manifest) -> bool:
-    """Whether there is a choice of how to differentiate."""
+    """Whether the network spikes, so that there are several ways to differentiate it."""
     return manifest.kind == "snn" if manifest.spiking is None else manifest.spiking
 
 
@@ -132,7 +133,7 @@ def _classes(manifest: Manifest, records: pd.DataFrame) -> int:
 def _of_stages(
     records: pd.DataFrame, stages: Sequence[Stage], cascade: bool, probed: Sequence[Finding]
 ) -> list[Finding]:
-    """What the stages of each norm and size say, about the row or rows that each concerns."""
+    """The findings on the stages of each norm and size, about the rows that each concerns."""
     found: list[Finding] = []
     for size, some in by_size(stages).items():
         whole = Condition("", *size)

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from robustsnn.records.schema import Condition
 
-#: `invalid`: the number should not be quoted; `caution`: it needs a footnote; `note`: good to know.
+#: `invalid`: the number should not be quoted; `caution`: it needs a footnote; `note`: it is not
+#: affected, and the finding is information.
 Severity = Literal["invalid", "caution", "note"]
 
 
@@ -19,15 +20,16 @@ class Finding:
     """What one diagnostic measured; a flag is a finding that is flagged.
 
     Args:
-        id: `D1` to `D14`, `I1` to `I6`, or `AA` for a flag of AutoAttack only.
-        slug: The name that `results.csv` gives it where it is flagged.
-        flagged: Whether it speaks against the number.
-        severity: How much it speaks against the number, if it does.
-        sentence: What it means, for readers.
-        evidence: The number behind it; NaN where nothing could be measured.
+        id: The id of the diagnostic: `D1` to `D14`, `I1` to `I6`, or `AA` for a flag that only
+            AutoAttack has.
+        slug: The name of the flag in `results.csv`.
+        flagged: Whether the finding speaks against the number.
+        severity: How much a flag speaks against the number.
+        sentence: What the finding means, for readers.
+        evidence: The number behind the finding; NaN if nothing could be measured.
         details: More numbers, ready for JSON.
-        rows: The conditions that it concerns; none for all. One with an empty attack stands for
-            every attack of that norm and size.
+        rows: The conditions that the finding concerns; empty for all. A condition with an empty
+            attack stands for every attack of that norm and size.
 
     Examples:
         >>> Finding("D10", "ties", True, "caution", "Two classes tie.", 0.25).as_flag()["flag"]
@@ -44,11 +46,11 @@ class Finding:
     rows: tuple[Condition, ...] = ()
 
     def about(self, *rows: Condition) -> Finding:
-        """The same finding about those rows."""
+        """The same finding, about those conditions."""
         return dataclasses.replace(self, rows=rows)
 
     def as_check(self) -> dict[str, Any]:
-        """A row of the manifest's `preflight`."""
+        """The finding as a row of the manifest's `preflight`."""
         return {
             "check": self.slug,
             "passed": not self.flagged,
@@ -59,7 +61,7 @@ class Finding:
         }
 
     def as_flag(self) -> dict[str, Any]:
-        """A row of the manifest's `flags`."""
+        """The finding as a row of the manifest's `flags`."""
         return {
             "flag": self.slug,
             "severity": self.severity,
@@ -71,7 +73,7 @@ class Finding:
         }
 
     def as_measure(self) -> dict[str, Any]:
-        """A row of the manifest's `probe` and `diagnostics`, flagged or not."""
+        """The finding as a row of the manifest's `probe` or `diagnostics`, flagged or not."""
         size = {"norm": self.rows[0].norm, "epsilon": self.rows[0].epsilon} if self.rows else {}
         return {
             "id": self.id,
@@ -85,12 +87,18 @@ class Finding:
         }
 
 
-#: Checks that a number survives with a footnote.
+#: The checks of the preflight after which a number can still be quoted, with a footnote.
 CAUTIONS = ("ties", "neuron-modes")
 
 
 def of_check(row: Mapping[str, Any]) -> Finding:
-    """The finding that a row of the manifest's `preflight` holds."""
+    """The finding that a row of the manifest's `preflight` holds.
+
+    Examples:
+        >>> row = {"check": "ties", "passed": False, "evidence": 0.25, "sentence": "Two tie."}
+        >>> of_check(row).severity
+        'caution'
+    """
     slug = str(row["check"])
     return Finding(
         id=str(row.get("id") or ""),
@@ -119,7 +127,7 @@ def of_measure(row: Mapping[str, Any]) -> Finding:
 
 
 def plain(value: Any) -> Any:
-    """Numbers to six digits and containers of JSON; None for what is not finite.
+    """A value ready for JSON: numbers to six digits, None for a number that is not finite.
 
     Examples:
         >>> plain({"share": 1 / 3, "none": float("nan")})

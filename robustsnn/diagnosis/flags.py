@@ -1,4 +1,4 @@
-"""Records to flags: what speaks against believing a number."""
+"""The flags of a run: the findings that speak against believing its numbers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from robustsnn.diagnosis.finding import Finding, Severity
 from robustsnn.diagnosis.stages import Stage
 from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
 
-#: Fraction of backward passes that may be all zero.
+#: The fraction of backward passes whose gradient may be all zero.
 MOST_ZERO_GRADIENTS = 0.05
-#: Accuracy by which an attack may be beaten by a weaker one before it is said.
+#: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
 MARGIN = 0.005
-#: L-inf size at which an attack that works leaves nothing.
+#: The Linf size at which no image survives an attack that works, in pixel units.
 LARGE = 32 / 255
-#: What concerns attacks by one gradient only, and a number that stands on several less.
+#: The flags about a single gradient. They matter less for a number that rests on several.
 OF_ONE = ("zero-gradient", "nonfinite-gradient", "gradient-fidelity")
 
 
@@ -39,16 +39,17 @@ def flags_of(
     """Every flag of one run.
 
     Args:
-        records: One row per image and condition; in a cascade, those that an attack made itself.
-        results: Their summary, one row per condition.
+        records: The records, one row for each image and condition; in a cascade, only those that
+            an attack made itself.
+        results: Their summary, one row for each condition.
         kinds: The kind of each attack by its slug: `noise`, `fixed-epsilon`, `transfer`, ...
-        classes: The number of classes; chance is one over it.
+        classes: The number of classes; the accuracy of chance is one over it.
         checks: The findings of the preflight.
         stochastic: Whether the network draws.
-        cascade: Whether each attack saw only what the ones before it left: its accuracy then
-            includes what they broke, and does not say whether it is the stronger one.
-        stages: What the attacks were, as far as it is known.
-        findings: What the probe and the stages say, about the rows that each names.
+        cascade: Whether each attack saw only the survivors of those before it. Its accuracy then
+            includes what they broke, and does not say which attack is stronger.
+        stages: The attacks of the run, as far as they are known.
+        findings: The findings of the probe and on the stages, each with the rows that it concerns.
         draws: The draws that the attacks average a stochastic network over.
     """
     several = len({s.estimator for s in stages if s.white}) > 1
@@ -79,13 +80,13 @@ def _not_averaged() -> Finding:
 
 
 def _of_check(check: Finding, several: bool) -> Finding:
-    """A check about one gradient: where others are followed too, it needs a footnote only."""
+    """The check; one about a single gradient is a caution if attacks follow others too."""
     footnote = several and check.slug in OF_ONE
     return dataclasses.replace(check, severity="caution") if footnote else check
 
 
 def _of_measure(finding: Finding, several: bool) -> Finding:
-    """A finding about one gradient: where no other is followed, its fault is the number's."""
+    """The finding; one about a single gradient is invalid if attacks follow no other."""
     alone = not several and finding.slug in OF_ONE
     return dataclasses.replace(finding, severity="invalid") if alone else finding
 
@@ -102,7 +103,7 @@ def _flag(
 
 
 def _rows_about(finding: Finding, results: pd.DataFrame) -> tuple[Condition, ...]:
-    """The rows of `results.csv` that a finding is about; none for all of them."""
+    """The conditions in `results.csv` that a finding concerns; empty for all of them."""
     if not finding.rows or finding.rows[0].attack:
         return finding.rows
     (about,) = finding.rows
@@ -110,7 +111,12 @@ def _rows_about(finding: Finding, results: pd.DataFrame) -> tuple[Condition, ...
 
 
 def by_row(flags: Sequence[Finding], results: pd.DataFrame) -> dict[Condition, list[str]]:
-    """The slugs that stand in each row of `results.csv`."""
+    """The slugs of the flags in each row of `results.csv`.
+
+    Args:
+        flags: The flags of the run.
+        results: The rows, with their `attack`, `norm` and `epsilon`.
+    """
     found: dict[Condition, list[str]] = {}
     for key in _conditions(results):
         about = [f.slug for f in flags if not f.rows or key in f.rows]
@@ -165,16 +171,16 @@ def _per_attack(
                     (key,),
                 )
             )
-        left = int(rows["projected"].sum())
-        if left:
+        outside = int(rows["projected"].sum())
+        if outside:
             flags.append(
                 _flag(
                     "D14",
                     "projected",
                     "caution",
-                    f"{_title(key)}: {wording.count(left, 'proposal')} lay outside the ball or the "
-                    "pixel range and were projected before they were judged.",
-                    float(left),
+                    f"{_title(key)}: {wording.count(outside, 'proposal')} lay outside the ball or "
+                    "the pixel range and were projected before they were judged.",
+                    float(outside),
                     (key,),
                 )
             )
@@ -200,7 +206,7 @@ def _key(group: Any) -> Condition:
 
 
 def _zero_rate(rows: pd.DataFrame) -> float | None:
-    """Share of an attack's gradients that were all zero; None if it took none."""
+    """The share of an attack's gradients that were all zero; None if it took none."""
     backward = int(rows["backward_passes"].sum())
     return int(rows["zero_grad"].sum()) / backward if backward else None
 
@@ -208,9 +214,11 @@ def _zero_rate(rows: pd.DataFrame) -> float | None:
 def _of_several(
     key: Condition, still: Mapping[Condition, float | None], stages: Sequence[Stage], cascade: bool
 ) -> Severity | None:
-    """How much it matters that an attack's gradient fails, where others of its size move.
+    """The severity of a failed gradient of an attack; None if it is not worth a flag.
 
-    In a cascade only that of the network's own derivative is worth a flag then.
+    The number is invalid unless another attack of that norm and size has a gradient that is not
+    all zero. If one has, the failure is a caution; in a cascade then, it is one only for the
+    network's own derivative.
     """
     about = {stage.condition: stage for stage in stages}
     stage = about.get(key)
@@ -230,7 +238,7 @@ def _of_several(
 
 
 def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Finding]:
-    """Noise must not beat one step, one step not many, black box not white box."""
+    """D6 and D7: noise must not beat one step, one step not many, nor a black box a white box."""
 
     def steps(row: Mapping[str, Any]) -> int:
         return int(row["steps"]) if str(row["steps"]) else 0
@@ -272,7 +280,7 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Findi
         rows: list[dict[str, Any]] = _rows(some)
         for slug, weaker, stronger, meaning in orders:
             for weak in (r for r in rows if weaker(r)):
-                # FGSM made elsewhere is to be compared with FGSM made here.
+                # FGSM crafted on another network is compared with FGSM crafted on this one.
                 rivals = [
                     r for r in rows if stronger(r) and (not black(weak) or steps(r) == steps(weak))
                 ]

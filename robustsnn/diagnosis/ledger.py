@@ -16,25 +16,27 @@ from robustsnn.records.summary import broken_by, right_when_clean
 
 
 def ledger(records: pd.DataFrame, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """D14: what each stage broke and cost; passes and seconds of the images that it attacked.
+    """D14: what each stage broke and cost, one row for each stage.
+
+    Passes are given per image that the stage attacked.
 
     Args:
-        records: Of the run; in a cascade, only rows that a stage made itself.
-        stages: Its stages.
+        records: The records of the run; in a cascade, only those that a stage made itself.
+        stages: The stages of the run, in their order.
     """
     images = images_of(records)
     broken = broken_by(records)
-    left: dict[Size, set[int]] = {}
+    surviving: dict[Size, set[int]] = {}
     clean = right_when_clean(records)
     rows = []
     for stage in stages:
         own = rows_of(records, stage)
         attacked = own[(own["forward_passes"] + own["backward_passes"]) > 0]
-        before = left.get(stage.size, clean)
-        left[stage.size] = before - broken.get(stage.condition, set())
+        before = surviving.get(stage.size, clean)
+        surviving[stage.size] = before - broken.get(stage.condition, set())
         seconds = float(own["seconds"].sum())
         backward = int(own["backward_passes"].sum())
-        survive = len(left[stage.size])
+        survive = len(surviving[stage.size])
         rows.append(
             {
                 "attack": stage.attack,
@@ -56,12 +58,12 @@ def ledger(records: pd.DataFrame, stages: Sequence[Stage]) -> list[dict[str, Any
 
 
 def total(rows: Sequence[Mapping[str, Any]], images: int, probes: Mapping[str, Any]) -> Finding:
-    """D14 in one sentence.
+    """D14: the cost of the whole run in one sentence.
 
     Args:
         rows: The ledger.
-        images: Of the run.
-        probes: What the probe cost, by the same names; empty if there was none.
+        images: The number of images of the run.
+        probes: The cost of the probe, under the names of the ledger; empty if there was none.
     """
     forward = sum(row["forward_passes"] * row["attacked"] for row in rows) / images
     backward = sum(row["backward_passes"] * row["attacked"] for row in rows) / images
@@ -85,8 +87,12 @@ def few_classes(classes: int, left_out: Sequence[str]) -> Finding:
     """AutoAttack's flag for losses that need more classes than there are.
 
     Args:
-        classes: How many the network tells apart.
-        left_out: Labels of the attacks that were left out for it, among others.
+        classes: The number of classes.
+        left_out: The labels of the attacks that were left out, for this and for other reasons.
+
+    Examples:
+        >>> few_classes(2, []).sentence
+        'With 2 classes the loss dlr, targeted or not, is not defined; margins are.'
     """
     which = "dlr, targeted or not," if classes < FEW_CLASSES else "targeted dlr"
     said = f" Left out: {wording.listing(list(left_out))}." if left_out else ""

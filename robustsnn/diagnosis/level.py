@@ -1,4 +1,4 @@
-"""How far a number can be trusted: the flags of a run, by fixed rules, to a level A, B or C."""
+"""The level of a run, A, B or C: how far its numbers can be trusted, by fixed criteria."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from robustsnn.diagnosis.finding import Finding
 Grade = Literal["A", "B", "C"]
 
 TITLES: dict[str, str] = {"A": "no flag", "B": "upper bound", "C": "not reliable"}
-#: The reason that is no flag: a suite that is not a full one.
+#: The id of the one reason that is not a flag: the suite is not a full one.
 SUITE = "suite"
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """What a flag does to the level of a number, and what to do about it.
+    """What a flag does to the level of a run, and what to do about it.
 
     Args:
-        id: Of the diagnostic.
-        flags: Slugs.
-        invalid: The level where the flag is `invalid`.
-        caution: The level where it is `caution`: it then concerns one attack of several.
-        next: What to do, in one sentence.
-        overestimates: Whether all that is wrong is that too much may survive. Where nothing
-            survives there is then nothing to be wrong about, and C becomes B.
+        id: The id of the diagnostic.
+        flags: The slugs of the flags that the criterion is about.
+        invalid: The level if the flag is `invalid`.
+        caution: The level if the flag is `caution`, as it is if it concerns one attack of several.
+        next: What to do next, in one sentence.
+        overestimates: Whether the only possible error is that too many images survive. If none
+            survives, the number cannot be wrong in this way, and C becomes B.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Criterion:
     overestimates: bool = True
 
 
-#: The most serious first: of several reasons of one level the first says what to do next.
+#: The most serious criterion first: of several reasons of one level, the first says what to do.
 CRITERIA = (
     Criterion(
         "D9",
@@ -208,7 +208,15 @@ _OTHER = Criterion(
 
 @dataclass(frozen=True)
 class Reason:
-    """One flag, or a suite that is not full, and the level that it alone would give."""
+    """One flag, or a suite that is not full, and the level that it alone would give.
+
+    Args:
+        id: The id of the diagnostic, or `suite`.
+        flag: The slug of the flag.
+        level: The level that this reason alone would give.
+        sentence: The reason, in one sentence.
+        next: What to do next, in one sentence.
+    """
 
     id: str
     flag: str
@@ -222,10 +230,11 @@ class Level:
     """The level of a run's numbers.
 
     Args:
-        level: A: no flag. B: an upper bound that may still fall. C: not reliable.
-        sentence: The level and its first reason, or that there is none.
-        next: What to do, in one sentence.
-        reasons: All of them, the most serious first.
+        level: A: there is no flag. B: the numbers are upper bounds that may still fall. C: they
+            are not reliable.
+        sentence: The level and its first reason, or that there is no reason.
+        next: What to do next, in one sentence.
+        reasons: All reasons, the most serious first.
     """
 
     level: Grade
@@ -234,7 +243,7 @@ class Level:
     reasons: tuple[Reason, ...]
 
     def row(self) -> dict[str, Any]:
-        """As it stands in `manifest.json`."""
+        """The level as it is stored in `manifest.json`."""
         return {
             "level": self.level,
             "title": TITLES[self.level],
@@ -245,27 +254,33 @@ class Level:
 
 
 def level_of(
-    flags: Sequence[Finding], missing: Sequence[str], left: int, full: str = "standard"
+    flags: Sequence[Finding], missing: Sequence[str], survivors: int, full: str = "standard"
 ) -> Level:
     """The level of a run's numbers, by `CRITERIA`.
 
     Args:
-        flags: Of the run.
-        missing: What a full suite has and the run's has not.
-        left: Images that survived anything.
-        full: The full suite for such a network.
+        flags: The flags of the run.
+        missing: What a full suite has and the suite of the run does not, in words.
+        survivors: The largest number of images that survived every attack of one norm and size.
+        full: The name of the full suite for such a network.
+
+    Examples:
+        >>> level_of([], [], survivors=3).level
+        'A'
+        >>> level_of([], ["a search"], survivors=3).level
+        'B'
     """
     found: dict[str, tuple[int, Reason]] = {}
     for flag in flags:
         place, criterion = criterion_of(flag.slug)
         level = criterion.invalid if flag.severity == "invalid" else criterion.caution
-        if level == "C" and criterion.overestimates and left == 0:
+        if level == "C" and criterion.overestimates and survivors == 0:
             level = "B"
         reason = Reason(criterion.id or flag.id, flag.slug, level, flag.sentence, criterion.next)
         if flag.slug not in found or level > found[flag.slug][1].level:
             found[flag.slug] = (place, reason)
     if missing:
-        # What is missing is to be run before anything more.
+        # Placed before every flag of its level: the missing attacks should be run first.
         found[SUITE] = (
             -1,
             Reason(
@@ -298,7 +313,12 @@ def level_of(
 
 
 def criterion_of(slug: str) -> tuple[int, Criterion]:
-    """The rule for a flag and its place; one that no rule names counts by its severity."""
+    """The place and the criterion of a flag; a flag that none names counts by its severity.
+
+    Examples:
+        >>> criterion_of("repeatable")[1].id
+        'D9'
+    """
     for place, criterion in enumerate(CRITERIA):
         if slug in criterion.flags:
             return place, criterion

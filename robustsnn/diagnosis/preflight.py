@@ -1,4 +1,4 @@
-"""Checks of a network before it is attacked: can a number about it be believed at all."""
+"""Checks of a network before it is attacked: whether a number about it can be believed at all."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import finite_logits, margin, score
 from robustsnn.snn.neuron import FixedDropout
 
+#: The number of clean images that the checks look at.
 IMAGES = 64
+#: The shares of the images whose gradient may be all zero, and on which two classes may tie.
 MOST_ZERO_GRADIENTS = 0.05
 MOST_TIES = 0.01
+#: The number of images that are looked at one by one.
 ALONE = 8
-#: Passes, and the distance of normalised logits, of AutoAttack's check for randomness.
+#: The number of passes in AutoAttack's check for randomness, and the largest distance of
+#: normalised logits that it admits.
 RUNS, APART = 5, 1e-4
-#: What AutoAttack takes for an optimisation inside a forward pass, and where it is defined.
+#: The functions that AutoAttack takes for an optimisation inside a forward pass, and the folder
+#: where they are defined.
 INNER, DEFINED = ("grad", "backward", "_make_grads"), Path(torch.__file__).parent / "autograd"
 
 
@@ -37,7 +42,7 @@ def _check(
     id: str = "",
     details: Mapping[str, Any] | None = None,
 ) -> Finding:
-    """One check as a finding, flagged where the network does not pass."""
+    """One check as a finding, which is flagged if the network does not pass."""
     severity: Severity = "caution" if slug in CAUTIONS else "invalid"
     return Finding(id, slug, not passed, severity, sentence, evidence, details or {})
 
@@ -50,15 +55,15 @@ def preflight(
     micro_batch: int,
     seed: int = 0,
 ) -> list[Finding]:
-    """Run every check on a network; `images` are few and clean.
+    """Run every check on a network.
 
     Args:
-        network: In evaluation mode; untouched.
-        images: `[batch, channel, height, width]` in [0, 1].
-        labels: True classes, int64 `[batch]`.
-        image_ids: One an image.
-        micro_batch: Images per forward.
-        seed: Of a stochastic network's draws.
+        network: The network, in evaluation mode; it is left as it was.
+        images: A few clean images, `[batch, channel, height, width]`, in [0, 1].
+        labels: The true classes, int64 `[batch]`.
+        image_ids: The id of each image.
+        micro_batch: The number of images in a forward pass.
+        seed: The seed of the draws of a stochastic network.
 
     Raises:
         InputError: The network does not take the images, or its logits are not finite.
@@ -96,8 +101,8 @@ def _repeatable(
     else:
         said = "Two passes of the same images "
     passed = differing == 0
-    verdict = "agree." if passed else f"differ on {differing:.1%} of images: state or draws leak."
-    return _check("repeatable", passed, differing, said + verdict, "D9")
+    outcome = "agree." if passed else f"differ on {differing:.1%} of images: state or draws leak."
+    return _check("repeatable", passed, differing, said + outcome, "D9")
 
 
 def _alone(
@@ -115,15 +120,15 @@ def _alone(
         largest = float(((together - alone).abs() / scale).max())
         passed = largest < 1e-6
     except RuntimeError:
-        # A foreign module may hold float32 constants: compare what it predicts instead.
+        # A foreign module may hold float32 constants: compare its predictions instead.
         together = score(network, images[:ALONE], few, micro_batch, seed)
         alone = torch.cat(
             [score(network, images[i : i + 1], few[i : i + 1], 1, seed) for i in range(len(few))]
         )
         largest = float((together.argmax(1) != alone.argmax(1)).double().mean())
         passed = largest == 0
-    verdict = "are those of the image in a batch." if passed else "depend on its batch."
-    said = f"The logits of an image alone {verdict}"
+    outcome = "are those of the image in a batch." if passed else "depend on its batch."
+    said = f"The logits of an image alone {outcome}"
     return _check("alone-as-in-batch", passed, largest, said, "D9")
 
 
@@ -136,7 +141,7 @@ def _same_every_time(
     labels: Tensor,
     logits: Tensor,
 ) -> Finding:
-    """AutoAttack's check for randomness, where it differs from `repeatable`: five passes."""
+    """AutoAttack's check for randomness, which makes five passes and not two."""
     runs = [logits]
     runs += [score(network, images, ids, micro_batch, seed) for _ in range(RUNS - 1)]
     right = {int((run.argmax(1) == labels).sum()) for run in runs}
@@ -147,21 +152,21 @@ def _same_every_time(
         for other in unit[:place]
     )
     passed = len(right) == 1 and apart <= APART
-    verdict = (
+    outcome = (
         f"agree on how many images are right and within {APART:g} on their logits."
         if passed
         else f"get {min(right)} to {max(right)} of {len(labels)} images right, their normalised "
         f"logits up to {apart:.2g} apart: declare the draws (`stochastic`, `keys`) or drop them."
     )
     return _check(
-        "randomised", passed, apart, f"{RUNS} passes {verdict}", "D8", {"right": sorted(right)}
+        "randomised", passed, apart, f"{RUNS} passes {outcome}", "D8", {"right": sorted(right)}
     )
 
 
 def _leaves_nothing(
     network: nn.Module, images: Tensor, ids: Sequence[int], micro_batch: int, seed: int
 ) -> Finding:
-    """Whether other images leave a trace in the logits of these, or in the network's buffers."""
+    """Whether other images leave a trace in the logits of the next ones, or in buffers."""
     few, some = images[:ALONE], list(ids[:ALONE])
     others = images[-ALONE:].flip(0)
     network = copy.deepcopy(network)
@@ -176,7 +181,7 @@ def _leaves_nothing(
         if name not in buffers or not torch.equal(value, buffers[name])
     ]
     passed = differing == 0 and not changed
-    verdict = (
+    outcome = (
         "leave no trace."
         if passed
         else f"change the logits of {differing:.1%} of the next ones: reset all state."
@@ -184,24 +189,24 @@ def _leaves_nothing(
         else f"change what the network keeps ({', '.join(changed[:3])}): reset all state."
     )
     return _check(
-        "state-leak", passed, differing, f"Images seen before {verdict}", "D9", {"changed": changed}
+        "state-leak", passed, differing, f"Images seen before {outcome}", "D9", {"changed": changed}
     )
 
 
 def _no_batch_statistics(network: nn.Module) -> Finding:
-    """Whether a normalisation takes its mean from the batch at hand."""
+    """Whether no normalisation takes its statistics from the batch at hand."""
     kinds = (nn.modules.batchnorm._BatchNorm,)
     found = [
         name
         for name, module in network.named_modules()
         if isinstance(module, kinds) and (module.training or module.running_mean is None)
     ]
-    verdict = (
+    outcome = (
         f"takes its statistics from the batch in {', '.join(found[:3])}: evaluate with stored ones."
         if found
         else "takes no statistics from the batch."
     )
-    return _check("batch-statistics", not found, float(len(found)), f"The network {verdict}", "D9")
+    return _check("batch-statistics", not found, float(len(found)), f"The network {outcome}", "D9")
 
 
 def _modes_agree(
@@ -212,14 +217,17 @@ def _modes_agree(
     seed: int,
     logits: Tensor,
 ) -> Finding:
-    """Whether neurons in training mode, which some libraries differentiate in, spike alike."""
+    """Whether the network predicts the same with neurons in training mode.
+
+    Some libraries take gradients in that mode.
+    """
     network = copy.deepcopy(network)
     neurons = [module for module in network.modules() if _is_neuron(module)]
     for module in neurons:
         module.training = True
     trained = score(network, images, ids, micro_batch, seed)
     differing = float((trained.argmax(1) != logits.argmax(1)).double().mean())
-    verdict = (
+    outcome = (
         "predict as in evaluation mode."
         if differing == 0
         else f"predict otherwise on {differing:.1%} of images than in evaluation mode: gradients "
@@ -229,14 +237,17 @@ def _modes_agree(
         "neuron-modes",
         differing == 0,
         differing,
-        f"Neurons in training mode {verdict}",
+        f"Neurons in training mode {outcome}",
         "D9",
         {"modules": len(neurons)},
     )
 
 
 def _is_neuron(module: nn.Module) -> bool:
-    """A layer that torch does not know and that holds no other: dropout is meant to differ."""
+    """Whether a module is a layer that is not torch's own and holds no other module.
+
+    Dropout is not one, since it is meant to differ in training mode.
+    """
     if isinstance(module, FixedDropout) or any(True for _ in module.children()):
         return False
     return not type(module).__module__.startswith("torch.nn.")
@@ -248,18 +259,18 @@ def _no_inner_optimisation(
     """AutoAttack's check for a defence that optimises while it predicts."""
     with _calls_seen() as seen:
         score(network, images[:2], ids[:2], min(2, micro_batch), seed)
-    verdict = (
+    outcome = (
         f"calls {', '.join(sorted(seen))} while it predicts: attacks that do not see that "
         "optimisation are too weak; attack it through its steps."
         if seen
         else "takes no gradient while it predicts."
     )
-    return _check("dynamic", not seen, float(len(seen)), f"The network {verdict}", "AA")
+    return _check("dynamic", not seen, float(len(seen)), f"The network {outcome}", "AA")
 
 
 @contextmanager
 def _calls_seen() -> Iterator[set[str]]:
-    """The functions of torch's autograd that are called inside."""
+    """Collect the functions of torch's autograd that are called inside the block."""
     seen: set[str] = set()
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
@@ -268,7 +279,7 @@ def _calls_seen() -> Iterator[set[str]]:
             seen.add(code.co_name)
 
     if sys.getprofile() is not None:
-        # Somebody measures where time goes, and there is room for one profiler only.
+        # A profiler is already at work, and Python has room for one only.
         yield seen
         return
     try:
@@ -299,12 +310,12 @@ def _under_attack(
     seen = _victim(network, ids, micro_batch, seed).gradient(images, labels).logits
     differing = float((seen.argmax(1) != logits.argmax(1)).double().mean())
     passed = differing == 0 and not training
-    verdict = (
+    outcome = (
         "the same classes as when it is evaluated."
         if passed
         else f"other classes on {differing:.1%} of images than when it is evaluated."
     )
-    said = f"Under attack the network predicts {verdict}"
+    said = f"Under attack the network predicts {outcome}"
     return _check("attack-mode", passed, differing, said, "D9")
 
 
@@ -343,12 +354,12 @@ def _not_probabilities(logits: Tensor) -> Finding:
     inside = bool(((logits >= -1e-5) & (logits <= 1 + 1e-5)).all())
     sums = float((logits.double().sum(1) - 1).abs().max())
     looks = inside and sums < 1e-5
-    verdict = (
+    outcome = (
         "looks like probabilities: a softmax at the end hides gradients; return what it takes in."
         if looks
         else "is logits, not probabilities."
     )
-    return _check("logits", not looks, sums, f"What the network returns {verdict}", "D10")
+    return _check("logits", not looks, sums, f"What the network returns {outcome}", "D10")
 
 
 def _ties(logits: Tensor) -> Finding:
@@ -365,7 +376,7 @@ def _ties(logits: Tensor) -> Finding:
 
 
 def _values(logits: Tensor, labels: Tensor) -> Finding:
-    """How finely the logits are graded, and how large: a record, no verdict."""
+    """How finely the logits are graded and how large they are; never flagged."""
     distinct = int(logits.unique().numel())
     lead = -margin(logits.double(), labels)
     return _check(

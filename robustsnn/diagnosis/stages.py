@@ -1,7 +1,7 @@
-"""The attacks of a run as stages: what each one broke, what it cost, and what that says.
+"""The attacks of a run as stages: what each of them is, and what the records of them together say.
 
-Records are those that an attack made itself, right when clean; in a cascade an image is seen by no
-stage after the one that broke it.
+The records are those that an attack made itself. In a cascade, no stage sees an image after the
+stage that broke it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from robustsnn.diagnosis.finding import Finding
 from robustsnn.records.schema import Condition, Size
 from robustsnn.records.summary import broken_by, right_when_clean, survivors
 
-#: Steps from which a gradient attack is a long one.
+#: The number of steps from which a gradient attack is a long one.
 LONG = 50
-#: A full evaluation has one of so many steps, a search of so many queries without any gradient,
-#: and, on spikes, so many ways to differentiate.
+#: A full evaluation has a gradient attack of at least that many steps, a search of at least that
+#: many queries without any gradient and, for spikes, at least that many ways to differentiate.
 FULL_STEPS, FULL_QUERIES, FULL_ESTIMATORS = 100, 1000, 3
-#: Points of accuracy, as fractions of all images, from which a gap is said.
+#: The differences of accuracy, as fractions of all images, above which D3, D5 and D7 are flagged.
 SURROGATE_GAP, STILL_BREAKS, BLACK_FINDS = 0.10, 0.005, 0.002
-#: From more classes than these on every loss of a suite is defined.
+#: With more classes than this, every loss of a suite is defined.
 FEW_CLASSES = 3
-#: The network's own derivative, whatever its options.
+#: The estimators that are the network's own derivative, with any options.
 _OWN = re.compile(r"(backprop|bptt)(:[a-z]+=[^()]*)?")
 
 
@@ -42,16 +42,16 @@ class Stage:
     Args:
         attack: The slug of the attack.
         norm: The norm of its threat model.
-        epsilon: The size, as written.
+        epsilon: The size, as the user wrote it.
         kind: The kind of the attack, one of `robustsnn.common.kinds.KINDS`.
-        black: Whether it follows no gradient of the network itself.
-        probe: Whether it is there to rank an estimator.
+        black: Whether the attack follows no gradient of the network itself.
+        probe: Whether the attack is there to rank an estimator.
         estimator: The estimator as records name it, or `best`.
         draws: The draws that a gradient of a stochastic network is averaged over.
-        steps: The steps of an iterative attack, as the attack has them.
-        restarts: Its restarts.
-        queries: The queries of a search without gradient.
-        warm: Whether it starts from what attacks before it found.
+        steps: The steps of an iterative attack, as the attack declares them.
+        restarts: The restarts of the attack, as it declares them.
+        queries: The queries of a search without gradient, as it declares them.
+        warm: Whether the attack starts from what attacks before it found.
     """
 
     attack: str
@@ -69,36 +69,36 @@ class Stage:
 
     @property
     def condition(self) -> Condition:
-        """Attack, norm and size, as rows of results name them."""
+        """The attack with its norm and size, as rows of results name them."""
         return Condition(self.attack, self.norm, self.epsilon)
 
     @property
     def size(self) -> Size:
-        """Norm and size."""
+        """The norm and the size."""
         return Size(self.norm, self.epsilon)
 
     @property
     def white(self) -> bool:
-        """Whether it follows a gradient of the network itself."""
+        """Whether the attack follows a gradient of the network itself."""
         return not self.black and self.kind not in GRADIENT_FREE
 
     @property
     def own(self) -> bool:
-        """Whether that gradient is the network's own."""
+        """Whether the attack follows the network's own derivative."""
         return self.white and _OWN.fullmatch(self.estimator) is not None
 
     @property
     def long(self) -> int:
-        """How many steps it has; 0 where it has none, or not a whole number."""
+        """The number of steps; 0 if there is none or it is not a whole number."""
         return _whole(self.steps)
 
     @property
     def asked(self) -> int:
-        """How many queries it has; 0 where it has none."""
+        """The number of queries; 0 if there is none or it is not a whole number."""
         return _whole(self.queries)
 
     def row(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """The stage as a row of the manifest."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -109,12 +109,17 @@ class Stage:
 
 
 def attacking(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages without those of size 0, whose ball holds the image alone."""
+    """The stages without those of size 0, whose ball holds only the image itself."""
     return [stage for stage in stages if parse_epsilon(stage.epsilon) > 0]
 
 
 def as_recorded(stages: Sequence[Stage], records: pd.DataFrame) -> list[Stage]:
-    """The stages, those that were seen to take no gradient of the network as black boxes."""
+    """The stages; those whose records show forward passes only become black boxes.
+
+    Args:
+        stages: The stages as they were planned.
+        records: The records of the run.
+    """
     found = []
     for stage in stages:
         own = rows_of(records, stage)
@@ -132,13 +137,17 @@ def by_size(stages: Sequence[Stage]) -> dict[Size, list[Stage]]:
 
 
 def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) -> list[str]:
-    """What a full evaluation has and these stages do not, in words; empty if nothing.
+    """What a full evaluation has and these stages do not, in words; empty if there is nothing.
 
     Args:
         stages: The stages of a run.
-        spiking: Whether there is a choice of how to differentiate.
+        spiking: Whether the network spikes, so that there are several ways to differentiate it.
         stochastic: Whether the network draws; each step is then an average over draws, and fewer
-            of them are a long attack.
+            steps make a long attack.
+
+    Examples:
+        >>> missing([], spiking=True)
+        ['an attack']
     """
     steps = LONG if stochastic else FULL_STEPS
     if not stages:
@@ -150,23 +159,23 @@ def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) ->
             found[f"a gradient attack of {steps} steps or more"] = None
         if spiking and len({s.estimator for s in some if s.white} - {BEST}) < FULL_ESTIMATORS:
             found[f"{FULL_ESTIMATORS} or more ways to differentiate spikes"] = None
-        # One that starts where gradients stopped is no evidence independent of them.
+        # A search that starts where gradients stopped is not evidence independent of them.
         if not any(s.black and not s.warm and s.asked >= FULL_QUERIES for s in some):
             found[f"a search of {FULL_QUERIES:,} queries or more without any gradient"] = None
     return list(found)
 
 
 def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> Finding | None:
-    """D3: what attacks by the network's own derivative leave and others break.
+    """D3: the images that survive attacks by the network's own derivative and not the others.
 
-    In a cascade the first probe, which has to be the network's own, against all probes.
-    Otherwise the attacks by its own derivative against those by others. None where a run has not
-    both.
+    In a cascade, the first probe, which has to use the network's own derivative, is compared with
+    the other probes. In other runs, all attacks by its own derivative are compared with all those
+    by other derivatives. None if a run does not have both.
 
     Args:
-        records: Of the run.
-        some: Its stages at one norm and size.
-        cascade: Whether they saw only what earlier ones left.
+        records: The records of the run.
+        some: The stages of the run at one norm and size.
+        cascade: Whether each stage saw only the survivors of earlier ones.
     """
     chosen = [s for s in some if s.white and (s.probe or not cascade)]
     own = [s for s in chosen if s.own]
@@ -180,24 +189,30 @@ def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -
     by_own: set[int] = set().union(*(broken.get(s.condition, set()) for s in own)) & clean
     by_others: set[int] = set().union(*(broken.get(s.condition, set()) for s in others)) & clean
     gap = len(by_others - by_own) / images
-    left = (len(clean) - len(by_own)) / images
+    survive = (len(clean) - len(by_own)) / images
     return Finding(
         "D3",
         "surrogate-gap",
         gap > SURROGATE_GAP,
         "caution" if cascade else "invalid",
         f"{wording.attack(own[0].attack)}, by the network's own derivative, leaves "
-        f"{percent(left)} at {wording.threat(*some[0].size)}; others break {100 * gap:.1f} points "
-        "more: what attacks by its own derivative alone say of this network is too high.",
+        f"{percent(survive)} at {wording.threat(*some[0].size)}; others break {100 * gap:.1f} "
+        "points more: what attacks by its own derivative alone say of this network is too high.",
         gap,
-        {"own": left, "all": left - gap, "attack": own[0].attack},
+        {"own": survive, "all": survive - gap, "attack": own[0].attack},
     )
 
 
 def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> Finding | None:
-    """D5: what the last long gradient attack still broke; None unless another came before it.
+    """D5: what the last long gradient attack of a cascade still broke.
 
-    Those for the nearest image are none: what they break says little of more steps in the ball.
+    None outside a cascade, and unless another long one came before it. Attacks for the nearest
+    adversarial image do not count: what they break says little about more steps in the ball.
+
+    Args:
+        records: The records of the run.
+        some: The stages of the run at one norm and size.
+        cascade: Whether each stage saw only the survivors of earlier ones.
     """
     white = [s for s in some if s.white and not s.probe and s.kind == "fixed-epsilon"]
     long = [s for s in white if s.long >= LONG]
@@ -219,7 +234,12 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
 
 
 def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
-    """D7: what only attacks without the network's gradient broke; None without both kinds."""
+    """D7: what only attacks without the network's gradient broke; None without both kinds.
+
+    Args:
+        records: The records of the run.
+        some: The stages of the run at one norm and size.
+    """
     white = [s for s in some if s.white]
     black = [s for s in some if s.black and s.kind not in GRADIENT_FREE]
     if not white or not black:
@@ -242,25 +262,25 @@ def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
 
 
 def noise_survives(records: pd.DataFrame, size: Size, fooled: Sequence[int], draws: int) -> Finding:
-    """D6: images that noise fooled in the probe and every attack of the run left.
+    """D6: images that noise fooled in the probe and that survived every attack of the run.
 
     Args:
-        records: Of the run.
-        size: The norm and size.
-        fooled: The ids of images that a draw of noise of that size fooled.
-        draws: Of noise, for each image.
+        records: The records of the run.
+        size: The norm and the size.
+        fooled: The ids of the images that a draw of noise of that size fooled.
+        draws: The number of draws of noise for each image.
     """
-    left = sorted(survivors(records, size).intersection(fooled))
-    share = len(left) / images_of(records)
+    missed = sorted(survivors(records, size).intersection(fooled))
+    share = len(missed) / images_of(records)
     return Finding(
         "D6",
         "noise-beats-suite",
-        bool(left),
+        bool(missed),
         "invalid",
-        f"{draws} draws of noise fool {wording.count(len(left), 'image')} that every attack at "
+        f"{draws} draws of noise fool {wording.count(len(missed), 'image')} that every attack at "
         f"{wording.threat(*size)} left: the attacks do not find what is in the ball.",
         share,
-        {"images": left[:20]},
+        {"images": missed[:20]},
     )
 
 
@@ -276,7 +296,7 @@ def rows_of(records: pd.DataFrame, stage: Stage) -> pd.DataFrame:
 
 
 def images_of(records: pd.DataFrame) -> int:
-    """How many images there are records of, at least 1 so that shares can be taken."""
+    """The number of images in the records, at least 1 so that shares can be taken."""
     return max(1, int(records["image_id"].nunique()))
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from robustsnn.common import wording as formats
+from robustsnn.common import wording
 
 MANIFEST = "manifest.json"
 
@@ -75,12 +75,12 @@ class Condition(NamedTuple):
     @property
     def title(self) -> str:
         """The name of the attack as it is printed."""
-        return formats.attack(self.attack)
+        return wording.attack(self.attack)
 
     @property
     def size(self) -> str:
         """Norm and epsilon as they are printed; empty for clean images."""
-        return "" if self.attack == CLEAN else formats.threat(self.norm, self.epsilon)
+        return "" if self.attack == CLEAN else wording.threat(self.norm, self.epsilon)
 
     @property
     def radius(self) -> float:

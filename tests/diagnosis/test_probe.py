@@ -24,7 +24,7 @@ from robustsnn.diagnosis.probe.gradients import (
     through_time,
 )
 from robustsnn.diagnosis.probe.measure import Probed, probe
-from robustsnn.diagnosis.probe.specimen import Sample, Sizes
+from robustsnn.diagnosis.probe.specimen import Sizes, Specimen
 from robustsnn.diagnosis.probe.watch import mass
 from robustsnn.estimators.make import draws_of
 from robustsnn.snn.neuron import LIF
@@ -95,8 +95,10 @@ def flagged(probed: Probed) -> set[str]:
     return {s for s, f in found(probed).items() if f.flagged and f.severity != "note"}
 
 
-def sample_of(network: nn.Module, images: Tensor, labels: Tensor, micro_batch: int = 8) -> Sample:
-    return Sample(network.eval(), images, labels, tuple(range(len(images))), micro_batch, 0)
+def specimen_of(
+    network: nn.Module, images: Tensor, labels: Tensor, micro_batch: int = 8
+) -> Specimen:
+    return Specimen(network.eval(), images, labels, tuple(range(len(images))), micro_batch, 0)
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_a_linear_network_is_believed(depths):
 def test_gradients_are_those_of_the_margin(depths):
     network = Linear()
     images, labels = images_at(network, depths)
-    taken = take(sample_of(network, images, labels), THREAT)
+    taken = take(specimen_of(network, images, labels), THREAT)
     want = network.weight.detach().expand(len(images), -1).float()
     torch.testing.assert_close(taken.here["bptt"].flatten(1), want)
     torch.testing.assert_close(taken.loss.float(), network.margin(images).detach().float())
@@ -134,8 +136,8 @@ def test_gradients_are_those_of_the_margin(depths):
 def test_a_linear_loss_agrees_with_its_differences(depths):
     network = Linear()
     images, labels = images_at(network, depths)
-    sample = sample_of(network, images, labels)
-    (finding,) = fidelity(sample, take(sample, THREAT), THREAT, 64)
+    specimen = specimen_of(network, images, labels)
+    (finding,) = fidelity(specimen, take(specimen, THREAT), THREAT, 64)
     assert finding.details["rank correlation"]["bptt"] == pytest.approx(1.0, abs=1e-3)
     assert finding.evidence == pytest.approx(1.0, abs=0.08)
     assert finding.details["directions that change the loss"] == 1.0
@@ -358,7 +360,7 @@ class _Torn(torch.autograd.Function):
 
 def test_a_backward_that_raises_is_the_first_indicator(depths):
     images, labels = images_at(Linear(), depths)
-    taken = take(sample_of(Torn(), images, labels), THREAT)
+    taken = take(specimen_of(Torn(), images, labels), THREAT)
     assert taken.failed == {"bptt": "no derivative of this"}
 
 
@@ -408,7 +410,7 @@ def distances(network: Spiking, images: Tensor) -> np.ndarray[Any, Any]:
 def test_layers_are_seen_as_they_are(pictures):
     images, labels = pictures
     network = Spiking(width=0.5)
-    taken = take(sample_of(network, images, labels, micro_batch=5), THREAT)
+    taken = take(specimen_of(network, images, labels, micro_batch=5), THREAT)
     z = distances(network, images)
     seen = taken.layers["bptt"]["neurons.0"]
     # The margin's gradient reaches every spike, so the product is zero where the surrogate is.
@@ -428,7 +430,7 @@ def test_layers_are_seen_as_they_are(pictures):
 def test_a_surrogate_that_sees_nothing_is_flagged(pictures):
     images, labels = pictures
     network = Spiking(width=0.01)
-    taken = take(sample_of(network, images, labels), THREAT)
+    taken = take(specimen_of(network, images, labels), THREAT)
     (finding,) = support(taken)
     assert finding.flagged and finding.evidence == (distances(network, images) < 0.01).mean()
 
@@ -445,8 +447,8 @@ def test_the_mass_of_a_surrogate(surrogate):
 def test_what_comes_through_time(pictures):
     images, labels = pictures
     network = Spiking(steps=2, width=1.0)
-    sample = sample_of(network, images, labels)
-    (finding,) = through_time(sample, take(sample, THREAT))
+    specimen = specimen_of(network, images, labels)
+    (finding,) = through_time(specimen, take(specimen, THREAT))
     scale, read = network.scale[0].detach().double(), network.read.detach().double()
     current = images.flatten(1).double() * scale
     first = current
@@ -470,7 +472,7 @@ def test_what_comes_through_time(pictures):
 def test_what_comes_through_layers(pictures):
     images, labels = pictures
     network = Spiking(width=2.0, layers=2)
-    (finding,) = through_layers(take(sample_of(network, images, labels), THREAT))
+    (finding,) = through_layers(take(specimen_of(network, images, labels), THREAT))
     first = images.flatten(1).double() * network.scale[0].detach()
     second = (first > 1).double() * network.scale[1].detach()
     read = network.read.detach().double().expand(len(images), -1)
@@ -488,7 +490,7 @@ def test_a_gradient_that_float32_loses_on_its_way(pictures):
     with torch.no_grad():
         network.neurons[1].threshold.mul_(1e-25)
         network.read.mul_(1e-25)
-    faint = take(sample_of(network, images, labels), THREAT)
+    faint = take(specimen_of(network, images, labels), THREAT)
     (finding,) = through_layers(faint)
     assert finding.flagged and finding.severity == "caution"
 
@@ -542,9 +544,9 @@ def test_doubling_the_draws_of_a_noisy_gradient_breaks_more():
     images, labels = images_at(Linear(), torch.linspace(0.02, 1.0, 16) * EPSILON)
     noisy, calm = Noisy(), Noisy()
     calm.noise = 0.0
-    (finding,) = doubling(sample_of(noisy, images, labels), THREAT, 1)
+    (finding,) = doubling(specimen_of(noisy, images, labels), THREAT, 1)
     assert finding.flagged and finding.evidence > 1 / 16
-    (finding,) = doubling(sample_of(calm, images, labels), THREAT, 1)
+    (finding,) = doubling(specimen_of(calm, images, labels), THREAT, 1)
     assert not finding.flagged and finding.evidence == 0
 
 
@@ -575,8 +577,8 @@ def test_few_images_do_not_condemn_an_honest_gradient(directions, depths):
 
     images, labels = images_at(Linear(), depths)
     for begin in range(0, 36, 4):
-        sample = sample_of(Spiky(), images[begin : begin + 4], labels[begin : begin + 4])
-        (finding,) = fidelity(sample, take(sample, THREAT), THREAT, directions)
+        specimen = specimen_of(Spiky(), images[begin : begin + 4], labels[begin : begin + 4])
+        (finding,) = fidelity(specimen, take(specimen, THREAT), THREAT, directions)
         assert not finding.flagged, finding.details
 
 
@@ -599,7 +601,7 @@ class Shuffled(nn.Module):
 def test_a_single_image_settles_nothing(depths):
     images, labels = images_at(Linear(), depths[:3])
     (finding,) = fidelity(
-        sample_of(Linear(), images, labels), take(sample_of(Linear(), images, labels), THREAT),
+        specimen_of(Linear(), images, labels), take(specimen_of(Linear(), images, labels), THREAT),
         THREAT, 64, 32,
     )  # fmt: skip
     assert finding.flagged and finding.severity == "caution" and "3 images" in finding.sentence
@@ -614,17 +616,17 @@ def test_a_gradient_of_something_else_is_told_from_few_images_too(samples):
             network = Shuffled(seed, honest)
             assert (network(images).argmax(1) == 0).all()
             sizes = Sizes.of(samples)
-            sample = sample_of(network, images, labels, 32).first(sizes.checked)
-            taken = take(sample, THREAT)
-            (finding,) = fidelity(sample, taken, THREAT, sizes.directions, sizes.checked)
+            specimen = specimen_of(network, images, labels, 32).first(sizes.checked)
+            taken = take(specimen, THREAT)
+            (finding,) = fidelity(specimen, taken, THREAT, sizes.directions, sizes.checked)
             assert finding.flagged != honest, (seed, finding.details)
 
 
 def test_copies_of_an_image_draw_for_themselves(depths):
     images, labels = images_at(Linear(), depths[:3])
-    sample = sample_of(Linear(), images, labels)
-    twice = sample.copied(2)
-    assert twice.ids[:3] == sample.ids and len(set(twice.ids)) == 6
+    specimen = specimen_of(Linear(), images, labels)
+    twice = specimen.copied(2)
+    assert twice.ids[:3] == specimen.ids and len(set(twice.ids)) == 6
     assert torch.equal(twice.images, images.repeat(2, 1, 1, 1))
     assert torch.equal(twice.labels, labels.repeat(2))
     signs = twice.rng("signs").uniform(SHAPE, -1.0, 1.0, like=images)
@@ -666,8 +668,8 @@ def test_a_lucky_draw_of_noise_fools_nobody(depths):
     images, labels = images_at(Linear(), torch.full((8,), 3 * EPSILON))
     images = (255 * images).round() / 255
     network = Lucky()
-    sample = sample_of(network, images, labels)
-    (finding,) = order(sample, take(sample, THREAT), THREAT, 30)
+    specimen = specimen_of(network, images, labels)
+    (finding,) = order(specimen, take(specimen, THREAT), THREAT, 30)
     assert finding.details["noise"] == 0 and not finding.flagged
 
 
@@ -744,7 +746,7 @@ def test_it_costs_less_than_a_twentieth_of_a_standard_run(depths):
 def test_an_attack_walks_up_a_linear_loss(depths):
     network = Linear()
     images, labels = images_at(network, depths)
-    path = climb(sample_of(network, images, labels), "bptt", THREAT, images, 8)
+    path = climb(specimen_of(network, images, labels), "bptt", THREAT, images, 8)
     assert path.loss.shape == (9, len(images))
     reached = (EPSILON - depths.double()) * float(network.weight.detach().abs().sum())
     torch.testing.assert_close(path.loss[-1].double(), reached, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Small attacks on a network, to see whether attacks on it behave as attacks do."""
+"""Small attacks on a network, which show whether attacks on it behave as attacks should."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from robustsnn.common.wording import count, percent
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.indicators import LAST_STEPS, silent, unfinished, unstable
 from robustsnn.diagnosis.probe.gradients import Taken
-from robustsnn.diagnosis.probe.specimen import OWN, Sample
+from robustsnn.diagnosis.probe.specimen import OWN, Specimen
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import judged_margin, score, verdict
 from robustsnn.snn.draws import mean_of_draws
 
-#: Accuracy by which a weaker attack may win before it is said.
+#: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
 MARGIN = 0.005
-#: Width of the noise that predictions should bear, pixel units.
+#: The width of the noise under which predictions should be stable, in pixel units.
 NOISE = 8 / 255
-#: Share of its loss that an image may gain or lose under that noise, on average.
+#: The share of its loss that an image may gain or lose under that noise, on average.
 MOST_UNSTABLE = 0.5
-#: Share of the images whose loss may still rise at the end of an attack.
+#: The share of the images whose loss may still rise at the end of an attack.
 MOST_UNFINISHED = 0.1
-#: A size at which every image can be made grey, Linf.
+#: The Linf size at which every image can be made grey.
 FAR = 0.5
-#: How many ways to differentiate the attack that may go so far tries.
+#: The number of estimators that the attack of that size tries.
 FAR_ESTIMATORS = 3
-#: The step starts at twice the radius and is halved after every such share of the steps.
+#: The number of phases of an attack. Its step is twice the radius in the first phase, and half as
+#: long in each next one.
 PHASES = 4
-#: Fresh draws that decide whether an image of a stochastic network is fooled.
+#: The number of fresh draws that decide whether an image of a stochastic network is fooled.
 VERDICT_DRAWS = 10
-#: Images, and steps, on which draws are doubled.
+#: The numbers of images and of steps of the attacks whose draws are doubled.
 DOUBLED_IMAGES, DOUBLED_STEPS = 16, 10
-#: Steps on the twin.
+#: The steps of the attack on the ANN twin.
 TWIN_STEPS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """Where an attack went.
+    """The path of an attack.
 
     Args:
         loss: The margin at every iterate, the start first, `[iterate, image]`.
         last: The last iterate, `[image, ...]`.
-        logits: What the attack saw there, `[image, class]`.
+        logits: The logits that the attack saw at the last iterate, `[image, class]`.
     """
 
     loss: Tensor
@@ -58,16 +59,28 @@ class Path:
 
     @property
     def fooled(self) -> Tensor:
-        """Whether each iterate was misclassified, a tie included, `[iterate, image]`."""
+        """Whether each iterate was misclassified, ties included, bool `[iterate, image]`."""
         return self.loss >= 0
 
 
-def climb(sample: Sample, estimator: str, threat: ThreatModel, start: Tensor, steps: int) -> Path:
-    """Steps along the gradient of the margin, no image ever dropped, no iterate kept back."""
+def climb(
+    specimen: Specimen, estimator: str, threat: ThreatModel, start: Tensor, steps: int
+) -> Path:
+    """Make steps along the gradient of the margin, with every image until the last step.
+
+    Args:
+        specimen: The images and the network.
+        estimator: The estimator of the gradient.
+        threat: The threat model of the attack.
+        start: The points to start from, `[image, ...]`.
+        steps: The number of steps.
+    """
     paths = []
-    for begin, part in zip(range(0, len(sample), sample.micro_batch), sample.parts(), strict=True):
+    for begin, part in zip(
+        range(0, len(specimen), specimen.micro_batch), specimen.parts(), strict=True
+    ):
         victim = part.victim(estimator)
-        x = start[begin : begin + sample.micro_batch]
+        x = start[begin : begin + specimen.micro_batch]
         loss = []
         for step in range(steps):
             found = victim.gradient(x, part.labels, "margin")
@@ -76,7 +89,7 @@ def climb(sample: Sample, estimator: str, threat: ThreatModel, start: Tensor, st
             x = threat.project(x + size * threat.ascent(found.gradient), part.images)
         logits = victim.logits(x)
         loss.append(judged_margin(logits, part.labels))
-        sample.settle(victim)
+        specimen.settle(victim)
         paths.append((torch.stack(loss), x, logits))
     return Path(
         torch.cat([p[0] for p in paths], 1),
@@ -85,25 +98,25 @@ def climb(sample: Sample, estimator: str, threat: ThreatModel, start: Tensor, st
     )
 
 
-def order(sample: Sample, taken: Taken, threat: ThreatModel, draws: int) -> list[Finding]:
-    """D6: does noise, however often drawn, fool more images than one step along a gradient.
+def order(specimen: Specimen, taken: Taken, threat: ThreatModel, draws: int) -> list[Finding]:
+    """D6: whether many draws of noise fool more images than one step along a gradient.
 
     Args:
-        sample: The first images of those that gradients were taken of.
+        specimen: The first of the images at which gradients were taken.
         taken: Those gradients.
-        threat: Of noise and step.
-        draws: Of noise, for each image.
+        threat: The threat model of the noise and of the step.
+        draws: The number of draws of noise for each image.
     """
-    by_noise = torch.zeros(len(sample), dtype=torch.bool)
-    rng = sample.rng("noise")
+    by_noise = torch.zeros(len(specimen), dtype=torch.bool)
+    rng = specimen.rng("noise")
     for _ in range(draws):
-        by_noise |= _fooled(sample, threat.random_point(sample.images, rng))
+        by_noise |= _fooled(specimen, threat.random_point(specimen.images, rng))
     by_step = torch.zeros_like(by_noise)
     for gradient in taken.here.values():
-        step = threat.radius * threat.ascent(gradient[: len(sample)])
-        by_step |= _fooled(sample, threat.project(sample.images + step, sample.images))
+        step = threat.radius * threat.ascent(gradient[: len(specimen)])
+        by_step |= _fooled(specimen, threat.project(specimen.images + step, specimen.images))
     noise, one = _mean(by_noise), _mean(by_step)
-    fooled = [sample.ids[i] for i in by_noise.nonzero().flatten().tolist()]
+    fooled = [specimen.ids[i] for i in by_noise.nonzero().flatten().tolist()]
     return [
         Finding(
             "D6",
@@ -118,29 +131,29 @@ def order(sample: Sample, taken: Taken, threat: ThreatModel, draws: int) -> list
     ]
 
 
-def far(sample: Sample, threat: ThreatModel, accuracy: float, steps: int) -> list[Finding]:
-    """D6 and I6: is anything left once an attack may go anywhere.
+def far(specimen: Specimen, threat: ThreatModel, accuracy: float, steps: int) -> list[Finding]:
+    """D6 and I6: whether any image survives an attack that may change every pixel at will.
 
     Args:
-        sample: Images.
-        threat: Its norm is kept.
-        accuracy: On clean images, of which the sample is those that are right.
-        steps: For each way to differentiate.
+        specimen: The images and the network.
+        threat: The threat model, whose norm and pixel range are kept.
+        accuracy: The accuracy on clean images; those of the specimen are classified right.
+        steps: The steps of the attack with each estimator.
     """
-    values = math.prod(sample.images.shape[1:])
+    values = math.prod(specimen.images.shape[1:])
     radius = FAR if threat.norm == "Linf" else FAR * math.sqrt(values)
     anywhere = ThreatModel(threat.norm, f"{radius:.6g}", threat.low, threat.high)
-    left = torch.arange(len(sample))
+    survivors = torch.arange(len(specimen))
     classes = 2
-    for text in sample.estimators[:FAR_ESTIMATORS]:
-        if len(left) == 0:
+    for text in specimen.estimators[:FAR_ESTIMATORS]:
+        if len(survivors) == 0:
             break
-        some = sample.at(left)
+        some = specimen.at(survivors)
         start = anywhere.random_point(some.images, some.rng(f"far/{text}"))
         path = climb(some, text, anywhere, start, steps)
         classes = path.logits.shape[1]
-        left = left[~path.fooled.any(0).cpu()]
-    share = len(left) / len(sample) if len(sample) else 0.0
+        survivors = survivors[~path.fooled.any(0).cpu()]
+    share = len(survivors) / len(specimen) if len(specimen) else 0.0
     size = f"epsilon {FAR:g}" if threat.norm == "Linf" else f"L2 {radius:.3g}"
     return [
         Finding(
@@ -166,26 +179,28 @@ def far(sample: Sample, threat: ThreatModel, accuracy: float, steps: int) -> lis
     ]
 
 
-def stability(sample: Sample, loss: Tensor, draws: int) -> list[Finding]:
-    """I2: how much of its margin an image gains or loses under noise too small to see.
+def stability(specimen: Specimen, loss: Tensor, draws: int) -> list[Finding]:
+    """I2: the share of its margin that an image gains or loses under noise too small to see.
 
     Args:
-        sample: Images.
-        loss: The margin of each.
-        draws: Of noise, for each image.
+        specimen: The images and the network.
+        loss: The margin of each image, `[image]`.
+        draws: The number of draws of noise for each image.
     """
-    rng = sample.rng("small noise")
+    rng = specimen.rng("small noise")
     noisy = []
     for _ in range(draws):
-        noise = rng.uniform(sample.images.shape[1:], -NOISE / 2, NOISE / 2, like=sample.images)
-        noisy.append(_numbers(judged_margin(sample.judge(sample.images + noise), sample.labels)))
+        noise = rng.uniform(specimen.images.shape[1:], -NOISE / 2, NOISE / 2, like=specimen.images)
+        noisy.append(
+            _numbers(judged_margin(specimen.judge(specimen.images + noise), specimen.labels))
+        )
     each = unstable(_numbers(loss), np.stack(noisy))
     found = float(each.mean())
     return [
         Finding(
             "I2",
             "unstable-predictions",
-            # A few images at the boundary make no rough loss.
+            # The median too, since a few images at the boundary do not make a loss rough.
             min(found, float(np.median(each))) > MOST_UNSTABLE,
             "caution",
             f"Noise of 4/255 changes the margin by {percent(found)} of itself on average: a "
@@ -195,10 +210,16 @@ def stability(sample: Sample, loss: Tensor, draws: int) -> list[Finding]:
     ]
 
 
-def path(sample: Sample, threat: ThreatModel, steps: int) -> list[Finding]:
-    """I3, I4 and I5: an attack with the network's own gradient, looked at step by step."""
-    start = threat.random_point(sample.images, sample.rng("path"))
-    walked = climb(sample, OWN, threat, start, steps)
+def path(specimen: Specimen, threat: ThreatModel, steps: int) -> list[Finding]:
+    """I3, I4 and I5: an attack with the network's own gradient, looked at step by step.
+
+    Args:
+        specimen: The images and the network.
+        threat: The threat model of the attack.
+        steps: The number of steps.
+    """
+    start = threat.random_point(specimen.images, specimen.rng("path"))
+    walked = climb(specimen, OWN, threat, start, steps)
     fooled = walked.fooled.cpu().numpy()
     loss = _numbers(walked.loss)
     lost = float(silent(fooled).mean())
@@ -226,13 +247,13 @@ def path(sample: Sample, threat: ThreatModel, steps: int) -> list[Finding]:
             {"of all images": float(open_ended.mean()), "steps": steps},
         ),
     ]
-    if sample.victim().stochastic:
+    if specimen.victim().stochastic:
         return findings
-    judged = sample.judge(walked.last)
+    judged = specimen.judge(walked.last)
     differing = float((judged.argmax(1) != walked.logits.argmax(1)).double().mean())
-    found = sample.gradient(OWN, walked.last)
+    found = specimen.gradient(OWN, walked.last)
     differing = max(differing, float((judged.argmax(1) != found.logits.argmax(1)).double().mean()))
-    details = {} if (twin := _twin(sample, threat)) is None else {"of the ANN twin": twin}
+    details = {} if (twin := _twin(specimen, threat)) is None else {"of the ANN twin": twin}
     return [
         *findings,
         Finding(
@@ -248,32 +269,35 @@ def path(sample: Sample, threat: ThreatModel, steps: int) -> list[Finding]:
     ]
 
 
-def _twin(sample: Sample, threat: ThreatModel) -> float | None:
-    """Share of the images that an attack on the ANN twin proposes which the SNN calls otherwise."""
-    if not sample.spiking:
+def _twin(specimen: Specimen, threat: ThreatModel) -> float | None:
+    """The share of the proposals of an attack on the ANN twin that the SNN classifies differently.
+
+    None if the network does not spike or has no twin.
+    """
+    if not specimen.spiking:
         return None
-    start = threat.random_point(sample.images, sample.rng("twin"))
-    twin = make_estimator("twin", sample.network)
+    start = threat.random_point(specimen.images, specimen.rng("twin"))
+    twin = make_estimator("twin", specimen.network)
     try:
-        last = climb(sample, "twin", threat, start, TWIN_STEPS).last
-        with twin.applied(sample.network):
-            said = score(sample.network, last, sample.ids, sample.micro_batch, sample.seed)
+        last = climb(specimen, "twin", threat, start, TWIN_STEPS).last
+        with twin.applied(specimen.network):
+            said = score(specimen.network, last, specimen.ids, specimen.micro_batch, specimen.seed)
     except (RuntimeError, TypeError):
-        # A foreign layer need not have what a twin is made of.
+        # A foreign layer may lack what a twin is made of.
         return None
-    sample.spent.forward += len(sample)
-    return float((said.argmax(1) != sample.judge(last).argmax(1)).double().mean())
+    specimen.spent.forward += len(specimen)
+    return float((said.argmax(1) != specimen.judge(last).argmax(1)).double().mean())
 
 
-def doubling(sample: Sample, threat: ThreatModel, draws: int) -> list[Finding]:
-    """D8: does averaging a stochastic network's gradient over twice the draws break more.
+def doubling(specimen: Specimen, threat: ThreatModel, draws: int) -> list[Finding]:
+    """D8: whether averaging a stochastic network's gradient over twice the draws breaks more.
 
     Args:
-        sample: Images of a network that draws.
-        threat: Of the attack.
-        draws: What the attacks of the run average over; 1 if they do not.
+        specimen: The images, and a network that draws.
+        threat: The threat model of the attack.
+        draws: The draws that the attacks of the run average over; 1 if they do not.
     """
-    some = sample.first(DOUBLED_IMAGES)
+    some = specimen.first(DOUBLED_IMAGES)
     start = threat.random_point(some.images, some.rng("draws"))
     broken = {}
     for number in (draws, 2 * draws):
@@ -295,30 +319,31 @@ def doubling(sample: Sample, threat: ThreatModel, draws: int) -> list[Finding]:
     ]
 
 
-def _mean_margin(sample: Sample, images: Tensor) -> Tensor:
-    """Margin of the mean logits over fresh draws, `[image]`."""
+def _mean_margin(specimen: Specimen, images: Tensor) -> Tensor:
+    """The margin of the mean logits over fresh draws, `[image]`."""
     every = []
     for draw in range(VERDICT_DRAWS):
-        seed = derive(sample.seed, "fresh", draw)
-        every.append(score(sample.network, images, sample.ids, sample.micro_batch, seed))
-    sample.spent.forward += VERDICT_DRAWS * len(sample)
-    return judged_margin(mean_of_draws(torch.stack(every)), sample.labels)
+        seed = derive(specimen.seed, "fresh", draw)
+        every.append(score(specimen.network, images, specimen.ids, specimen.micro_batch, seed))
+    specimen.spent.forward += VERDICT_DRAWS * len(specimen)
+    return judged_margin(mean_of_draws(torch.stack(every)), specimen.labels)
 
 
-def _fooled(sample: Sample, images: Tensor) -> Tensor:
-    """Whether each image is misclassified, a tie included, bool `[image]`.
+def _fooled(specimen: Specimen, images: Tensor) -> Tensor:
+    """Whether each image is misclassified, ties included, bool `[image]`.
 
-    Of a stochastic network by a vote: noise tried a hundred times finds a draw that errs anyway.
+    A stochastic network is judged by a vote over fresh draws: among a hundred draws of noise, one
+    would meet a draw of the network that errs anyway.
     """
-    fooled = (judged_margin(sample.judge(images), sample.labels) >= 0).cpu()
-    if not sample.victim().stochastic or not bool(fooled.any()):
+    fooled = (judged_margin(specimen.judge(images), specimen.labels) >= 0).cpu()
+    if not specimen.victim().stochastic or not bool(fooled.any()):
         return fooled
-    some = sample.at(fooled.nonzero().flatten())
+    some = specimen.at(fooled.nonzero().flatten())
     said = verdict(
         some.network, images[fooled], some.labels, some.ids, some.micro_batch, some.seed,
         VERDICT_DRAWS,
     )  # fmt: skip
-    sample.spent.forward += VERDICT_DRAWS * len(some)
+    specimen.spent.forward += VERDICT_DRAWS * len(some)
     fooled[fooled.clone()] = ~(said.margins < 0).cpu()
     return fooled
 

@@ -1,4 +1,4 @@
-"""The gradients of a network: do they exist, do they point up, and where do they die."""
+"""The gradients of a network: whether they exist, whether they point up, and where they vanish."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding, Severity
 from robustsnn.diagnosis.indicators import cosine, expected_cosine, slope, spearman
-from robustsnn.diagnosis.probe.specimen import OWN, Sample, joined
+from robustsnn.diagnosis.probe.specimen import OWN, Specimen, joined
 from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.batching import out_of_memory
 from robustsnn.models.scoring import judged_margin
 
-#: Share of the images whose gradient may be all zero, or too small for float32.
+#: The share of the images whose gradient may be all zero, or too small for float32.
 MOST_ZERO = 0.05
-#: Share of a layer's membranes that a surrogate of compact support has to see.
+#: The share of a layer's membranes that a surrogate of compact support has to see.
 LEAST_SUPPORT = 0.05
-#: Below both, a gradient is none of this loss: its cosine with differences, as a share of what a
-#: linear loss would give, and its rank correlation with what random signs do. Spikes make a loss
-#: rough: honest networks were seen between 0.1 and 0.3.
+#: A gradient below both is not that of the loss: its cosine with differences, as a share of that
+#: for a linear loss, and its rank correlation with the effect of random signs. Spikes make a loss
+#: rough: values of sound networks were seen between 0.1 and 0.3.
 LEAST_FIDELITY, LEAST_RANK = 0.1, 0.1
-#: Of fewer images nothing is said: even an honest gradient may be wrong about one.
+#: With fewer images the check says nothing: even a sound gradient may be wrong at one image.
 FEWEST_CHECKED = 4
-#: Share of the directions that have to change a loss before its gradient is judged by them.
+#: The share of the directions that have to change a loss before its gradient is judged by them.
 LEAST_MOVED = 0.5
-#: Cosine of two gradients at the same point, where a network draws nothing.
+#: The least cosine of two gradients at the same point of a network that draws nothing.
 LEAST_REPEATED = 0.99
-#: Sigma of the differences.
+#: The standard deviation of the differences, in pixel units.
 SIGMA = "2/255"
-#: Below, float32 holds fewer digits.
+#: Below this, float32 holds fewer digits.
 TINY = float(torch.finfo(torch.float32).tiny)
 
 
@@ -47,13 +47,13 @@ class Taken:
     """The gradients that a probe looks at, each taken once.
 
     Args:
-        here: Gradient of the margin at each image, by estimator.
-        away: The same at a random point of the ball.
-        nonfinite: How many of both held NaN or infinity, by estimator.
-        layers: What the layers did at the images, by estimator and name.
+        here: The gradient of the margin at each image, by estimator.
+        away: The gradient of the margin at a random point of each ball, by estimator.
+        nonfinite: How many gradients of both kinds held NaN or infinity, by estimator.
+        layers: What was seen in the layers at the images, by estimator and name of the layer.
         failed: Why no gradient could be taken, by estimator.
-        loss: The margin of each image.
-        entropy: Gradient of the cross-entropy at each image, the network's own way.
+        loss: The margin of each image, `[image]`.
+        entropy: The network's own gradient of the cross-entropy at each image.
     """
 
     here: dict[str, Tensor]
@@ -65,50 +65,52 @@ class Taken:
     entropy: Tensor
 
     def zero(self, text: str) -> tuple[Tensor, Tensor]:
-        """Where the gradient of an estimator is all zero: at the image, at the random point."""
+        """Whether an estimator's gradient is all zero: at each image, at each random point."""
         return _zero(self.here[text]), _zero(self.away[text])
 
 
-def take(sample: Sample, threat: ThreatModel) -> Taken:
-    """Every gradient that the findings are about."""
-    start = threat.random_point(sample.images, sample.rng("start"))
+def take(specimen: Specimen, threat: ThreatModel) -> Taken:
+    """Take every gradient that the findings are about."""
+    start = threat.random_point(specimen.images, specimen.rng("start"))
     here: dict[str, Tensor] = {}
     away: dict[str, Tensor] = {}
     layers: dict[str, dict[str, LayerWatch]] = {}
     nonfinite: dict[str, int] = {}
     failed: dict[str, str] = {}
-    for text in sample.estimators:
+    for text in specimen.estimators:
         seen: dict[str, LayerWatch] = {}
         try:
-            found, bad = _gradient(sample, text, sample.images, seen)
-            after, worse = _gradient(sample, text, start)
+            found, bad = _gradient(specimen, text, specimen.images, seen)
+            after, worse = _gradient(specimen, text, start)
         except RuntimeError as error:
             if out_of_memory(error):
                 raise
             failed[text] = str(error).splitlines()[0].rstrip(".")
-            here[text], away[text] = (torch.zeros_like(sample.images) for _ in range(2))
+            here[text], away[text] = (torch.zeros_like(specimen.images) for _ in range(2))
             continue
         here[text], away[text] = found.gradient, after.gradient
         layers[text], nonfinite[text] = seen, bad + worse
-    entropy = torch.zeros_like(sample.images)
+    entropy = torch.zeros_like(specimen.images)
     if OWN not in failed:
-        entropy = sample.gradient(OWN, loss="cross-entropy").gradient
-    loss = judged_margin(sample.judge(sample.images), sample.labels)
+        entropy = specimen.gradient(OWN, loss="cross-entropy").gradient
+    loss = judged_margin(specimen.judge(specimen.images), specimen.labels)
     return Taken(here, away, nonfinite, layers, failed, loss, entropy)
 
 
 def _gradient(
-    sample: Sample, text: str, points: Tensor, seen: dict[str, LayerWatch] | None = None
+    specimen: Specimen, text: str, points: Tensor, seen: dict[str, LayerWatch] | None = None
 ) -> tuple[Gradient, int]:
-    """Gradients of the margin at some points, and how many held NaN or infinity."""
+    """The gradients of the margin at some points, and how many held NaN or infinity."""
     found, bad = [], 0
-    for begin, part in zip(range(0, len(sample), sample.micro_batch), sample.parts(), strict=True):
-        estimator = make_estimator(text, sample.network)
+    for begin, part in zip(
+        range(0, len(specimen), specimen.micro_batch), specimen.parts(), strict=True
+    ):
+        estimator = make_estimator(text, specimen.network)
         victim = part.victim(estimator if seen is None else Watched(estimator, seen))
-        here = points[begin : begin + sample.micro_batch]
+        here = points[begin : begin + specimen.micro_batch]
         found.append(victim.gradient(here, part.labels, "margin"))
         bad += int((victim.nonfinite_grad > 0).sum())
-        sample.settle(victim)
+        specimen.settle(victim)
     return joined(found), bad
 
 
@@ -211,15 +213,15 @@ def _unavailable(taken: Taken) -> Finding:
     )
 
 
-def repeated(sample: Sample, taken: Taken) -> list[Finding]:
-    """D8: is a gradient the same twice; none if the network declares draws.
+def repeated(specimen: Specimen, taken: Taken) -> list[Finding]:
+    """D8: whether a gradient is the same twice; no finding if the network declares draws.
 
-    One that is not belongs to something that draws, whatever the logits say.
+    A gradient that is not comes from something that draws, even if the logits are the same.
     """
-    if sample.victim().stochastic or OWN in taken.failed:
+    if specimen.victim().stochastic or OWN in taken.failed:
         return []
-    here = taken.here[OWN][: len(sample)].flatten(1).double()
-    again = sample.gradient(OWN).gradient.flatten(1).double()
+    here = taken.here[OWN][: len(specimen)].flatten(1).double()
+    again = specimen.gradient(OWN).gradient.flatten(1).double()
     there = (here != 0).any(1) | (again != 0).any(1)
     alike = cosine(here[there].cpu().numpy(), again[there].cpu().numpy())
     least = float(np.mean(alike)) if len(alike) else 1.0
@@ -237,7 +239,7 @@ def repeated(sample: Sample, taken: Taken) -> list[Finding]:
 
 
 def saturation(taken: Taken) -> Finding:
-    """D10: images where the cross-entropy's gradient is all zero for no reason but float32."""
+    """D10: images where the gradient of the cross-entropy is all zero only for lack of digits."""
     lost = _zero(taken.entropy) & ~taken.zero(OWN)[0]
     return Finding(
         "D10",
@@ -252,10 +254,10 @@ def saturation(taken: Taken) -> Finding:
 
 
 def support(taken: Taken) -> list[Finding]:
-    """D2: how many membranes the surrogate that a network was trained with sees; none if no spikes.
+    """D2: the share of membranes that the network's own surrogate sees; no finding without spikes.
 
-    Of a surrogate without an end, the vanishing degree says the same: how much of its area lies
-    nearer to the threshold than the membranes do.
+    For a surrogate of unbounded support the vanishing degree takes its place: the share of its
+    area that lies nearer to the threshold than the membranes do.
     """
     layers = _own(taken)
     if not layers:
@@ -292,33 +294,33 @@ def support(taken: Taken) -> list[Finding]:
 
 
 def fidelity(
-    sample: Sample, taken: Taken, threat: ThreatModel, directions: int, least: int = 1
+    specimen: Specimen, taken: Taken, threat: ThreatModel, directions: int, least: int = 1
 ) -> list[Finding]:
-    """D4: do gradients point where the loss rises, by differences along random signs.
+    """D4: whether gradients point to where the loss rises, by differences along random signs.
 
     Args:
-        sample: The first images of those that gradients were taken of.
+        specimen: The first of the images at which gradients were taken.
         taken: Those gradients.
-        threat: Its radius is the length of the signs that are ranked.
-        directions: Random signs of each image.
-        least: Images; where there are fewer, each is looked at again along other signs.
+        threat: The threat model, whose radius is the length of the signs that are ranked.
+        directions: The number of random signs for each image.
+        least: The least number of images; fewer are looked at several times, along other signs.
     """
-    images, times = len(sample), -(-least // len(sample))
-    sample = sample.copied(times)
-    count = len(sample)
-    base = judged_margin(sample.judge(sample.images), sample.labels)
-    estimate = sample.gradient(f"spsa:pairs={directions},sigma={SIGMA}").gradient
+    images, times = len(specimen), -(-least // len(specimen))
+    specimen = specimen.copied(times)
+    count = len(specimen)
+    base = judged_margin(specimen.judge(specimen.images), specimen.labels)
+    estimate = specimen.gradient(f"spsa:pairs={directions},sigma={SIGMA}").gradient
     differences = estimate.flatten(1).double().cpu().numpy()
     usual = expected_cosine(directions, differences.shape[1])
-    rng = sample.rng("signs")
+    rng = specimen.rng("signs")
     flat = {t: g[:images].flatten(1).double().repeat(times, 1) for t, g in taken.here.items()}
     slopes: dict[str, list[Any]] = {text: [] for text in flat}
     rises = []
     for _ in range(directions):
-        signs = rng.uniform(sample.images.shape[1:], -1.0, 1.0, like=sample.images).sign()
+        signs = rng.uniform(specimen.images.shape[1:], -1.0, 1.0, like=specimen.images).sign()
         delta = signs * threat.radius if threat.norm == "Linf" else threat.scaled(signs)
-        # Outside the pixel range too: a clipped step is none along the gradient.
-        loss = judged_margin(sample.judge(sample.images + delta), sample.labels)
+        # Not clipped to the pixel range, since a clipped step does not follow the signs.
+        loss = judged_margin(specimen.judge(specimen.images + delta), specimen.labels)
         rises.append((loss - base).double().cpu().numpy())
         wide = delta.flatten(1).double()
         for text, gradient in flat.items():
@@ -329,13 +331,13 @@ def fidelity(
         for text, g in flat.items()
     }
     rank = {t: float(np.mean(spearman(np.stack(s, 1), rise))) for t, s in slopes.items()}
-    # Few images and directions measure both roughly: twice the spread of a gradient that has
-    # nothing to do with the loss is granted.
+    # Few images and directions measure both roughly, so twice the spread that a gradient
+    # unrelated to the loss would show is added first.
     grant = 2 / (usual * np.sqrt(differences.size)), 2 / np.sqrt(directions * count)
     wrong = {
         t for t in flat if angle[t] + grant[0] < LEAST_FIDELITY and rank[t] + grant[1] < LEAST_RANK
     }
-    # A loss of plateaus has no differences to speak of, and says nothing about any gradient.
+    # A loss of plateaus hardly has differences, and so says nothing about any gradient.
     moved = float((rise != 0).mean()) > LEAST_MOVED
     details = {
         "cosine": angle,
@@ -360,12 +362,12 @@ def fidelity(
     return [Finding("D4", "gradient-fidelity", flagged, severity, said, angle[OWN], details)]
 
 
-def through_time(sample: Sample, taken: Taken) -> list[Finding]:
-    """D11: how much of the gradient came through the membranes' memory; none if no spikes."""
-    if not sample.spiking or OWN in taken.failed:
+def through_time(specimen: Specimen, taken: Taken) -> list[Finding]:
+    """D11: the share of the gradient through the membranes' memory; no finding without spikes."""
+    if not specimen.spiking or OWN in taken.failed:
         return []
-    whole = taken.here[OWN][: len(sample)].flatten(1).double()
-    cut = sample.gradient(f"{OWN}:cut=1").gradient.flatten(1).double()
+    whole = taken.here[OWN][: len(specimen)].flatten(1).double()
+    cut = specimen.gradient(f"{OWN}:cut=1").gradient.flatten(1).double()
     length = whole.norm(dim=1)
     there = length > 0
     share = ((whole - cut).norm(dim=1)[there] / length[there]).mean() if bool(there.any()) else 0.0
@@ -385,20 +387,20 @@ def through_time(sample: Sample, taken: Taken) -> list[Finding]:
 
 
 def through_layers(taken: Taken) -> list[Finding]:
-    """D12: how fast the gradient shrinks on its way to the input; none with fewer than two layers.
+    """D12: how fast the gradient shrinks towards the input; no finding for fewer than two layers.
 
-    The slope of the mean logarithm of its length over the layers, first to last: above 0 it
-    shrinks towards the input, by that power of e a layer.
+    The evidence is the slope of the mean logarithm of its length over the layers, first to last:
+    if it is s > 0, the gradient shrinks towards the input by a factor of exp(s) in each layer.
     """
     layers = _own(taken)
-    # Images without any gradient are D1's.
+    # Images without any gradient belong to D1.
     there = {name: [x for x in w.lengths if x > 0] for name, w in layers.items()}
     logs = {name: float(np.mean(np.log(x))) for name, x in there.items() if x}
     if len(logs) < 2:
         return []
     steep = slope(np.array(list(logs.values())))
     smallest = min(logs, key=lambda name: logs[name])
-    # The square of so short a vector is below what float32 holds, and so are its entries.
+    # The square of the length of so short a vector is too small for float32.
     lost = logs[smallest] < math.log(TINY) / 2
     return [
         Finding(
@@ -415,8 +417,8 @@ def through_layers(taken: Taken) -> list[Finding]:
 
 
 def _own(taken: Taken) -> dict[str, LayerWatch]:
-    """The layers under the network's own estimator, first to last."""
-    # Backward meets the last layer first.
+    """The layers under the network's own estimator, from first to last."""
+    # Reversed, since a backward pass meets the last layer first.
     return dict(reversed(taken.layers.get(OWN, {}).items()))
 
 
@@ -434,7 +436,7 @@ def _mean(mask: Tensor) -> float:
 
 
 def _often(mask: Tensor) -> bool:
-    """On more than a few in a hundred, and on more than a single image."""
+    """Whether a mask holds on more than a share `MOST_ZERO` of the images, and on more than one."""
     return _mean(mask) > MOST_ZERO and int(mask.sum()) > 1
 
 

@@ -1,7 +1,7 @@
-"""The probe: a small measurement of one network under one threat, made beside the attacks.
+"""The probe: a small measurement of one network under one threat model, next to the attacks.
 
-What it finds says whether attacks on this network can be believed; the attacks themselves are
-looked at in `robustsnn.diagnosis.flags`. It depends on the images, the seed and the network, not on
+Its findings say whether attacks on this network can be believed; the attacks themselves are looked
+at in `robustsnn.diagnosis.flags`. They depend on the images, the seed and the network, but not on
 the size of the batches.
 """
 
@@ -18,10 +18,10 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
 from robustsnn.diagnosis.probe import gradients
-from robustsnn.diagnosis.probe.specimen import Sample, Sizes, Spent
+from robustsnn.diagnosis.probe.specimen import Sizes, Specimen, Spent
 from robustsnn.models.scoring import judged_margin
 
-#: No more images than these are looked at for ones that are right.
+#: The largest number of images among which the probe looks for some that are classified right.
 IMAGES = 256
 
 
@@ -30,10 +30,10 @@ class Probed:
     """What a probe found, and what it cost.
 
     Args:
-        findings: In the order of their ids; empty if no image is right.
-        forward_passes: Of single images.
-        backward_passes: Of single images.
-        seconds: Wall clock.
+        findings: The findings in the order of their ids; empty if no image is classified right.
+        forward_passes: The number of forward passes of single images.
+        backward_passes: The number of backward passes of single images.
+        seconds: The wall-clock time in seconds.
     """
 
     findings: tuple[Finding, ...]
@@ -42,7 +42,12 @@ class Probed:
     seconds: float
 
     def row(self) -> dict[str, Any]:
-        """What it cost, as it stands in `manifest.json`."""
+        """The cost of the probe, as it is stored in `manifest.json`.
+
+        Examples:
+            >>> Probed((), 3, 2, 0.5).row()
+            {'forward_passes': 3, 'backward_passes': 2, 'seconds': 0.5}
+        """
         return {
             "forward_passes": self.forward_passes,
             "backward_passes": self.backward_passes,
@@ -66,24 +71,25 @@ def probe(
     """Measure D1, D2, D4, D6, D8, D11, D12 and the indicators of attack failure.
 
     Args:
-        network: In evaluation mode; as it was afterwards.
-        images: `[batch, channel, height, width]` in [0, 1].
-        labels: True classes, int64 `[batch]`.
-        ids: One an image.
-        threat: Of the attacks.
-        micro_batch: Images per forward.
-        seed: Of every draw.
-        clean: Predictions on the images, int64 `[batch]`; only what is right is looked at.
-        draws: What the attacks average a stochastic network over.
-        sizes: How much is measured; by default as suits the number of images.
+        network: The network, in evaluation mode; it is left as it was.
+        images: The images, `[batch, channel, height, width]`, in [0, 1].
+        labels: The true classes, int64 `[batch]`.
+        ids: The id of each image.
+        threat: The threat model of the attacks.
+        micro_batch: The number of images in a forward pass.
+        seed: The seed of every draw.
+        clean: The predictions on the images, int64 `[batch]`; only images that are classified
+            right are looked at.
+        draws: The draws that the attacks average a stochastic network over; 1 if they do not.
+        sizes: How much is measured; by default as much as suits the number of images.
     """
     began = time.perf_counter()
     spent = Spent()
     right = (clean == labels).nonzero().flatten().cpu()
     sizes = Sizes.of(len(images)) if sizes is None else sizes
-    everything = Sample(network, images, labels, tuple(ids), micro_batch, seed, spent)
+    everything = Specimen(network, images, labels, tuple(ids), micro_batch, seed, spent)
     wide = everything.at(right).first(sizes.wide)
-    # A tie is an error already; nothing can be seen to break it.
+    # An image whose clean logits tie is an error already, so no attack can be seen to break it.
     if len(wide):
         wide = wide.at(judged_margin(wide.judge(wide.images), wide.labels).cpu() < 0)
     findings: list[Finding] = []
@@ -99,8 +105,8 @@ def probe(
 
 
 def _measure(
-    wide: Sample,
-    narrow: Sample,
+    wide: Specimen,
+    narrow: Specimen,
     threat: ThreatModel,
     accuracy: float,
     draws: int,

@@ -1,4 +1,4 @@
-"""A few images and a network under measurement: what every part of the probe works on."""
+"""A network and a few images under measurement, on which every part of the probe works."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import score
 from robustsnn.snn.backward_rule import spiking_layers
 
+#: The network's own derivative.
 OWN = "bptt"
-#: Of every family one, as the probes of a cascade have them; widths in units of the threshold.
+#: One estimator of every family, as in the probes of a cascade; widths in units of the threshold.
 ESTIMATORS = (
     OWN,
     "bptt:triangle:width=0.5",
@@ -35,13 +36,14 @@ class Sizes:
     """How much a probe measures.
 
     Args:
-        wide: Images of what costs little an image.
-        narrow: Images of what costs much.
-        directions: Random signs of the gradient check.
-        draws: Of noise, for each image.
-        steps: Of the attack whose path is looked at.
-        far: Of the attack that may go anywhere.
-        checked: Images of the gradient check; fewer are taken several times over.
+        wide: The number of images in measurements that cost little per image.
+        narrow: The number of images in measurements that cost much.
+        directions: The number of random signs of the gradient check.
+        draws: The number of draws of noise for each image.
+        steps: The steps of the attack whose path is looked at.
+        far: The steps of the attack that may go anywhere.
+        checked: The number of images of the gradient check; if there are fewer, each is taken
+            several times.
     """
 
     wide: int = 64
@@ -54,9 +56,14 @@ class Sizes:
 
     @classmethod
     def of(cls, samples: int) -> Sizes:
-        """Few images where few are evaluated, so that a probe stays the smaller part.
+        """The sizes for that many evaluated images, so that the probe costs less than the attacks.
 
-        But for the gradient check: of a few images chance alone reaches what it asks for.
+        The gradient check keeps its number of images, because on a few images even chance passes
+        it.
+
+        Examples:
+            >>> Sizes.of(128).narrow
+            8
         """
         wide = max(8, min(64, samples // 8))
         return cls(wide=max(wide, cls.checked), narrow=wide // 2)
@@ -64,27 +71,27 @@ class Sizes:
 
 @dataclass
 class Spent:
-    """Passes of single images."""
+    """The numbers of passes of single images."""
 
     forward: int = 0
     backward: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
-    """A network and some images that it gets right.
+class Specimen:
+    """A network and some images that it classifies right.
 
-    Victims are made anew for every measurement and for no more images than one forward takes, so
-    nothing that an estimator remembers outlives it or grows.
+    Each measurement makes new victims, each for no more images than one forward pass takes, so
+    that nothing that an estimator remembers outlives the measurement or grows.
 
     Args:
-        network: In evaluation mode.
-        images: `[batch, channel, height, width]` in [0, 1].
-        labels: True classes, int64 `[batch]`.
-        ids: One an image.
-        micro_batch: Images per forward.
-        seed: Of every draw.
-        spent: Counts of all samples of one probe.
+        network: The network, in evaluation mode.
+        images: The images, `[batch, channel, height, width]`, in [0, 1].
+        labels: The true classes, int64 `[batch]`.
+        ids: The id of each image.
+        micro_batch: The number of images in a forward pass.
+        seed: The seed of every draw.
+        spent: The passes of all specimens of one probe.
     """
 
     network: nn.Module
@@ -100,12 +107,12 @@ class Sample:
 
     @property
     def spiking(self) -> bool:
-        """Whether estimators can reach its spikes."""
+        """Whether estimators can reach the spikes of the network."""
         return bool(spiking_layers(self.network))
 
     @property
     def estimators(self) -> tuple[str, ...]:
-        """The names of those of `ESTIMATORS` that this network can use, its own first."""
+        """Those of `ESTIMATORS` that fit this network, its own derivative first."""
         usable = []
         for text in ESTIMATORS if self.spiking else ESTIMATORS[:1]:
             try:
@@ -115,10 +122,10 @@ class Sample:
             usable.append(text)
         return tuple(usable)
 
-    def at(self, rows: Tensor | slice) -> Sample:
-        """Some of the images."""
+    def at(self, rows: Tensor | slice) -> Specimen:
+        """The specimen of the images at those positions, or under that mask."""
         places = torch.arange(len(self))[rows]
-        return Sample(
+        return Specimen(
             self.network,
             self.images[places],
             self.labels[places],
@@ -128,33 +135,33 @@ class Sample:
             self.spent,
         )
 
-    def first(self, count: int) -> Sample:
-        """The first few."""
+    def first(self, count: int) -> Specimen:
+        """The specimen of the first images, that many."""
         return self.at(slice(0, count))
 
-    def copied(self, times: int) -> Sample:
-        """All the images so many times over, each copy with draws of its own."""
+    def copied(self, times: int) -> Specimen:
+        """All the images, repeated that many times; each copy has draws of its own."""
         found = self.at(torch.arange(len(self)).repeat(times))
         ids = [derive(i, "copy", n) if n else i for n in range(times) for i in self.ids]
         return dataclasses.replace(found, ids=tuple(ids))
 
-    def parts(self) -> Iterator[Sample]:
-        """As many images at a time as one forward takes."""
+    def parts(self) -> Iterator[Specimen]:
+        """The specimen in parts of as many images as one forward pass takes."""
         for begin in range(0, len(self), self.micro_batch):
             yield self.at(slice(begin, begin + self.micro_batch))
 
     def rng(self, stream: str) -> Rng:
-        """Draws of a named purpose."""
+        """The generators of the draws for one named purpose."""
         return Rng(self.seed, self.ids, f"diagnosis/{stream}")
 
     def victim(self, estimator: str | Estimator = OWN) -> Victim:
-        """A fresh victim; `settle` counts what it was asked."""
+        """A fresh victim; `settle` adds its passes to those that were spent."""
         if isinstance(estimator, str):
             estimator = make_estimator(estimator, self.network)
         return Victim(self.network, estimator, self.ids, self.micro_batch, self.seed)
 
     def settle(self, victim: Victim) -> None:
-        """Take in the passes of a victim that is done with."""
+        """Add the passes of a victim that is not needed any more."""
         self.spent.forward += int(victim.forward_passes.sum())
         self.spent.backward += int(victim.backward_passes.sum())
 
@@ -164,7 +171,13 @@ class Sample:
         images: Tensor | None = None,
         loss: str = "margin",
     ) -> Gradient:
-        """Loss, logits and gradient of each image, under an estimator made anew for each part."""
+        """Loss, logits and gradient of each image, by an estimator made anew for each part.
+
+        Args:
+            estimator: The estimator, as text or as a function that makes it.
+            images: The points, `[image, ...]`; by default the images themselves.
+            loss: The name of the loss.
+        """
         where = self.images if images is None else images
         found = []
         for begin, part in zip(range(0, len(self), self.micro_batch), self.parts(), strict=True):
@@ -175,13 +188,13 @@ class Sample:
         return joined(found)
 
     def judge(self, images: Tensor) -> Tensor:
-        """Logits `[batch, class]` as a verdict takes them: a plain forward."""
+        """Logits `[batch, class]` from a plain forward pass, as the judge takes them."""
         self.spent.forward += len(images)
         return score(self.network, images, self.ids, self.micro_batch, self.seed)
 
 
 def joined(gradients: Sequence[Gradient]) -> Gradient:
-    """The gradients of several parts as one."""
+    """The gradients of several parts, joined to one."""
     return Gradient(
         torch.cat([g.loss for g in gradients]),
         torch.cat([g.logits for g in gradients]),

@@ -1,4 +1,4 @@
-"""An estimator that also notes what passes through each spiking layer on the way back."""
+"""An estimator that also notes what passes through each spiking layer in a backward pass."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from robustsnn.estimators.bptt import ThroughTime, surrogate_derivative
 from robustsnn.snn.backward_rule import BackwardRule, Trace, spiking_layers
 from robustsnn.snn.surrogate import Rectangle, Surrogate, Triangle
 
-#: A membrane so near to the threshold, in units of it, is one that small changes flip.
+#: The distance from the threshold, in units of it, within which small changes flip a spike.
 NEAR = 0.1
-#: The width of the arctangent whose vanishing degree stands beside the own surrogate's: alpha 8.
+#: The width of the arctangent (alpha 8) whose vanishing degree is given next to that of the
+#: network's own surrogate.
 SHARP = 0.0796
 
 
 @dataclass
 class LayerWatch:
-    """What the backward passes of a layer were seen to do, summed over images.
+    """What was seen in the backward passes of a layer, summed over images.
 
     Args:
-        entries: Values of the current, of every image, neuron and step.
-        zero: Gradients of the current that are zero.
-        silent: Where surrogate derivative times gradient of the spike is zero.
-        nonfinite: NaN or infinite gradients of the current.
-        near: Membranes within `NEAR` of the threshold.
-        inside: Membranes within the width of the surrogate.
+        entries: The number of values of the current, over all images, neurons and steps.
+        zero: The number of gradients of the current that are zero.
+        silent: The number of entries where the derivative of the surrogate times the gradient of
+            the spike is zero.
+        nonfinite: The number of NaN or infinite gradients of the current.
+        near: The number of membranes within `NEAR` of the threshold.
+        inside: The number of membranes within the width of the surrogate.
         compact: Whether the surrogate is zero beyond its width.
-        vanishing: Sum of the surrogate's mass between -|z| and |z|, as a share of all of it.
-        sharp: The same for an arctangent of width `SHARP`.
-        lengths: Length of the gradient of the spikes, of each image.
-        temporal: Mean cosine of the current's gradients of adjacent steps, of each image.
+        vanishing: The sum, over all membranes z, of the share of the surrogate's area between -|z|
+            and |z|.
+        sharp: The same sum for an arctangent of width `SHARP`.
+        lengths: The length of the gradient of the spikes, for each image.
+        temporal: The mean cosine of the gradients of the current at adjacent steps, for each image.
     """
 
     entries: int = 0
@@ -55,16 +58,21 @@ class LayerWatch:
     temporal: list[float] = field(default_factory=list)
 
     def share(self, count: float) -> float:
-        """A sum as a share of all entries."""
+        """A sum over entries as a share of all entries; 0 if there are none.
+
+        Examples:
+            >>> LayerWatch(entries=4).share(1)
+            0.25
+        """
         return count / self.entries if self.entries else 0.0
 
     def note(self, grad: Tensor, trace: Trace, found: Tensor) -> None:
-        """Take in a backward pass.
+        """Add what is seen in one backward pass.
 
         Args:
-            grad: Gradient of the spikes, `[time, batch, ...]`.
-            trace: Of the layer; images beyond the batch of `grad` are left out.
-            found: Gradient of the current, as large as `grad`.
+            grad: The gradient of the spikes, `[time, batch, ...]`.
+            trace: The trace of the layer; images beyond the batch of `grad` are left out.
+            found: The gradient of the current, `[time, batch, ...]`.
         """
         images, surrogate = grad.shape[1], trace.surrogate
         self.entries += found.numel()
@@ -87,7 +95,11 @@ class LayerWatch:
 
 
 def mass(surrogate: Surrogate, z: Tensor) -> Tensor:
-    """Share of a surrogate's area between -z and z, in [0, 1]; z at least 0.
+    """The share of a surrogate's area between -z and z, in [0, 1].
+
+    Args:
+        surrogate: The surrogate.
+        z: The distances of membranes from the threshold, in units of it, at least 0.
 
     Source: the vanishing degree of Wang et al., arXiv 2512.22522.
     """
@@ -97,11 +109,11 @@ def mass(surrogate: Surrogate, z: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Watched(Estimator):
-    """Another estimator, watched: what it gives is unchanged.
+    """Another estimator under watch; its gradients are unchanged.
 
     Args:
-        inner: That one.
-        layers: Filled by layer name; layers of a network that names none stay unseen.
+        inner: The estimator that is watched.
+        layers: What was seen in each layer, by the name of the layer; filled in backward passes.
     """
 
     inner: Estimator
@@ -109,19 +121,19 @@ class Watched(Estimator):
 
     @property
     def name(self) -> str:
-        """The inner one's."""
+        """The name of the estimator that is watched."""
         return self.inner.name
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "faithful", self.inner.faithful)
 
     def forget(self, rows: Tensor) -> None:
-        """As the inner one."""
+        """Let the estimator that is watched forget those images."""
         self.inner.forget(rows)
 
     @contextmanager
     def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
-        """As the inner one; images that only pad the batch are not seen."""
+        """Apply the estimator and watch the layers; copies that pad the batch are not counted."""
         images = None if rows is None else len(rows.unique())
         layers = spiking_layers(network)
         with self.inner.applied(network, rows), _whole(network):
@@ -146,7 +158,10 @@ class Watched(Estimator):
 
 @contextmanager
 def _whole(network: nn.Module) -> Iterator[None]:
-    """The network over all its time steps at once: segments run again would be seen twice."""
+    """Run the network over all its time steps at once inside the block.
+
+    A segment of steps that is computed again for its gradient would be seen twice.
+    """
     segments = getattr(network, "recompute", None)
     if segments is None:
         yield
