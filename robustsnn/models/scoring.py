@@ -1,4 +1,4 @@
-"""Plain forward passes: what a network says of images, at one shape and with fixed draws."""
+"""Plain forward passes, at one shape and with fixed draws, and the verdict on each image."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ def score(
     seed: int = 0,
     draw: int = 0,
 ) -> Tensor:
-    """Logits `[batch, class]` from a plain forward, without gradient.
+    """Logits `[batch, class]` from a plain forward pass, without gradient.
 
     Batches are padded to one shape, the one that attacks run at, because a spike at the threshold
-    flips with the shape. A stochastic network draws by (seed, image id), from a stream that no
+    may flip with the shape. A stochastic network draws by (seed, image id), from a stream that no
     attack sees.
 
     Args:
-        network: In evaluation mode.
-        images: `[batch, channel, height, width]`, pixel units.
-        image_ids: One an image.
-        micro_batch: Images per forward.
-        seed: Of the draws.
-        draw: Which of several draws of each image.
+        network: The network, in evaluation mode.
+        images: The images, `[batch, channel, height, width]`, in pixel units.
+        image_ids: The id of each image.
+        micro_batch: The number of images in a forward pass.
+        seed: The seed of the draws.
+        draw: The number of the draw, of several draws for each image.
+
+    Examples:
+        >>> score(nn.Flatten(), torch.tensor([[[[0.25, 0.5]]]]), [0], micro_batch=4)
+        tensor([[0.2500, 0.5000]])
     """
     stochastic = bool(getattr(network, "stochastic", False))
     found = []
@@ -59,14 +63,15 @@ def score(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of each image, `[batch]`.
+    """The verdict on each image.
 
     Args:
-        predictions: Classes int64, -1 where logits are not finite; over several draws the class
-            that most of them say.
-        margins: Float64, above 0 is wrong and 0 a tie; over several draws the share of votes by
-            which the best other class leads, told apart by the mean margin.
-        right: Float64, the fraction of draws on which the image is classified right.
+        predictions: The predicted classes, int64 `[batch]`, -1 if the logits are not finite; over
+            several draws, the class that most draws give.
+        margins: The margins, float64 `[batch]`; above 0 is wrong and 0 is a tie. Over several
+            draws, the share of votes by which the best other class leads, plus a smaller term of
+            the mean margin that orders images with the same votes.
+        right: The fraction of draws on which the image is classified right, float64 `[batch]`.
     """
 
     predictions: Tensor
@@ -83,16 +88,21 @@ def verdict(
     seed: int = 0,
     draws: int = 1,
 ) -> Verdict:
-    """Judge images, a stochastic network on several draws that no attack has seen.
+    """Judge images; a stochastic network is judged on several draws that no attack has seen.
 
     Args:
-        network: See `score`, as are the other arguments.
-        images: As said.
-        labels: True classes, int64 `[batch]`.
-        image_ids: As said.
-        micro_batch: As said.
-        seed: As said.
-        draws: Of each image; a deterministic network is asked once.
+        network: The network, in evaluation mode.
+        images: The images, `[batch, channel, height, width]`, in pixel units.
+        labels: The true classes, int64 `[batch]`.
+        image_ids: The id of each image.
+        micro_batch: The number of images in a forward pass.
+        seed: The seed of the draws.
+        draws: The number of draws for each image; a deterministic network is asked once.
+
+    Examples:
+        >>> image = torch.tensor([[[[0.25, 0.5]]]])
+        >>> verdict(nn.Flatten(), image, torch.tensor([0]), [0], micro_batch=1).margins
+        tensor([0.2500], dtype=torch.float64)
     """
     if draws == 1 or not getattr(network, "stochastic", False):
         predictions, margins = judge(score(network, images, image_ids, micro_batch, seed), labels)
@@ -104,12 +114,14 @@ def verdict(
     said = torch.stack([predictions for predictions, _, _ in every])
     right = (said == labels).double().mean(0)
     classes = every[0][2].shape[1]
-    # No prediction is one more wrong answer, the last: left out, fewer votes would do to be right.
+    # A draw without prediction is a vote for one more wrong answer, the last. If it were left out,
+    # fewer votes would suffice to be right.
     answers = [*range(classes), -1]
     votes = torch.stack([(said == answer).double().mean(0) for answer in answers], dim=1)
     lead = margin(votes, labels)
     mean = torch.stack([margins for _, margins, _ in every]).nan_to_num(nan=1.0).mean(0)
-    # A lead is at least one vote; what is added tells apart and never turns the verdict.
+    # A lead is at least one vote, 1 / draws. The term of the mean margin is less than half of that,
+    # so it orders images with the same votes and never changes a verdict.
     margins = torch.where(lead == 0, lead, lead + 0.5 / draws * torch.tanh(mean))
     silent = votes.argmax(1) == classes
     predictions = torch.where(silent, -1, votes.argmax(1))
@@ -117,15 +129,19 @@ def verdict(
 
 
 def judge_all(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Predictions and margins as of `judge`, and the logits."""
+    """The predictions and margins of `judge`, and the logits."""
     return *judge(logits, labels), logits
 
 
 def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted classes int64 and margins float64, `[batch]` each.
+    """The predicted classes, int64 `[batch]`, and the margins, float64 `[batch]`.
 
-    Logits that are not all finite are no prediction: class -1 and a NaN margin, which count as
-    wrong everywhere.
+    Logits that are not all finite give no prediction: the class is -1 and the margin NaN, which
+    both count as wrong everywhere.
+
+    Args:
+        logits: The logits, `[batch, class]`.
+        labels: The true classes, int64 `[batch]`.
     """
     finite = logits.isfinite().all(1)
     predictions = torch.where(finite, logits.argmax(1), -1)
@@ -134,7 +150,17 @@ def judge(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """`max_{j != y} z_j - z_y`: above 0 is misclassified, 0 is a tie at the top.
+    """The margin `max_{j != y} z_j - z_y` of each image, `[batch]`.
+
+    Above 0 the image is misclassified; 0 is a tie at the top.
+
+    Args:
+        logits: The logits z, `[batch, class]`.
+        labels: The true classes y, int64 `[batch]`.
+
+    Examples:
+        >>> margin(torch.tensor([[3.0, 1.0], [2.0, 2.0]]), torch.tensor([0, 0]))
+        tensor([-2.,  0.])
 
     Source: Carlini and Wagner, S&P 2017, objective f6, without its confidence.
     """
@@ -144,9 +170,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def judged_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The margin as a verdict counts it: infinite where logits are not all finite.
+    """The margin of each image as the judge counts it, `[batch]`.
 
-    They are no prediction, so they are wrong, and an attack that found them is done.
+    It is infinite if the logits are not all finite: such logits give no prediction and count as
+    wrong, so an attack that found them has succeeded.
     """
     finite = logits.isfinite().all(1)
     return torch.where(finite, margin(logits, labels), torch.inf)
@@ -155,10 +182,18 @@ def judged_margin(logits: Tensor, labels: Tensor) -> Tensor:
 def finite_logits(
     network: nn.Module, images: Tensor, image_ids: Sequence[int], micro_batch: int, seed: int
 ) -> Tensor:
-    """Logits `[batch, class]` of clean images.
+    """Logits `[batch, class]` of clean images, all finite.
+
+    Args:
+        network: The network, in evaluation mode.
+        images: The clean images, `[batch, channel, height, width]`, in pixel units.
+        image_ids: The id of each image.
+        micro_batch: The number of images in a forward pass.
+        seed: The seed of the draws of a stochastic network.
 
     Raises:
-        InputError: The network does not take the images, returns no logits, or NaN.
+        InputError: The network does not take the images, does not return logits `[batch, class]`
+            of at least two classes, or returns NaN or infinity.
     """
     try:
         logits = score(network, images, image_ids, micro_batch, seed)

@@ -1,7 +1,8 @@
-"""Run folders: rows per image, one header, written so that a killed run leaves no half file.
+"""Run folders: one row for each image and attack, and one manifest.
 
 While a run goes on, each finished batch of each attack is one file in `parts/`; the last step
-merges them. A file appears whole or not at all: it is written under another name, then renamed.
+merges these files. A killed run leaves no half-written file: a file is written under another name
+and then renamed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from robustsnn.records.schema import MANIFEST, RECORDS, RESULTS_TEXT
 
 
 def parquet(frame: pd.DataFrame, schema: pa.Schema | None = None) -> bytes:
-    """A data frame as the bytes of a Parquet file."""
+    """A data frame as the bytes of a Parquet file.
+
+    Args:
+        frame: The data frame.
+        schema: The columns that are kept and their types; by default all, as they are.
+    """
     if schema is not None:
         frame = frame[schema.names]
     buffer = io.BytesIO()
@@ -42,14 +48,14 @@ class RunFolder:
 
     @property
     def parts(self) -> Path:
-        """Where finished batches wait to be merged."""
+        """The folder of the finished batches of a run that goes on."""
         return self.path / "parts"
 
     def manifest(self) -> Manifest:
-        """What was evaluated, and what the run says of itself.
+        """The manifest of the run.
 
         Raises:
-            InputError: There is none, or it is damaged.
+            InputError: There is no manifest, or it is damaged.
         """
         return read_manifest(self.path)
 
@@ -58,7 +64,12 @@ class RunFolder:
         write_manifest(self.path, manifest)
 
     def part(self, entry: str, batch: int) -> Path:
-        """The file of a batch of an attack; it is there once that batch is finished."""
+        """The path of a batch of an attack; the file exists once that batch is finished.
+
+        Examples:
+            >>> RunFolder(Path("runs/a")).part("pgd", 3).name
+            'pgd.00003.parquet'
+        """
         return self.parts / f"{entry}.{batch:05d}.parquet"
 
     def write_part(
@@ -68,7 +79,14 @@ class RunFolder:
         rows: pd.DataFrame,
         images: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
-        """Store a finished batch; its images, if any are kept, come first."""
+        """Store a finished batch; images that are kept are written before its rows.
+
+        Args:
+            entry: The name of the attack in the names of files.
+            batch: The number of the batch.
+            rows: The records of the batch.
+            images: The images that are kept, by name.
+        """
         path = self.part(entry, batch)
         self.parts.mkdir(exist_ok=True)
         if images:
@@ -85,8 +103,14 @@ class RunFolder:
     def read_images(self, entry: str, batch: int, name: str, rows: Sequence[int]) -> NDArray[Any]:
         """Some of a finished batch's images, `[row, ...]`, without reading the others.
 
+        Args:
+            entry: The name of the attack in the names of files.
+            batch: The number of the batch.
+            name: The name under which the images are kept.
+            rows: The positions of the images in the batch.
+
         Raises:
-            InputError: They are missing or damaged.
+            InputError: The images are missing or damaged.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -99,7 +123,11 @@ class RunFolder:
             raise _damaged(path, error) from None
 
     def merged(self, order: Sequence[tuple[str, int]]) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """The rows of all parts in that order, and their images joined by name."""
+        """The rows of all parts, and their images joined by name.
+
+        Args:
+            order: The attack and the number of each batch, in the order of the rows.
+        """
         from safetensors.numpy import load_file
 
         frames, images = [], dict[str, list[NDArray[Any]]]()
@@ -122,7 +150,7 @@ class RunFolder:
         activity: pd.DataFrame,
         examples: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Write every file of a finished run, the manifest last, then drop the parts."""
+        """Write every file of a finished run, the manifest last, then remove the parts."""
         from safetensors.numpy import save
 
         write_atomically(self.path / "records.parquet", parquet(records, RECORDS))
@@ -134,29 +162,29 @@ class RunFolder:
         self.tidy()
 
     def tidy(self) -> None:
-        """Drop what a killed or finished run left over."""
+        """Remove the files that a killed or finished run does not need any more."""
         shutil.rmtree(self.parts, ignore_errors=True)
         for scratch in self.path.glob(".*.part"):
             scratch.unlink(missing_ok=True)
 
     def results(self) -> pd.DataFrame:
-        """`results.csv`, text columns as text."""
+        """The rows of `results.csv`, with text columns as text."""
         return read_results(self.path / "results.csv")
 
     def records(self) -> pd.DataFrame:
-        """`records.parquet`."""
+        """The rows of `records.parquet`."""
         return read_table(self.path / "records.parquet")
 
     def activity(self) -> pd.DataFrame:
-        """`activity.parquet`."""
+        """The rows of `activity.parquet`."""
         return read_table(self.path / "activity.parquet")
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A Parquet file of a run folder.
+    """The rows of a Parquet file of a run folder.
 
     Raises:
-        InputError: It is missing or damaged.
+        InputError: The file is missing or damaged.
     """
     try:
         return pd.read_parquet(path)
@@ -173,15 +201,16 @@ def _damaged(path: Path, error: Exception) -> InputError:
 
 
 def open_folder(path: Path, identity: str, create: Callable[[], Manifest]) -> RunFolder:
-    """The folder of a run: a new one with its manifest, or the one of an earlier start.
+    """The folder of a run: a new one with its manifest, or that of an earlier start of the run.
 
     Args:
-        path: Made if absent, filled only if empty.
-        identity: What the run is; another one's folder is refused.
-        create: Makes the manifest of a new run.
+        path: The path of the folder, which is made if it does not exist and filled only if it is
+            empty.
+        identity: The identity of the run; the folder of a run of another identity is refused.
+        create: The function that makes the manifest of a new run.
 
     Raises:
-        InputError: It cannot be written, or holds something else.
+        InputError: The folder cannot be written, or holds something else.
     """
     folder = RunFolder(path)
     check_folder(path, identity)
@@ -197,10 +226,10 @@ def open_folder(path: Path, identity: str, create: Callable[[], Manifest]) -> Ru
 
 
 def check_folder(path: Path, identity: str) -> None:
-    """Refuse a folder that is another run's or somebody else's, or cannot be made.
+    """Refuse a folder that does not belong to a run of that identity.
 
     Raises:
-        InputError: As said.
+        InputError: The folder holds another run or other files, or it cannot be made.
     """
     check_output(path, MANIFEST)
     if not (path / MANIFEST).exists():
@@ -215,10 +244,10 @@ def check_folder(path: Path, identity: str) -> None:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """A `results.csv`, text columns as text: an epsilon of 0 is not a number.
+    """The rows of a `results.csv`, with text columns as text: an epsilon of `0` stays text.
 
     Raises:
-        InputError: It is missing or damaged.
+        InputError: The file is missing or damaged.
     """
     try:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -1,8 +1,8 @@
-"""The manifest of a run: what was evaluated, on what, how, and what the run says of itself.
+"""The manifest of a run: what was evaluated, on what, how, and the diagnosis.
 
-It is written as `manifest.json` when a run starts, completed when it ends, and read back here. A
-field that older runs do not have has a default; the names of the fields stay, since published runs
-hold them.
+It is written as `manifest.json` when a run starts, completed when the run ends, and read back
+here. A field that older runs do not have has a default. The names of the fields stay as they are,
+since published runs hold them.
 """
 
 from __future__ import annotations
@@ -19,72 +19,74 @@ from robustsnn.errors import InputError
 from robustsnn.records.schema import DONE, FORMAT, MANIFEST
 
 Row = Mapping[str, Any]
-"""One row of a list in the manifest, as JSON has it."""
+"""One row of a list in the manifest, as in JSON."""
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` holds.
+    """The content of `manifest.json`.
 
     Attributes:
         format: The version of the layout of run folders.
         identity: The sha256 of all that decides the records: model, data, suite, seed, sizes.
         command: The command line that asked for the run; empty for a call from Python.
         versions: The versions of the packages that numbers depend on, by name.
-        model: The model as it was named.
-        origin: Where it came from: a folder, `python.module:factory`, or `memory`.
-        checkpoint_sha256: The sha256 of its weights.
-        kind: `ann` or `snn` for a network of ours, empty for any other.
+        model: The model as the user named it.
+        origin: The origin of the model: a folder, `python.module:factory`, or `memory`.
+        checkpoint_sha256: The sha256 of the weights.
+        kind: `ann` or `snn` for a network of RobustSNN, empty for any other.
         architecture: The name of the architecture, or of the network's class.
-        time_steps: Time steps that an image is shown; 1 without spikes.
+        time_steps: The number of time steps that an image is shown for; 1 without spikes.
         encoding: How an image becomes input over time.
         method: How the network was trained.
         stochastic: Whether the network draws at every pass.
         spiking: Whether estimators reach layers of spiking neurons; None in older runs.
-        classes: How many classes the network tells apart; None in older runs.
+        classes: The number of classes; None in older runs.
         data: The name of the data set.
         data_fingerprint: A digest of all its pixels and labels.
         class_names: The names of the classes in the order of the labels; empty if unknown.
-        samples: How many images were evaluated.
+        samples: The number of images that were evaluated.
         suite: The name of the suite.
-        suite_version: Its version.
-        suite_sha256: The digest of what it runs.
-        entries: Its entries, as the suite file has them.
-        left_out: The labels of entries that are for other networks.
-        estimator: What took the place of every entry's estimator, as it was written; None where
-            nothing did.
+        suite_version: The version of the suite.
+        suite_sha256: The digest of all that the suite runs.
+        entries: The entries of the suite, as in its file.
+        left_out: The labels of the entries that do not fit this network.
+        estimator: The estimator that took the place of every entry's own, as the user wrote it;
+            None if there was none.
         files: The sha256 of each file of the user's own that was run.
         stages: One row for each attack at each size, see `robustsnn.diagnosis.stages.Stage`; None
             in older runs.
-        cascade: Whether each entry attacked only what the ones before it left.
-        draws: Fresh draws on which each image of a stochastic network is judged.
+        cascade: Whether each entry attacked only the survivors of those before it.
+        draws: The number of fresh draws on which each image of a stochastic network is judged.
         attack_misclassified: Whether images that are wrong when clean were attacked too.
         norm: The norm of the suite.
-        epsilon: The sizes of the suite, as written, separated by commas.
-        sizes: Every size that was run, as written.
+        epsilon: The sizes of the suite, as the suite file has them, separated by commas.
+        sizes: Every size that was run, as it was written.
         substitute: The name of the network that a black-box attacker crafted on.
         substitute_sha256: The sha256 of that network's weights.
         seed: The seed of every draw.
         save_images: Whether every adversarial image was kept.
-        machine: Processor and number of cores.
-        device: Where the network was computed.
-        threads: CPU threads of a pass.
-        batch_size: Images of a forward pass.
-        batch_size_asked: The same, as it was asked for before memory was looked at.
-        recompute: Time steps between two membranes that a gradient keeps; None keeps all.
-        lif_kernel: Which code computed the layers of spiking neurons.
-        start: When the run started, in UTC.
-        seconds: The seconds of all attacks.
+        machine: The processor and the number of cores.
+        device: The device that computed the network.
+        threads: The number of CPU threads of a pass.
+        batch_size: The number of images in a forward pass.
+        batch_size_asked: The number of images in a forward pass that was asked for, before it was
+            fitted to memory.
+        recompute: The number of time steps between two membranes that are kept for a gradient;
+            None keeps all.
+        lif_kernel: The code that computed the layers of spiking neurons.
+        start: The time when the run started, in UTC.
+        seconds: The seconds that all attacks took together.
         status: `running` or `done`.
-        preflight: The checks made before the attacks.
-        probe: What the probe measured; None before it was made, and for suites without one.
-        probe_cost: What the probe cost.
-        flags: What speaks against believing the numbers.
-        diagnostics: What was measured on the records, flagged or not.
+        preflight: The checks that were made before the attacks, one row each.
+        probe: The findings of the probe; None before it was made, and for suites without one.
+        probe_cost: The cost of the probe.
+        flags: The findings that speak against the numbers.
+        diagnostics: The findings that were measured on the records, flagged or not.
         ledger: What each stage broke and cost.
         verdict: The level A, B or C with its reasons and what to do next.
-        energy: Estimated energy in microjoule per image, by accounting convention.
-        activity_images: Images whose spikes were counted.
-        diagnosed_again: What is to be said of a diagnosis that was taken again; never on disk.
+        energy: The estimated energy in microjoule per image, by accounting convention.
+        activity_images: The number of images whose spikes were counted.
+        diagnosed_again: The note on a diagnosis that was made again; never written to disk.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
@@ -149,16 +151,26 @@ class Manifest(BaseModel):
 
     @property
     def done(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run came to its end.
+
+        Examples:
+            >>> Manifest(model="a", data="b", suite="quick", status="running").done
+            False
+        """
         return self.status == DONE
 
     @property
     def level(self) -> str:
-        """`A`, `B` or `C`; empty for a run that says nothing of it."""
+        """The level of the run, `A`, `B` or `C`; empty for a run without a diagnosis."""
         return str(self.verdict.get("level") or "")
 
     def but(self, **changes: Any) -> Manifest:
-        """The same manifest with other values of some fields, checked as when it is read."""
+        """The same manifest with other values of some fields, checked as when it is read.
+
+        Examples:
+            >>> Manifest(model="a", data="b", suite="quick").but(seed=1).seed
+            1
+        """
         return Manifest.model_validate({**dict(self), **changes})
 
 
@@ -166,7 +178,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a run folder.
 
     Raises:
-        InputError: There is none, it is damaged, or it is of another layout.
+        InputError: There is no manifest, it is damaged, or it has another layout.
     """
     path = folder / MANIFEST
     try:

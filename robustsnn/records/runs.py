@@ -28,9 +28,14 @@ _RESULTS = "attack norm epsilon accuracy ci_low ci_high".split()
 class Run:
     """One model under one suite on one data set, as read back from its folder.
 
-    `records`, `results` and `activity` have the columns of the run folder's files; `examples` maps
-    tensor names to arrays. `label` is the name shown to readers, unique among the runs it was
-    loaded with.
+    Args:
+        folder: The run folder.
+        manifest: The manifest of the run.
+        records: The rows of `records.parquet`.
+        results: The rows of `results.csv`.
+        activity: The rows of `activity.parquet`.
+        examples: The arrays of `examples.safetensors`, by name.
+        label: The name that is shown to readers, unique among the runs that were loaded together.
     """
 
     folder: Path
@@ -43,7 +48,7 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The model as it was named."""
+        """The model as the user named it."""
         return self.manifest.model
 
     @property
@@ -58,7 +63,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What the network is: "ann" or "snn"."""
+        """`ann` or `snn` for a network of RobustSNN, empty for any other."""
         return self.manifest.kind
 
     @property
@@ -68,17 +73,17 @@ class Run:
 
     @property
     def time_steps(self) -> int:
-        """How many time steps an image is shown; 1 for an ANN."""
+        """The number of time steps that an image is shown for; 1 for an ANN."""
         return self.manifest.time_steps
 
     @property
     def samples(self) -> int:
-        """How many images were evaluated."""
+        """The number of images that were evaluated."""
         return int(self.records["image_id"].nunique())
 
     @property
     def setting(self) -> tuple[str, ...]:
-        """What two runs must share to be compared image by image."""
+        """What two runs must have in common to be compared image by image."""
         said = self.manifest
         asked = (said.norm, said.epsilon, str(said.suite_version), str(self.samples))
         return (said.data, said.data_fingerprint, said.suite, *asked, str(said.seed))
@@ -90,42 +95,42 @@ class Run:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.class_names) or int(self.records["label"].max()) + 1
 
     @property
     def energy(self) -> Mapping[str, float]:
-        """Estimated energy per image in microjoule, by accounting convention."""
+        """The estimated energy per image in microjoule, by accounting convention."""
         return self.manifest.energy
 
     @property
     def flags(self) -> tuple[Mapping[str, Any], ...]:
-        """What speaks against believing the numbers."""
+        """The findings that speak against the numbers."""
         return self.manifest.flags
 
     @property
     def preflight(self) -> tuple[Mapping[str, Any], ...]:
-        """The checks made before the attacks."""
+        """The checks that were made before the attacks."""
         return self.manifest.preflight
 
     @property
     def diagnostics(self) -> tuple[Mapping[str, Any], ...]:
-        """What the probe and the records were measured to say, flagged or not."""
+        """The findings of the probe and those on the records, flagged or not."""
         return (*(self.manifest.probe or ()), *self.manifest.diagnostics)
 
     @property
     def diagnosis(self) -> Mapping[str, Any]:
-        """Level, sentence and advice, see `robustsnn.diagnosis.level`; empty for an older run."""
+        """The level, its reasons and advice, see `robustsnn.diagnosis.level`; empty if older."""
         return self.manifest.verdict
 
     @property
     def level(self) -> str:
-        """`A`, `B` or `C`; empty for an older run."""
+        """The level of the run, `A`, `B` or `C`; empty for an older run."""
         return self.manifest.level
 
     @cached_property
     def spikes_per_neuron_and_step(self) -> float:
-        """Mean spikes per neuron and time step over all spiking layers; NaN without any."""
+        """The mean number of spikes per neuron and time step over all spiking layers, or NaN."""
         steps = self.activity["step"].nunique()
         layers = self.activity.drop_duplicates("layer")
         if not steps:
@@ -136,7 +141,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs of one report; those of the baseline first."""
+    """The runs of one report, those of the baseline first."""
 
     runs: tuple[Run, ...]
 
@@ -155,17 +160,17 @@ class Runs:
 
     @cached_property
     def records(self) -> pd.DataFrame:
-        """The records of all runs; `model` holds the label."""
+        """The records of all runs, with the label in the column `model`."""
         return self._stack("records")
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """The results of all runs; `model` holds the label."""
+        """The results of all runs, with the label in the column `model`."""
         return self._stack("results")
 
     @cached_property
     def activity(self) -> pd.DataFrame:
-        """The activity of all runs, with a column `model` that holds the label."""
+        """The activity of all runs, with the label in a column `model`."""
         return self._stack("activity")
 
     def _stack(self, name: str) -> pd.DataFrame:
@@ -178,7 +183,7 @@ class Runs:
         """The same runs with those of one model first.
 
         Raises:
-            InputError: If no run is of that model.
+            InputError: No run is of that model.
         """
         first = [run for run in self.runs if name in (run.label, run.model)]
         if not first:
@@ -188,10 +193,10 @@ class Runs:
 
 
 def load_runs(folders: Iterable[Path | str]) -> Runs:
-    """Read run folders; the first one's model is the baseline.
+    """Read run folders; the model of the first one is the baseline.
 
     Raises:
-        InputError: If there are none, or one is no run folder, is incomplete or unreadable.
+        InputError: There are none, or one is not a run folder, is incomplete or unreadable.
     """
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
     if not paths:
@@ -253,7 +258,7 @@ def _examples(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _labelled(runs: list[Run]) -> tuple[Run, ...]:
-    """Give every model the shortest name that tells it apart from the others."""
+    """The runs, each model labelled by the shortest name that differs from the others."""
     names = list(dict.fromkeys(run.model.rstrip("/") for run in runs))
     parts = [name.split("/") for name in names]
     shared = 0
@@ -261,7 +266,7 @@ def _labelled(runs: list[Run]) -> tuple[Run, ...]:
         shared += 1
     short = {name: "/".join(p[shared:]) or name for name, p in zip(names, parts, strict=True)}
 
-    # One name may stand for several checkpoints; a label must not.
+    # Several checkpoints may have the same name; their labels must differ.
     checkpoints: dict[str, list[str]] = {}
     for run in runs:
         known = checkpoints.setdefault(run.model.rstrip("/"), [])

@@ -1,4 +1,4 @@
-"""The columns of every file of a run folder, and the names that stand in them."""
+"""The columns of every file of a run folder, and the names that are used in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MANIFEST = "manifest.json"
 
 COMPARISON = "comparison.json"
 
-#: Rows that are no attack of their own.
+#: The names in the column `attack` of rows that do not belong to one attack.
 CLEAN, WORST_CASE = "clean", "worst-case"
 
 FORMAT = "robustsnn-run-1"
@@ -42,13 +42,14 @@ RECORDS = pa.schema(
         ("draws_right", pa.float64()),
     ]
 )
-"""One row per image and attack; `margin` is the best other logit minus the label's.
+"""One row for each image and attack; `margin` is the best other logit minus that of the label.
 
-A stochastic network may be judged on several draws: `prediction` is then what most of them say,
-`margin` the lead of the best other class in votes, and `draws_right` the fraction that is right.
+A stochastic network may be judged on several draws: `prediction` is then the class that most draws
+give, `margin` the lead of the best other class in votes, and `draws_right` the fraction of draws
+that are right.
 
-`prediction` is -1 where the logits were not finite; `success` says that an image right when
-clean is wrong as proposed; `projected` that the proposal had left the ball or the range.
+`prediction` is -1 if the logits were not finite. `success` says that the image is right when clean
+and its proposal is wrong, and `projected` that the proposal was outside the ball or the range.
 """
 
 RESULTS = (
@@ -58,7 +59,7 @@ RESULTS = (
 ).split()
 
 
-#: The columns of `results.csv` that are text; an epsilon of 0 is not a number there.
+#: The columns of `results.csv` that are text; even an epsilon of `0` is text there.
 RESULTS_TEXT = (
     "model data suite attack estimator substitute norm epsilon steps restarts flags"
 ).split()
@@ -66,7 +67,12 @@ ACTIVITY = ("layer", "neurons", "step", "spikes_per_neuron")
 
 
 class Condition(NamedTuple):
-    """One row of a comparison: an attack (or clean, or the worst case) at its norm and size."""
+    """One row of a comparison: an attack (or clean, or the worst case) at its norm and size.
+
+    Examples:
+        >>> Condition("pgd", "Linf", "51/255").radius
+        0.2
+    """
 
     attack: str
     norm: str
@@ -79,7 +85,7 @@ class Condition(NamedTuple):
 
     @property
     def size(self) -> str:
-        """Norm and epsilon as they are printed; empty for clean images."""
+        """The norm and epsilon as they are printed; empty for clean images."""
         return "" if self.attack == CLEAN else wording.threat(self.norm, self.epsilon)
 
     @property
@@ -97,7 +103,7 @@ CLEAN_IMAGES = Condition(CLEAN, "", "")
 
 
 class Size(NamedTuple):
-    """A norm and how large a perturbation may be in it, epsilon as it is written."""
+    """A norm, and epsilon, as the user wrote it, which bounds perturbations in that norm."""
 
     norm: str
     epsilon: str

@@ -1,4 +1,4 @@
-"""Records to numbers: who is right, who survives, and the rows of `results.csv`."""
+"""Records to numbers: which images are right, which survive, and the rows of `results.csv`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE, Condition, Size
 
 
 def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
-    """Which rows of an attack are right as proposed, [row].
+    """Whether the proposal in each row of an attack is classified right, bool `[row]`.
 
-    By their class, as papers count. In a `cascade`, where a row says what is left after an entry,
-    a tie at the top is an error besides: that image has not been attacked again.
+    The predicted class decides, as in papers. In a cascade, where a row says whether an image
+    survived an entry, a tie at the top is an error too: such an image was not attacked again.
+
+    Args:
+        rows: The records of one attack.
+        cascade: Whether each attack saw only the survivors of those before it.
+
+    Examples:
+        >>> tied = pd.DataFrame({"label": [3], "prediction": [3], "margin": [0.0]})
+        >>> classified_right(tied).tolist(), classified_right(tied, cascade=True).tolist()
+        ([True], [False])
     """
     right = (rows["prediction"] == rows["label"]).to_numpy(dtype=bool)
     if not cascade:
@@ -27,7 +36,7 @@ def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bo
 
 
 def right_draws(rows: pd.DataFrame) -> NDArray[np.float64]:
-    """The fraction of draws on which each row is right, [row]; runs of old had one draw."""
+    """The fraction of draws on which each row is right, `[row]`; older runs have one draw."""
     if "draws_right" in rows:
         return rows["draws_right"].to_numpy(dtype=float)
     return (rows["prediction"] == rows["label"]).to_numpy(dtype=bool).astype(float)
@@ -43,11 +52,11 @@ def summarise(
     """Records of one model as rows of `results.csv`: clean, each attack, then the worst cases.
 
     Args:
-        records: The records, with one row per image and condition, clean included.
+        records: The records, with one row for each image and condition, clean included.
         data: The name of the data set.
-        settings: (steps, restarts) of each attack, None where it has none.
+        settings: The steps and the restarts of each attack; each is None if it has none.
         flags: The slugs of flags by condition.
-        cascade: Whether each attack saw only what the ones before it left.
+        cascade: Whether each attack saw only the survivors of those before it.
     """
     flags = flags or {}
     clean = records[records["attack"] == CLEAN].set_index("image_id").sort_index()
@@ -92,7 +101,7 @@ def summarise(
 
 
 def _measured(some: pd.DataFrame, steps: object, restarts: object) -> dict[str, object]:
-    """What the records of one attack say of its cost and of its perturbations."""
+    """The columns of `results.csv` about the cost and the perturbations of one attack."""
     return {
         "draws_accuracy": right_draws(some).mean(),
         "estimator": some["estimator"].iloc[0],
@@ -108,7 +117,7 @@ def _measured(some: pd.DataFrame, steps: object, restarts: object) -> dict[str, 
 
 
 def _together(clean: pd.DataFrame, several: Sequence[pd.DataFrame]) -> dict[str, object]:
-    """The same of all attacks of a size taken together."""
+    """The same columns for all attacks of a size taken together."""
     return {
         "draws_accuracy": np.min([right_draws(one) for one in (clean, *several)], 0).mean(),
         "estimator": "",
@@ -124,9 +133,10 @@ def _together(clean: pd.DataFrame, several: Sequence[pd.DataFrame]) -> dict[str,
 
 
 def broken_by(records: pd.DataFrame) -> dict[Condition, set[int]]:
-    """The images, right when clean, that each attack broke, by attack, norm and size.
+    """The ids of the images that each attack broke, by condition.
 
-    A tie at the top is an error, as in the worst case.
+    Only images that are right when clean count. A tie at the top is an error, as in the worst
+    case.
     """
     right = records["clean_prediction"] == records["label"]
     wrong = (records["prediction"] != records["label"]) | ~(records["margin"] < 0)
@@ -139,35 +149,35 @@ def broken_by(records: pd.DataFrame) -> dict[Condition, set[int]]:
 
 
 def right_when_clean(records: pd.DataFrame) -> set[int]:
-    """The images that are right when clean, a tie being an error."""
+    """The ids of the images that are right when clean; a tie at the top is an error."""
     clean = records[records["attack"] == CLEAN]
     right = (clean["prediction"] == clean["label"]) & (clean["margin"] < 0)
     return set(clean[right]["image_id"].tolist())
 
 
 def survivors(records: pd.DataFrame, size: Size) -> set[int]:
-    """The images that are right when clean and under everything of a norm and size."""
+    """The ids of the images that are right when clean and under every attack of a norm and size."""
     broken = broken_by(records)
     return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == size))
 
 
 def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
-    """Which records an attack made itself, [row]; clean images are their own.
+    """Whether an attack made each record itself, bool `[row]`; true for clean images.
 
-    In a cascade each image stands in the rows of every attack, and after the one that broke it as
-    a copy. An attack made those rows itself whose image had survived all attacks before it at that
-    norm and size; nothing is looked for at size 0.
+    In a cascade every attack has a row for each image, and the rows after the attack that broke an
+    image are copies. An attack made a row itself if the image had survived all attacks before it
+    at that norm and size. At size 0, nothing is attacked.
 
     Args:
         records: Every record of a run, in the order in which they were made.
-        cascade: Whether each attack saw only what the ones before it left.
+        cascade: Whether each attack saw only the survivors of those before it.
     """
     own = np.ones(len(records), dtype=bool)
     if not cascade:
         return own
     images = records["image_id"].to_numpy()
     broken = ~(records["margin"].to_numpy(dtype=float) < 0)
-    alive: dict[Size, set[int]] = {}
+    surviving: dict[Size, set[int]] = {}
     places = records.groupby(["attack", "norm", "epsilon"], sort=False).indices
     order: list[tuple[Any, Any]] = sorted(places.items(), key=lambda item: int(item[1][0]))
     for key, rows in order:
@@ -175,8 +185,8 @@ def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
         if attack == CLEAN:
             continue
         size = Size(*size_of)
-        left = alive.setdefault(size, right_when_clean(records))
-        seen = np.isin(images[rows], list(left)) & (parse_epsilon(size.epsilon) > 0)
+        before = surviving.setdefault(size, right_when_clean(records))
+        seen = np.isin(images[rows], list(before)) & (parse_epsilon(size.epsilon) > 0)
         own[rows] = seen
-        left.difference_update(images[rows][seen & broken[rows]].tolist())
+        before.difference_update(images[rows][seen & broken[rows]].tolist())
     return own
