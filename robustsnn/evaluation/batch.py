@@ -1,4 +1,4 @@
-"""The batches of an evaluation: which images, which networks, which labels their rows bear."""
+"""The batches of an evaluation: their images, their networks and the labels of their rows."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from torch import Tensor, nn
 from robustsnn.evaluation.plan import Plan, Task
 from robustsnn.records.schema import CLEAN
 
-#: Images that are attacked together: the survivors of an early exit fill fewer micro-batches.
+#: The number of images that are attacked together. Attacks that drop images early then fill fewer
+#: micro-batches with the others.
 TOGETHER = 256
 
 
-#: Images whose pixels are kept for the gallery.
+#: The number of images whose pixels are kept for the gallery.
 EXAMPLES = 24
 
 
 def together(plan: Plan) -> int:
-    """How many images an attack is given at once: whole micro-batches."""
+    """The number of images that an attack is given at once: whole micro-batches."""
     return max(1, TOGETHER // plan.batch_size) * plan.batch_size
 
 
 def batches_of(plan: Plan) -> list[slice]:
-    """The images of each batch."""
+    """The positions of the images of each batch."""
     size = together(plan)
     return [slice(i, min(i + size, len(plan.images))) for i in range(0, len(plan.images), size)]
 
 
 def part_name(index: int) -> str:
-    """What the parts of a task are called."""
+    """The name of the parts of a task.
+
+    Examples:
+        >>> part_name(3)
+        'attack-003'
+    """
     return f"attack-{index:03d}"
 
 
 def _kept(plan: Plan, where: slice) -> int:
-    """How many images of a batch, from its start, are stored with their pixels."""
+    """The number of images at the start of a batch that are stored with their pixels."""
     if plan.save_images:
         return int(where.stop - where.start)
     return max(0, min(EXAMPLES, int(where.stop)) - int(where.start))
 
 
 def inputs_of(plan: Plan, where: slice) -> tuple[Tensor, Tensor, list[int]]:
-    """Images, labels and ids of a batch."""
+    """The images, the labels and the ids of a batch, the first two on the device of the plan."""
     images = plan.images.tensor(where).to(plan.device)
     labels = torch.from_numpy(np.ascontiguousarray(plan.images.labels[where])).to(plan.device)
     return images, labels, plan.images.ids[where].tolist()
@@ -52,7 +58,13 @@ def inputs_of(plan: Plan, where: slice) -> tuple[Tensor, Tensor, list[int]]:
 
 @dataclass(frozen=True)
 class Networks:
-    """Copies that one task works on: what is attacked, what is crafted on instead, the judge."""
+    """The copies of networks that one task works on.
+
+    Args:
+        attacked: The network under attack.
+        substitute: The network that the attack crafts on instead, if it is a black box.
+        judging: The network that judges proposals.
+    """
 
     attacked: nn.Module
     substitute: nn.Module | None
@@ -60,14 +72,21 @@ class Networks:
 
     @classmethod
     def of(cls, plan: Plan, task: Task, judging: nn.Module) -> Networks:
-        """New copies for a task: whatever one attack does to them, the next does not meet."""
+        """New copies for a task, so that no attack meets what another did to a network."""
         second = plan.substitute.load() if task.substitute and plan.substitute else None
         return cls(plan.subject.load(), second, judging)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images `[batch, ...]`, labels and clean predictions `[batch]`, and what they are called."""
+    """Some images of an evaluation.
+
+    Args:
+        images: The clean images, `[batch, channel, height, width]`.
+        labels: The true classes, int64 `[batch]`.
+        ids: The id of each image.
+        clean: The predictions on the clean images, int64 `[batch]`.
+    """
 
     images: Tensor
     labels: Tensor
@@ -78,13 +97,19 @@ class Batch:
         return len(self.ids)
 
     def at(self, chosen: Tensor) -> Batch:
-        """Those at some positions."""
+        """The batch of the images at those positions."""
         ids = [self.ids[i] for i in chosen.tolist()]
         return Batch(self.images[chosen], self.labels[chosen], ids, self.clean[chosen])
 
 
 def labelled(plan: Plan, task: Task | None, estimator: str) -> dict[str, Any]:
-    """The columns that say what all rows of a task are about; None is the clean images."""
+    """The columns that all rows of a task have in common.
+
+    Args:
+        plan: The plan that is carried out.
+        task: The task; None for the clean images.
+        estimator: The estimator as records name it.
+    """
     substitute = plan.substitute.name if task and task.substitute and plan.substitute else ""
     return {
         "model": plan.subject.name,

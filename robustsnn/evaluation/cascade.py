@@ -1,14 +1,14 @@
-"""Cascades: each entry of a suite attacks what the entries before it left, for each threat anew.
+"""Cascades: each entry of a suite attacks the survivors of those before it, at each size anew.
 
-Who survives, where an attack may start and which estimator did best are read from the parts of
-earlier entries and from nothing else, so a run that was killed goes on as one that was not.
+Which images survive, where an attack may start and which estimator did best is read from the parts
+of earlier entries and from nothing else, so that a run that was killed goes on like one that was
+not.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,18 +23,23 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, part_name, together
 from robustsnn.evaluation.judging import COUNTS, judged
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
+from robustsnn.evaluation.progress import Progress
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN
 
-#: Names the proposals of a part; they are no examples yet.
+#: The name of the proposals in a part. They are not examples yet.
 PROPOSAL = "proposal"
-
-Told = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Probe:
-    """An estimator and the margins `[image]` of what it proposed; NaN where it did not."""
+class Ranked:
+    """An estimator that a probe ranks against others.
+
+    Args:
+        estimator: The estimator.
+        margins: The margins of the proposals made with it, `[image]`; NaN for an image that the
+            probe did not attack.
+    """
 
     estimator: str
     margins: NDArray[np.float64]
@@ -42,46 +47,52 @@ class Probe:
 
 @dataclass
 class Line:
-    """What one threat's entries have left so far of each image.
+    """How far a cascade is with each image at one norm and size.
 
     Args:
-        rows: Of each image, the row of the entry that broke it, else the clean one.
-        alive: Whether it is right when clean and as ever proposed, `[image]`.
-        margin: The largest that a proposal was judged to have, -inf without any.
-        source: (task, batch, row) of that proposal, `[image, 3]`.
-        probes: In the order of their entries.
+        rows: The row of the entry that broke each image, or its clean row for a survivor.
+        alive: Whether each image survived so far: it is right when clean and in every proposal,
+            bool `[image]`.
+        margin: The largest margin of a proposal for each image, `[image]`; -inf without any.
+        source: The task, the batch and the row of that proposal, `[image, 3]`.
+        probes: The estimators that were ranked, in the order of their entries.
     """
 
     rows: pd.DataFrame
     alive: NDArray[np.bool_]
     margin: NDArray[np.float64]
     source: NDArray[np.int64]
-    probes: list[Probe] = field(default_factory=list)
+    probes: list[Ranked] = field(default_factory=list)
 
 
-def best_probe(probes: list[Probe]) -> str:
-    """The estimator whose proposals have the largest mean margin, the first of several.
+def best_probe(probes: list[Ranked]) -> str:
+    """The estimator whose proposals have the largest mean margin; the first one of equals.
 
-    The mean is over the images that survive all probes, or are attacked by all of them at least;
-    without any it is the first one's.
+    The mean is over the images that every probe attacked and that survived all of them. If there
+    are none, it is the estimator of the first probe.
+
+    Examples:
+        >>> probes = [Ranked("a", np.array([-2.0, 1.0])), Ranked("b", np.array([-1.0, 0.5]))]
+        >>> best_probe(probes)
+        'b'
     """
     survive = np.all([probe.margins < 0 for probe in probes], axis=0)
     if not survive.any():
         return probes[0].estimator
 
-    def closeness(probe: Probe) -> float:
-        # Exactly, so that neither the order of the images nor their batches can tip a tie.
+    def closeness(probe: Ranked) -> float:
+        # Summed exactly, so that neither the order of the images nor their batches decide a tie.
         return math.fsum(probe.margins[survive].tolist())
 
     return max(probes, key=closeness).estimator
 
 
 class Cascade:
-    """How far a cascade is: each task is closed once all its batches are on disk.
+    """The state of a cascade; each task is closed once all its batches are on disk.
 
     Args:
-        plan: What is run.
-        folder: With the clean images judged.
+        plan: The plan that is carried out.
+        folder: The run folder, with the clean images judged.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder) -> None:
@@ -107,34 +118,40 @@ class Cascade:
         self._broken: list[NDArray[np.bool_]] = []
 
     def left(self, task: Task) -> int:
-        """How many images survive under the threat of a task."""
+        """The number of survivors at the norm and size of a task."""
         return int(self._lines[task.size].alive.sum())
 
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
-        """Positions of the images that a task attacks, pooled over the whole data set."""
-        # A ball of radius 0 holds the image alone; there is nothing to look for.
-        alive = np.flatnonzero(self._lines[task.size].alive & (task.threat.radius > 0))
+        """The positions of the images that a task attacks, pooled over the whole data set."""
+        # A ball of radius 0 holds only the image itself; there is nothing to look for.
+        survivors = np.flatnonzero(self._lines[task.size].alive & (task.threat.radius > 0))
         size = together(self._plan)
-        return [alive[i : i + size] for i in range(0, len(alive), size)]
+        return [survivors[i : i + size] for i in range(0, len(survivors), size)]
 
     def resolved(self, task: Task) -> Task:
-        """The task with the estimator that it runs with."""
+        """The task with the estimator that it runs with, which replaces `best`."""
         if task.estimator != BEST:
             return task
         return dataclasses.replace(task, estimator=best_probe(self._lines[task.size].probes))
 
     def attack(self, task: Task, index: int, batch: int, networks: Networks) -> None:
-        """Attack a batch of a resolved task's survivors, and store it.
+        """Attack a batch of the survivors, and store it.
+
+        Args:
+            task: The task, resolved.
+            index: The number of the task in the plan.
+            batch: The number of the batch in the task.
+            networks: The networks of the task.
 
         Raises:
-            InputError: See `robustsnn.evaluation.judging.judged`.
+            InputError: The attack proposes no images, or a user's own attack fails.
         """
         plan = self._plan
         where = self.batches(task)[batch]
         images = torch.cat([plan.images.tensor(slice(i, i + 1)) for i in where.tolist()])
         labels = torch.from_numpy(plan.images.labels[where]).to(plan.device)
         some = Batch(images.to(plan.device), labels, plan.images.ids[where].tolist(), labels)
-        # Few survivors are not padded to many: the shape is that of the attack and of its judge.
+        # Few survivors are not padded to many; the attack and the judge run at the same shape.
         micro_batch = min(plan.batch_size, 1 << (len(where) - 1).bit_length())
         rows, proposals = judged(
             plan,
@@ -148,10 +165,13 @@ class Cascade:
         self._folder.write_part(part_name(index), batch, rows, {PROPOSAL: proposals.cpu().numpy()})
 
     def close(self, index: int) -> None:
-        """Take in what a task, the next one, has found.
+        """Take in the results of the next task.
+
+        Args:
+            index: The number of the task in the plan.
 
         Raises:
-            InputError: Its parts are not there, or of other images.
+            InputError: The parts of the task are not there, or hold other images.
         """
         plan, task = self._plan, self.resolved(self._plan.tasks[index])
         line, batches = self._lines[task.size], self.batches(task)
@@ -179,17 +199,21 @@ class Cascade:
             line.margin[where[better]] = margins[where[better]]
             line.source[where[better]] = at[better]
         if task.probe:
-            line.probes.append(Probe(task.estimator, margins))
+            line.probes.append(Ranked(task.estimator, margins))
         self._frames.append(rows)
         self._attacked.append(where)
         self._broken.append(~(margins < 0))
 
     def records(self) -> pd.DataFrame:
-        """One row per image and closed task, clean first."""
+        """One row for each image and closed task, the clean images first."""
         return pd.concat(self._frames, ignore_index=True)
 
     def examples(self) -> dict[str, NDArray[Any]]:
-        """The images to keep, by name; a settled one is that of the entry that broke it."""
+        """The images to keep, by name; a broken image is shown as the entry that broke it left it.
+
+        The names are `adversarial/` and `prediction/` with the key of each task, next to those of
+        the clean images.
+        """
         _, found = self._folder.merged([(CLEAN, batch) for batch in self._clean])
         kept = len(found[CLEAN])
         shown = {line: found[CLEAN].copy() for line in self._lines}
@@ -212,7 +236,7 @@ class Cascade:
         return found
 
     def _start(self, task: Task, where: NDArray[np.int64], images: Tensor) -> Tensor:
-        """The proposal of largest margin of each image, the image itself without any."""
+        """The proposal of largest margin for each image; the image itself if there is none."""
         start = images.clone()
         sources = self._lines[task.size].source[where]
         for index, batch in np.unique(sources[sources[:, 0] >= 0][:, :2], axis=0).tolist():
@@ -224,16 +248,17 @@ class Cascade:
         return start
 
 
-def attack_survivors(plan: Plan, folder: RunFolder, progress: Told) -> Cascade:
+def attack_survivors(plan: Plan, folder: RunFolder, progress: Progress) -> Cascade:
     """Run a cascade to its end, from where an earlier start was stopped.
 
     Args:
-        plan: Of a suite that is a cascade.
-        folder: With the clean images judged.
-        progress: Told of every finished batch; how many there will be at most shrinks.
+        plan: The plan of a suite that is a cascade.
+        folder: The run folder, with the clean images judged.
+        progress: The function that is told of every finished batch; the number of batches in all
+            is an upper bound, which shrinks.
 
     Raises:
-        InputError: An attack proposes no images, or a user's own one fails.
+        InputError: An attack proposes no images, or a user's own attack fails.
     """
     cascade = Cascade(plan, folder)
     judging = plan.subject.load()
@@ -256,12 +281,12 @@ def attack_survivors(plan: Plan, folder: RunFolder, progress: Told) -> Cascade:
 
 
 def _settled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows as later entries repeat them: nothing more is spent on these images."""
+    """Rows as later entries copy them: nothing more is spent on these images."""
     return rows.assign(**dict.fromkeys((*COUNTS, "projected"), 0), seconds=0.0)
 
 
 def _replaced(rows: pd.DataFrame, where: NDArray[np.int64], by: pd.DataFrame) -> pd.DataFrame:
-    """The rows, those at some positions replaced."""
+    """The rows, with those at some positions replaced."""
     if not len(where):
         return rows
     order = np.arange(len(rows))

@@ -1,8 +1,7 @@
-"""What a run is diagnosed by: the stages of its plan, and the probe next to its attacks."""
+"""What the diagnosis of a run needs: the stages of its plan, and the probe next to its attacks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +15,13 @@ from robustsnn.estimators.make import draws_of
 from robustsnn.evaluation.batch import batches_of, inputs_of
 from robustsnn.evaluation.memory import MEMORY_BYTES, membranes
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
+from robustsnn.evaluation.progress import Progress
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import CLEAN
 
-#: What a layer's watched backward pass holds of each neuron and step, in bytes: its spikes,
-#: membrane, both gradients and what they are compared with, in float32.
+#: The bytes that a watched backward pass of a layer holds for each neuron and step: its spikes,
+#: its membrane, both gradients and what they are compared with, in float32.
 WATCHED_BYTES = 20
 
 
@@ -29,18 +29,18 @@ def probed(
     plan: Plan,
     folder: RunFolder,
     manifest: Manifest,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Manifest:
-    """The manifest of a run with what the probe finds; once it is there, it is kept.
+    """The manifest of a run with the findings of the probe; findings that are there are kept.
 
-    Only a cascade is probed: attacks that are over in seconds are not worth the time, and are
-    called an upper bound anyway.
+    Only the run of a cascade is probed. For attacks that take seconds the probe is not worth its
+    time, and their numbers count as upper bounds anyway.
 
     Args:
         plan: The plan that is carried out.
         folder: The run folder, with the clean images judged.
-        manifest: Its manifest so far.
-        progress: What is told that the probe begins.
+        manifest: The manifest of the run so far.
+        progress: The function that is told that the probe begins.
     """
     if not plan.suite.cascade or manifest.probe is not None:
         return manifest
@@ -52,7 +52,7 @@ def probed(
     found: list[dict[str, Any]] = []
     cost: dict[str, float] = {}
     draws = draws_of([task.estimator for task in plan.tasks])
-    # Watched layers keep all their time steps, whether or not attacks run them in segments.
+    # Layers under watch keep all their time steps, even if attacks run them in segments.
     held = WATCHED_BYTES * membranes(plan.subject.load(), images[:1], ids[:1])
     micro_batch = min(plan.batch_size, max(1, MEMORY_BYTES // max(1, held)))
     for threat in dict.fromkeys(task.threat for task in plan.tasks):
@@ -88,7 +88,7 @@ def _clean(folder: RunFolder, count: int) -> torch.Tensor:
 
 
 def stages_of(plan: Plan) -> list[Stage]:
-    """The attacks of a plan as stages, their estimators named as records name them."""
+    """The attacks of a plan as stages, with estimators named as in records."""
     network = plan.subject.load()
     second = plan.substitute.load() if plan.substitute else None
 
@@ -125,12 +125,12 @@ def stage_of(
 
     Args:
         attack: The attack.
-        name: The slug that records give it.
+        name: The slug of the attack in records.
         norm: The norm.
-        epsilon: The size, as written.
+        epsilon: The size, as the user wrote it.
         estimator: The estimator as records name it.
-        probe: Whether it is there to rank that estimator.
-        substitute: Whether it crafts on a second network.
+        probe: Whether the attack is there to rank that estimator.
+        substitute: Whether the attack crafts on a second network.
     """
     free = bool(getattr(attack, "gradient_free", False))
     return Stage(
@@ -150,5 +150,5 @@ def stage_of(
 
 
 def _plain(value: object) -> object:
-    """A setting as JSON can hold it."""
+    """A setting in a form that JSON can hold."""
     return value if isinstance(value, int | float | str | None) else str(value)

@@ -20,7 +20,7 @@ from robustsnn.records.schema import RUNNING
 from robustsnn.snn.network import Network
 from robustsnn.snn.neuron import kernel
 
-#: What numbers depend on, where it is installed.
+#: The packages that numbers depend on, where they are installed.
 PACKAGES = (
     "robustsnn",
     "torch",
@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def as_started(plan: Plan, manifest: Manifest) -> Plan:
-    """The plan with the settings that its run was started with; they shaped what is on disk."""
+    """The plan with the settings that its run was started with, which shaped what is on disk."""
     subject = plan.subject
     if manifest.recompute != plan.recompute:
         subject = recomputing(subject, manifest.recompute)
@@ -48,7 +48,7 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
 
     Args:
         plan: The plan that will be carried out.
-        command: How it was asked for.
+        command: The command line that asked for the run; empty for a call from Python.
     """
     network = plan.subject.load()
     ours = network if isinstance(network, Network) else None
@@ -103,7 +103,12 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """The versions of the packages that numbers depend on, and of Python, by name.
+
+    Examples:
+        >>> "torch" in versions()
+        True
+    """
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

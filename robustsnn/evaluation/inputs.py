@@ -28,11 +28,11 @@ def images_of(
         data: A data set, its name, images `[n, channel, height, width]` in [0, 1] with labels
             `[n]`, or None for the data set that the model was trained on.
         subject: The model.
-        root: Folder of the data set; None for the sample that ships.
-        samples: How many of the first images; None for all.
+        root: The folder of the data set; None for the sample that ships.
+        samples: The number of images, from the first one on; None for all.
 
     Raises:
-        InputError: There is no such data, or its images are not what they should be.
+        InputError: There is no such data set, or its images have another form.
     """
     if isinstance(data, tuple):
         return _from_tensors(*data, subject, samples)
@@ -79,10 +79,15 @@ def _from_tensors(
 
 
 def check_fit(network: nn.Module, name: str, images: Images) -> None:
-    """Refuse data of another shape or number of classes than the network's.
+    """Refuse data that do not fit a network.
+
+    Args:
+        network: The network.
+        name: The name of the network, for the message.
+        images: The images.
 
     Raises:
-        InputError: As said.
+        InputError: The images have another shape or number of classes than the network declares.
     """
     takes = getattr(network, "input_shape", None)
     if takes is not None and tuple(takes) != images.shape:
@@ -98,8 +103,14 @@ def check_fit(network: nn.Module, name: str, images: Images) -> None:
 def check_classes(classes: int, name: str, images: Images) -> None:
     """Refuse data of another number of classes.
 
+    Args:
+        classes: The number of classes of the network.
+        name: The name of the network, for the message.
+        images: The images.
+
     Raises:
-        InputError: As said.
+        InputError: The images have another number of classes, or labels beyond those of the
+            network.
     """
     wanted = len(images.class_names)
     highest = int(images.labels.max()) + 1

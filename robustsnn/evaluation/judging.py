@@ -1,7 +1,7 @@
 """Attacks on one batch: an attack only proposes, and each proposal is judged afresh.
 
-What counts is the class that a separate copy of the network gives the proposed image in a plain
-forward pass, once the image is known to lie in the ball and the range.
+The verdict on a proposal is the class that a separate copy of the network gives it in a plain
+forward pass, after it was moved into the ball and the range if it lay outside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from robustsnn.models.scoring import finite_logits, verdict
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN
 
-#: What is counted of each image.
+#: The columns of what is counted for each image.
 COUNTS = ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
 
 
@@ -38,6 +38,13 @@ def clean_batch(
     plan: Plan, folder: RunFolder, batch: int, where: slice, judging: nn.Module
 ) -> None:
     """Judge a batch of clean images and store it.
+
+    Args:
+        plan: The plan that is carried out.
+        folder: The run folder.
+        batch: The number of the batch.
+        where: The positions of its images.
+        judging: The network that judges.
 
     Raises:
         InputError: The network does not take the images, or its logits are not finite.
@@ -78,7 +85,19 @@ def clean_batch(
 def attacked_batch(
     plan: Plan, folder: RunFolder, task: Task, batch: int, where: slice, networks: Networks
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Records of a batch under an attack, and the images to keep."""
+    """The records of a batch under an attack, and the images to keep, by name.
+
+    Args:
+        plan: The plan that is carried out.
+        folder: The run folder, with the clean images judged.
+        task: The task.
+        batch: The number of the batch.
+        where: The positions of its images.
+        networks: The networks of the task.
+
+    Raises:
+        InputError: The attack proposes no images, or a user's own attack fails.
+    """
     images, labels, ids = inputs_of(plan, where)
     clean = torch.from_numpy(folder.read_part(CLEAN, batch)["prediction"].to_numpy(copy=True))
     some = Batch(images, labels, ids, clean.to(plan.device))
@@ -103,26 +122,27 @@ def judged(
     micro_batch: int,
     start: Tensor | None = None,
 ) -> tuple[pd.DataFrame, Tensor]:
-    """Records of a batch, and what was proposed for it, as admitted, `[batch, ...]`.
+    """The records of a batch, and the proposals that were judged, `[batch, ...]`.
 
     Args:
-        plan: What is run.
-        task: Of it.
-        networks: Of the task.
-        batch: Its images.
-        attacked: Which of them to attack, bool `[batch]`; the others stay as they are.
-        micro_batch: Images per forward pass, of the attack and of the judge.
-        start: See `Victim`.
+        plan: The plan that is carried out.
+        task: The task.
+        networks: The networks of the task.
+        batch: The images of the batch.
+        attacked: Whether to attack each image, bool `[batch]`; the others stay as they are.
+        micro_batch: The number of images in a forward pass of the attack and of the judge.
+        start: The proposal of largest margin that earlier attacks of a cascade made for each
+            image, `[batch, ...]`.
 
     Raises:
-        InputError: The attack proposes no images, or a user's own one fails.
+        InputError: The attack proposes no images, or a user's own attack fails.
     """
     began = time.perf_counter()
     images, labels, ids = batch.images, batch.labels, batch.ids
     proposals = images.clone()
     counts = {name: np.zeros(len(ids), dtype=np.int64) for name in COUNTS}
     where = attacked.nonzero().flatten()
-    # A ball of radius 0 holds the image alone; there is nothing to look for.
+    # A ball of radius 0 holds only the image itself; there is nothing to look for.
     if len(where) and task.threat.radius > 0:
         for some in _calls(plan, task, networks, where, micro_batch):
             begin = None if start is None else start[some]
@@ -165,9 +185,10 @@ def _propose(
     micro_batch: int,
     start: Tensor | None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """What an attack proposes, float32, and what it spent on each image."""
+    """What an attack proposes, `[batch, ...]`, and what it spent on each image, by column."""
     images, ids, second = batch.images, batch.ids, networks.substitute
-    # In a cascade what rounding lets slip is attacked again, so that few images may cost little.
+    # A cascade may pad less (`shrink`), so that few images cost little: an image that it misses
+    # because of rounding is attacked again by the next entry.
     settings: dict[str, Any] = {
         "micro_batch": micro_batch,
         "seed": plan.seed,
@@ -197,7 +218,10 @@ def _propose(
 
 @contextlib.contextmanager
 def _users_mistakes(task: Task) -> Iterator[None]:
-    """Say in one line where a user's own attack failed; a failure of ours stays a traceback."""
+    """Report in one line where a user's own attack failed.
+
+    A failure of an attack that ships keeps its traceback, since it is a bug.
+    """
     try:
         yield
     except InputError:
@@ -216,7 +240,10 @@ def _users_mistakes(task: Task) -> Iterator[None]:
 
 
 def _admitted(threat: ThreatModel, proposals: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Proposals that the threat model admits, and which of them had to be changed for it."""
+    """Proposals that the threat model admits, and whether each was outside, bool `[batch]`.
+
+    A proposal that cannot be projected, such as one with NaN, is replaced by the clean image.
+    """
     outside = ~threat.admits(proposals, images)
     if not bool(outside.any()):
         return proposals, outside

@@ -1,4 +1,4 @@
-"""How many images fit into memory: of a forward pass, and of an estimator that remembers."""
+"""How many images fit into memory: in a forward pass, and in an estimator that remembers them."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from robustsnn.models.batching import out_of_memory, padding
 from robustsnn.models.scoring import finite_logits, score
 from robustsnn.snn.backward_rule import spiking_layers
 
-#: What estimators that remember every neuron of an image may hold in one call of an attack.
+#: The bytes that an estimator that remembers every neuron may hold in one call of an attack.
 MEMORY_BYTES = 2**30
 
 
 def _calls(
     plan: Plan, task: Task, networks: Networks, where: Tensor, micro_batch: int
 ) -> Sequence[Tensor]:
-    """The positions to attack, in as many calls of the attack as memory asks for."""
+    """The positions to attack, split into as many calls of the attack as memory requires."""
     crafting = networks.attacked if networks.substitute is None else networks.substitute
     if not (follows_gradient(task.attack) and make_estimator(task.estimator, crafting).remembers):
         return [where]
     image, _, ids = inputs_of(plan, slice(0, 1))
     fitting = max(1, MEMORY_BYTES // max(1, 8 * membranes(crafting, image, ids)))
-    # Whole micro-batches, so that no more of them are padded than need be.
+    # Whole micro-batches if possible, so that few of them are padded.
     size = max(fitting // micro_batch * micro_batch, min(fitting, micro_batch))
     return [where[i : i + size] for i in range(0, len(where), size)]
 
 
 @torch.no_grad()
 def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> int:
-    """Neurons times time steps of a network's spiking layers; 0 if it has none.
+    """The number of neurons times time steps of a network's spiking layers; 0 without any.
 
     Args:
-        network: In evaluation mode.
-        image: `[1, channel, height, width]`.
+        network: The network, in evaluation mode.
+        image: One image, `[1, channel, height, width]`.
         ids: The id of that image.
     """
     found = 0
@@ -53,7 +53,7 @@ def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> i
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         nonlocal found
         spikes, *membrane = output if isinstance(output, tuple) else (output,)
-        # Spikes may have been pooled already, the membrane never is.
+        # Spikes may have been pooled already; the membrane never is.
         found += len(spikes) * membrane[0].numel() if membrane else spikes.numel()
 
     layers = spiking_layers(network).values()
@@ -63,12 +63,18 @@ def membranes(network: nn.Module, image: Tensor, ids: Sequence[int] = (0,)) -> i
     finally:
         for handle in handles:
             handle.remove()
-    # What pads the pass is no image.
+    # A pass of one image is padded with a copy of it, which must not count.
     return found // (1 + padding(1, 1))
 
 
 def fit_to_memory(plan: Plan) -> tuple[Plan, list[Finding]]:
-    """The plan at the largest batch size, halved as often as need be, that memory allows."""
+    """The plan at a batch size that fits into memory, and the findings of the preflight.
+
+    The batch size is halved until the preflight fits.
+
+    Raises:
+        InputError: Not even a single image fits, or the network cannot be evaluated.
+    """
     while True:
         try:
             return plan, _preflight(plan)
@@ -89,7 +95,7 @@ def _preflight(plan: Plan) -> list[Finding]:
     logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)
     check_classes(logits.shape[1], plan.subject.name, plan.images)
     if plan.substitute is not None:
-        # Attacks craft on it at the same batch size: it must fit too.
+        # Attacks craft on the substitute at the same batch size, so it has to fit too.
         second = plan.substitute.load()
         estimator = make_estimator("bptt", second)
         Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)

@@ -1,6 +1,7 @@
-"""The options of an evaluation, stated once; nothing is imported for them.
+"""The options of an evaluation, stated once; nothing heavy is imported for them.
 
-A new option is one field here: the command line and the functions of the door take theirs from it.
+A new option is one field here: the command line and the functions of `robustsnn` take their options
+from these fields.
 """
 
 from __future__ import annotations
@@ -23,42 +24,42 @@ Data: TypeAlias = "Images | tuple[Tensor, Tensor] | str | None"
 
 
 def _cli(kind: Any, text: str, **more: Any) -> dict[str, Any]:
-    """What the command line makes of a field.
+    """The metadata by which the command line makes an option of a field.
 
     Args:
-        kind: The type that it is read as.
-        text: What `--help` says of it.
-        more: `variable`, the environment variable that it may come from.
+        kind: The type that the option is read as.
+        text: The help text of the option.
+        more: `variable`, the environment variable that the value may come from.
     """
     return {"kind": kind, "help": text, **more}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be asked of an evaluation, whatever the model.
+    """What can be asked of an evaluation of any model.
 
     Args:
         data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
-            `[n]`; by default what the first model was trained on.
+            `[n]`; by default the data set that the first model was trained on.
         data_root: The folder that holds the data set; by default the sample that ships.
         download: Whether missing data are fetched to `data_root`.
-        samples: How many of the first images; None for all.
+        samples: The number of images, from the first one on; None for all.
         suite: A suite, its name or its YAML file; by default `quick`.
         attack: Specifications of attacks in place of a suite.
-        estimator: What takes the place of every entry's gradient estimator.
-        norm: `Linf` or `L2` in place of the suite's.
+        estimator: The estimator that takes the place of every entry's gradient estimator.
+        norm: The norm in place of the suite's, `Linf` or `L2`.
         epsilon: A size or several in place of the suite's, in pixel units, such as `8/255`.
         substitute: The model that a black-box attacker crafts on.
         weights: The state dict of a `python.module:factory`.
         seed: The seed of every draw.
-        device: Where to compute.
-        batch_size: Images of a forward pass; by default what suits the network.
-        recompute: Time steps between two membranes that a gradient keeps: less memory on long
-            sequences for a second forward pass. None keeps all.
-        threads: CPU threads; None for torch's choice.
+        device: The device that computes.
+        batch_size: The number of images in a forward pass; by default one that suits the network.
+        recompute: The number of time steps between two membranes that are kept for a gradient;
+            long sequences then need less memory and a second forward pass. None keeps all.
+        threads: The number of CPU threads; None for torch's choice.
         save_images: Whether every adversarial image is kept, for `verify`.
         allow_code: Whether the Python files that a suite file names may be run.
-        name: What to call a network in memory.
+        name: The name of a network in memory.
     """
 
     data: Data = field(

@@ -1,4 +1,4 @@
-"""What an evaluation will do: everything that can be wrong is said before anything is run."""
+"""The plan of an evaluation: everything that can be wrong is reported before anything is run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,17 @@ from robustsnn.snn.backward_rule import spiking_layers
 
 @dataclass(frozen=True)
 class Task:
-    """One attack at one size."""
+    """One attack at one norm and size.
+
+    Args:
+        label: The label of the entry.
+        slug: The label in the form that records have.
+        attack: The attack.
+        threat: The threat model.
+        estimator: The estimator as the suite has it, or `best`.
+        substitute: Whether the attack crafts on a second network.
+        probe: Whether the attack also ranks its estimator.
+    """
 
     label: str
     slug: str
@@ -45,17 +55,17 @@ class Task:
 
     @property
     def stream(self) -> str:
-        """Of its draws. Probes share one: they are ranked from a common start."""
+        """The name of the stream of its draws; probes share one, to be ranked from one start."""
         return "probe" if self.probe else self.slug
 
     @property
     def size(self) -> Size:
-        """Norm and epsilon: what a cascade goes along."""
+        """The norm and epsilon, for each of which a cascade is run separately."""
         return Size(self.threat.norm, self.threat.epsilon)
 
     @property
     def key(self) -> str:
-        """Names its images in `examples.safetensors`."""
+        """The name of its images in `examples.safetensors`."""
         return f"{self.slug}@{self.threat.epsilon}"
 
 
@@ -63,8 +73,21 @@ class Task:
 class Plan:
     """One evaluation, checked and ready to run.
 
-    `left_out` are the labels of what the suite has for other networks only, `estimator` is what
-    took the place of every entry's, and `files` are the paths and digests of the user's own files.
+    Args:
+        subject: The model.
+        images: The images.
+        suite: The suite.
+        estimator: The estimator that takes the place of every entry's own, if one was asked for.
+        files: The paths and digests of the user's own files.
+        tasks: The attacks in the order in which they run.
+        left_out: The labels of the entries that do not fit this network.
+        substitute: The model that black-box attacks craft on, if there are any.
+        seed: The seed of every draw.
+        device: The device that computes.
+        batch_size: The number of images in a forward pass.
+        recompute: The number of time steps between two membranes that are kept for a gradient.
+        save_images: Whether every adversarial image is kept.
+        identity: The sha256 of all that decides the records.
     """
 
     subject: Subject
@@ -84,20 +107,20 @@ class Plan:
 
     @property
     def default_folder(self) -> Path:
-        """Where the run goes if nothing else is asked for."""
+        """The run folder if no other is asked for."""
         return Path("runs") / self.identity[:12]
 
 
 def prepare(request: Request, subject: Subject | None = None, images: Images | None = None) -> Plan:
-    """The plan of a request about one model, everything that can be wrong with it checked.
+    """The checked plan of a request about one model.
 
     Args:
-        request: What is asked for; of several models the plan is about the first.
-        subject: The model, where it is loaded already.
-        images: The images, where they are loaded already.
+        request: The request; if it names several models, the plan is about the first one.
+        subject: The model, if it is loaded already.
+        images: The images, if they are loaded already.
 
     Raises:
-        InputError: Something asked for cannot be done.
+        InputError: The request cannot be carried out.
     """
     check_device(request.device)
     suite = request.chosen
@@ -121,13 +144,13 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         second = _substitute(request, subject, images)
     crafting = second.load() if second else None
     for task in tasks:
-        if task.estimator != BEST:  # that is one of the probes', which are tasks too
+        if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
     files = tuple((str(path), digest(path)) for path in _files(suite))
     identity = {
         "model": subject.identity,
         "data": [images.fingerprint, images.name, len(images)],
-        # Another content of a user's own file is another suite.
+        # If the content of a user's own file changes, it is another suite.
         "suite": [suite.name, suite.version, suite.digest(), [sha256 for _, sha256 in files]],
         "substitute": second.identity if second else None,
         "seed": request.seed,
@@ -155,7 +178,7 @@ def plans_of(request: Request) -> list[Plan]:
     """A checked plan for each model of a request, all on the images of the first.
 
     Raises:
-        InputError: Something asked for cannot be done, or a model is named twice.
+        InputError: The request cannot be carried out, or a model is named twice.
     """
     check_device(request.device)
     subjects = [subject_for(request, model) for model in request.models]
@@ -175,7 +198,7 @@ def subject_for(request: Request, model: Any) -> Subject:
     """A model of a request.
 
     Raises:
-        InputError: It cannot be found or read.
+        InputError: The model cannot be found or read.
     """
     if isinstance(model, Subject):
         return model
@@ -183,10 +206,10 @@ def subject_for(request: Request, model: Any) -> Subject:
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that does not exist here.
+    """Refuse a device that this machine does not have.
 
     Raises:
-        InputError: As said.
+        InputError: There is no such device.
     """
     known = ["cpu"]
     if torch.cuda.is_available():
@@ -199,10 +222,16 @@ def check_device(device: str) -> None:
 
 
 def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task, ...]:
-    """Each entry that is meant for a network, at each of its sizes.
+    """The entries that are meant for a network, each at each of its sizes.
+
+    Args:
+        suite: The suite; all its attacks are checked.
+        images: The images, whose shape decides sizes such as `0.031*sqrt(d)`.
+        meant: The entries that are meant for the network.
 
     Raises:
-        InputError: An attack cannot be made, or does not go with its norm or substitute.
+        InputError: An attack cannot be made, or does not fit its norm, its estimator, its
+            substitute or the suite.
     """
     tasks = []
     values = int(np.prod(images.shape))
@@ -218,7 +247,7 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
         if attack.kind == "none":
             continue
         if entry.substitute and attack.kind != "transfer":
-            # It would be run on the network itself and be recorded as a black box.
+            # It would be run on the network itself and yet be recorded as a black box.
             raise InputError(
                 f"{entry.label}: {entry.attack} does not craft on a substitute: write "
                 f"transfer:{entry.attack}, or drop substitute."
@@ -255,7 +284,13 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
 
 
 def entries_for(suite: Suite, network: nn.Module, images: Images, device: str) -> list[Entry]:
-    """The entries of a suite that are for such a network.
+    """The entries of a suite that are meant for such a network.
+
+    Args:
+        suite: The suite.
+        network: The network.
+        images: The images, one of which tells the number of classes if nothing else does.
+        device: The device that computes.
 
     Raises:
         InputError: The network does not take the images.
@@ -268,12 +303,12 @@ def entries_for(suite: Suite, network: nn.Module, images: Images, device: str) -
 
 
 def kind_of(network: nn.Module) -> str:
-    """`snn` where a network names spiking layers, else `ann`."""
+    """`snn` if a network names spiking layers, `ann` if not."""
     return "snn" if spiking_layers(network) else "ann"
 
 
 def classes_of(network: nn.Module, images: Images, device: str) -> int:
-    """How many classes a network tells apart.
+    """The number of classes of a network.
 
     Raises:
         InputError: The network does not take the images.
@@ -298,7 +333,7 @@ def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
             "--substitute MODEL, such as the same recipe trained with another seed."
         )
     else:
-        # What a checkpoint says of its substitute comes from a file.
+        # The name comes from the file of a checkpoint, so its errors name that checkpoint.
         second = _named_substitute(named, subject, request.device)
     check_fit(second.load(), f"the substitute {second.name}", images)
     return second
@@ -315,10 +350,15 @@ def _named_substitute(named: object, subject: Subject, device: str) -> Subject:
 
 
 def estimator_name(task: Task, network: nn.Module, second: nn.Module | None) -> str:
-    """How records name the estimator of a task, on the network that it crafts on.
+    """The estimator of a task as records name it; `none` for an attack that follows no gradient.
+
+    Args:
+        task: The task.
+        network: The network under attack.
+        second: The network that the attack crafts on instead, if there is one.
 
     Raises:
-        InputError: That network cannot use it.
+        InputError: The estimator does not fit the network that the attack crafts on.
     """
     if not follows_gradient(task.attack):
         return "none"

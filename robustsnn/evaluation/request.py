@@ -26,16 +26,16 @@ DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 @dataclass(frozen=True, eq=False)
 class Request(Options):
-    """What is asked of an evaluation; it checks itself, without torch, when it is made.
+    """What is asked of an evaluation; it is checked, without torch, when it is made.
 
     Args:
         models: The models: zoo names, checkpoint folders, `python.module:factory`, or networks in
-            memory, which are copied before they are attacked. The first is the baseline.
+            memory, which are copied before they are attacked. The first one is the baseline.
 
     The other fields are those of `Options`.
 
     Raises:
-        InputError: Something asked for cannot be right.
+        InputError: An option has a value that cannot be right.
 
     Examples:
         >>> Request.of("fashion-mnist/vgg5-snn", suite="quick", samples=20).chosen.name
@@ -56,9 +56,9 @@ class Request(Options):
 
         Args:
             model: The model.
-            data: As the field.
-            suite: As the field.
-            **settings: The other fields.
+            data: The images, as in `Options`.
+            suite: The suite, as in `Options`.
+            **settings: The other fields of `Options`.
         """
         return cls((model,), data=data, suite=suite, **settings)
 
@@ -83,7 +83,7 @@ class Request(Options):
 
     @cached_property
     def chosen(self) -> Suite:
-        """The suite that is asked for, at its norm and sizes and with its estimators."""
+        """The suite that is asked for, with the norm, the sizes and the estimator asked for."""
         suite = self._suite()
         if self.estimator is None:
             return suite
@@ -111,10 +111,12 @@ class Request(Options):
 
     @cached_property
     def images(self) -> Data:
-        """The images, where a name tells which; else what was given.
+        """The images of the data set that is named or that the first model was trained on.
+
+        Images that were given are returned as they are; None if nothing says which images.
 
         Raises:
-            InputError: There is no such data set, or it is not where it should be.
+            InputError: There is no such data set, or its files are missing.
         """
         if self.data is not None and not isinstance(self.data, str):
             return self.data
@@ -124,29 +126,38 @@ class Request(Options):
         return load_dataset(name, self.data_root, samples=self.samples, download=self.download)
 
     def check(self, output: Path | None) -> None:
-        """Look at everything that can be looked at before torch is there.
+        """Check everything that can be checked before torch is imported.
 
         Args:
             output: The folder that the results are to be written to, if one was named.
 
         Raises:
-            InputError: The folder belongs to somebody else, or the images are not there.
+            InputError: The folder holds something else, or the images are missing.
         """
         if output is not None:
             check_output(output, MANIFEST, COMPARISON)
-        # Where a name tells which images they are, they are looked for now.
+        # Reading the property loads the images, if a name says which.
         _ = self.images
 
     def but(self, **changes: Any) -> Request:
-        """The same request with other values of some fields."""
+        """The same request with other values of some fields.
+
+        Examples:
+            >>> Request.of("fashion-mnist/vgg5-snn").but(samples=8).samples
+            8
+        """
         return dataclasses.replace(self, **changes)
 
 
 def trained_on(model: object) -> str | None:
-    """The data set that a model says it was trained on, if that can be read without torch.
+    """The name of the data set that a model was trained on, if it can be read without torch.
 
     Raises:
         InputError: There is no model of that name.
+
+    Examples:
+        >>> trained_on("fashion-mnist/vgg5-snn")
+        'fashion-mnist'
     """
     if not isinstance(model, str | Path):
         meta = getattr(model, "meta", None)

@@ -1,4 +1,4 @@
-"""The evaluation: attack in batches, judge each proposal afresh, store it, resume."""
+"""The evaluation: attack in batches, judge each proposal afresh, store it, resume a killed run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from robustsnn.evaluation.header import as_started, manifest_of
 from robustsnn.evaluation.judging import attacked_batch, clean_batch
 from robustsnn.evaluation.memory import fit_to_memory
 from robustsnn.evaluation.plan import Plan, plans_of
+from robustsnn.evaluation.progress import Progress as Progress
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
 from robustsnn.records.folder import RunFolder, open_folder
@@ -37,18 +38,21 @@ from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energy
 from robustsnn.snn.network import Network
 
-#: Images whose spikes are counted.
+#: The number of images whose spikes are counted.
 ACTIVITY_IMAGES = 1000
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, batches done, and batches in all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A finished run. `records`, `results` and `activity` are those of its folder.
+    """A finished run.
 
-    `folder` is None where none was asked for; `reprinted` says that nothing was computed.
+    Args:
+        folder: The run folder; None if none was asked for.
+        manifest: The manifest of the run.
+        records: The rows of `records.parquet`.
+        results: The rows of `results.csv`.
+        activity: The rows of `activity.parquet`.
+        reprinted: Whether the run was there already, so that nothing was computed.
     """
 
     folder: Path | None
@@ -69,22 +73,22 @@ def evaluate(
     command: Sequence[str] = (),
     **settings: Any,
 ) -> Evaluation:
-    """Attack a network and say what is left of its accuracy.
+    """Attack a network and measure the accuracy that remains.
 
     Args:
         network: A network in memory (it is copied before it is attacked), a zoo name, a checkpoint
             folder or `python.module:factory`. It maps pixels in [0, 1] to logits.
         data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
-            `[n]`; by default what the checkpoint was trained on.
+            `[n]`; by default the data set that the checkpoint was trained on.
         suite: A suite, its name or its YAML file; by default `quick`.
-        output: The run folder. The same evaluation resumes or reprints there; None keeps nothing.
-        progress: What is told of every finished batch.
-        command: How the evaluation was asked for.
+        output: The run folder. The same evaluation is resumed or read there; None keeps nothing.
+        progress: The function that is told of every finished batch.
+        command: The command line that asked for the evaluation.
         **settings: The other fields of `robustsnn.Request`, such as `samples`, `epsilon`, `seed`,
             `substitute`, `estimator` or `device`.
 
     Raises:
-        InputError: Something given cannot be used.
+        InputError: An argument cannot be used.
 
     Examples:
         >>> import robustsnn
@@ -107,16 +111,17 @@ def run(
     command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Carry a plan out in a folder, from where an earlier start was stopped.
+    """Carry out a plan in a folder, from where an earlier start was stopped.
 
     Args:
-        plan: What to do.
+        plan: The plan.
         output: The run folder.
-        command: How it was asked for.
-        progress: Told of every finished batch.
+        command: The command line that asked for the run; empty for a call from Python.
+        progress: The function that is told of every finished batch.
 
     Raises:
-        InputError: The folder is not this run's, or the network gives NaN on clean images.
+        InputError: The folder belongs to something else, or the network cannot be evaluated on
+            the clean images.
     """
     started = output.exists()
 
@@ -134,7 +139,7 @@ def run(
         folder.tidy()
         return _read(folder, manifest, reprinted=True)
     with _locked(output):
-        # Batches on disk were made at the size that the run was started with.
+        # The batches on disk have the size that the run was started with.
         plan = as_started(plan, manifest)
         try:
             try:
@@ -204,7 +209,7 @@ def _finish(
 
 
 def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, float], int]:
-    """Spikes per neuron by layer and step, energy in microjoule, and images counted."""
+    """Spikes per neuron by layer and step, energy in microjoule, and the number of images."""
     network = plan.subject.load()
     if not isinstance(network, Network):
         return pd.DataFrame({name: [] for name in ACTIVITY}), {}, 0
@@ -234,12 +239,15 @@ def _read(folder: RunFolder, manifest: Manifest, reprinted: bool = False) -> Eva
 
 
 def _silent(what: str, done: int, total: int) -> None:
-    """Progress that nobody watches."""
+    """Do nothing; the progress of a run that nobody watches."""
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep a second process out of a run folder; the system lets go when this one dies."""
+    """Keep a second process out of a run folder inside the block.
+
+    The system releases the lock even if this process dies.
+    """
     if sys.platform == "win32":
         yield
         return

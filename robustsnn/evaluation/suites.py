@@ -30,9 +30,9 @@ from robustsnn.errors import InputError, unknown
 NORMS = ("Linf", "L2")
 RESERVED = ("clean", "worst-case")
 LONGEST_LABEL = 60
-#: Networks without spikes, and with them.
+#: The kinds of networks: without spikes, and with spikes.
 KINDS = ("ann", "snn")
-#: Fields that suites did not always have, and the values that change nothing.
+#: The fields that older suites do not have, and the values with which they change nothing.
 _LATER = {
     "draws": 1,
     "cascade": False,
@@ -45,7 +45,7 @@ _PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
 
 
 def _text(value: Any) -> Any:
-    # YAML reads 0.031 and 0 as numbers; epsilon is kept as written.
+    # YAML reads 0.031 and 0 as numbers; epsilon is kept as text.
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -86,13 +86,18 @@ class _Strict(BaseModel):
 class Entry(_Strict):
     """One attack of a suite.
 
-    `label` is what tables show; `norm` and `epsilon` replace those of the suite; `substitute`
-    says that it crafts on a second network (black box); `kinds` are the networks that it is for,
-    `ann` or `snn`, both if absent, `least_classes` how many classes they must tell apart, and
-    `deterministic` that they must not draw.
-
-    Only in a cascade: `probe` says that the entry also ranks its estimator, and the estimator
-    `best` is the one whose probe came closest to breaking the images that survived all probes.
+    Args:
+        label: The label that tables show.
+        attack: The specification of the attack.
+        estimator: The specification of the gradient estimator. In a cascade it may be `best`: the
+            estimator whose probe came closest to breaking the images that survived all probes.
+        norm: The norm in place of the suite's.
+        epsilon: The size in place of the suite's.
+        substitute: Whether the attack crafts on a second network (black box).
+        probe: Whether the entry also ranks its estimator; in a cascade only.
+        kinds: The kinds of networks that the entry is meant for, `ann` or `snn`; None for both.
+        least_classes: The least number of classes that such a network has.
+        deterministic: Whether such a network must not draw.
     """
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
@@ -107,30 +112,38 @@ class Entry(_Strict):
     deterministic: bool = False
 
     def runs_on(self, kind: str, classes: int, stochastic: bool) -> bool:
-        """Whether it is for such a network.
+        """Whether the entry is meant for such a network.
 
         Args:
-            kind: `ann` or `snn`.
-            classes: How many it tells apart.
-            stochastic: Whether it draws.
+            kind: The kind of the network, `ann` or `snn`.
+            classes: The number of classes.
+            stochastic: Whether the network draws.
         """
         fits = self.kinds is None or kind in self.kinds
         return fits and classes >= self.least_classes and not (stochastic and self.deterministic)
 
     @property
     def slug(self) -> str:
-        """The label as the `attack` column has it."""
+        """The label in the form of the column `attack` in records."""
         return slug(self.label)
 
 
 class Suite(_Strict):
-    """What is run on a model. The clean images are always part of it.
+    """What is run on a model; the clean images are always part of it.
 
-    `epsilon` is one size or several; `fixed` suites refuse another norm or epsilon;
-    `attack_misclassified` attacks images that are wrong already too, as papers do: their
-    accuracy can then be regained by the attack. In a `cascade` each entry attacks only what
-    survived the entries before it, at each size anew. A stochastic network is judged on `draws`
-    fresh draws of each image.
+    Args:
+        name: The name of the suite.
+        version: The version of the suite.
+        description: What the suite is for.
+        norm: The norm, `Linf` or `L2`.
+        epsilon: One size or several.
+        fixed: Whether the suite refuses another norm or epsilon.
+        attack_misclassified: Whether images that are wrong when clean are attacked too, as in
+            papers; an attack can then turn a wrong image into a right one.
+        cascade: Whether each entry attacks only the survivors of those before it, at each size
+            anew.
+        draws: The number of fresh draws on which each image of a stochastic network is judged.
+        entries: The attacks.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
@@ -165,7 +178,7 @@ class Suite(_Strict):
         return self
 
     def _check_probing(self, place: int, entry: Entry) -> None:
-        """Refuse a probe or a `best` that nothing could come of."""
+        """Refuse a probe, or the estimator `best`, that could have no effect."""
         best = entry.estimator.strip() == BEST
         where = f"entries.{place}"
         if not self.cascade and (entry.probe or best):
@@ -198,36 +211,41 @@ class Suite(_Strict):
                     )
 
     def _written(self, entry: Entry) -> list[tuple[str, str]]:
-        """Norm and epsilon, as written, that an entry runs at."""
+        """The norms and sizes of an entry, with sizes as they were written."""
         sizes = self.epsilon if entry.epsilon is None else (entry.epsilon,)
         return [(entry.norm or self.norm, epsilon) for epsilon in sizes]
 
     def under(self, estimator: str) -> Suite:
-        """The same attacks, each differentiated in one way.
+        """The same attacks, all with one estimator.
 
-        It bears another name: what is found with it is not what the suite finds.
+        The suite gets another name, because its results are not those of the original suite.
 
         Args:
-            estimator: What takes the place of each entry's estimator, as a suite has it.
+            estimator: The specification that takes the place of each entry's estimator.
+
+        Examples:
+            >>> load_suite("quick").under("bptr").name
+            'quick-under-bptr'
         """
         fields = self.model_dump()
         # A user's own file is called by its name, wherever it lies.
         parts = [Path(p).stem if p.endswith(".py") else p for p in estimator.split(":")]
         fields["name"] = _short(f"{self.name}-under-{slug(' '.join(parts))}")
         for entry in fields["entries"]:
-            # There is nothing left to rank, so a probe is an attack as any other.
+            # There is nothing to rank any more, so a probe becomes an attack like any other.
             entry |= {"estimator": estimator, "probe": False}
         return _validated(fields, f"--estimator {estimator}")
 
     def files(self) -> list[Path]:
-        """The Python files that its entries name, in their order, each once."""
+        """The Python files that the entries name, in their order, each once."""
         named = [spec for e in self.entries for spec in (e.attack, e.estimator)]
         return list(dict.fromkeys(path for spec in named for path in files_in(spec)))
 
     def digest(self) -> str:
-        """Identity of what is run: sha256 of the canonical JSON."""
+        """The identity of what is run: the sha256 of the canonical JSON."""
         fields = self.model_dump(mode="json", exclude={"description"})
-        # What a suite does not use is no part of its identity, nor of that of its earlier runs.
+        # Fields that a suite does not use are left out, so that runs made before these fields
+        # existed keep their identity.
         for owner in (fields, *fields["entries"]):
             for name, unused in _LATER.items():
                 if owner.get(name, unused) == unused:
@@ -236,11 +254,12 @@ class Suite(_Strict):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def budgets(self, entry: Entry, values: int) -> list[tuple[str, str]]:
-        """The (norm, epsilon) that an entry runs at.
+        """The norms and sizes of an entry.
 
         Args:
-            entry: One of the suite's.
-            values: d, the pixel values of one image; `0.031*sqrt(d)` becomes a number.
+            entry: An entry of the suite.
+            values: The number d of pixel values of one image, with which `0.031*sqrt(d)` becomes a
+                number.
         """
         return [(norm, resolve_epsilon(e, values)) for norm, e in self._written(entry)]
 
@@ -248,12 +267,16 @@ class Suite(_Strict):
         """The same suite in another norm or at other sizes.
 
         Args:
-            norm: `Linf` or `L2`.
-            epsilon: As written; several separated by commas.
+            norm: The norm, `Linf` or `L2`.
+            epsilon: The size, or several separated by commas.
 
         Raises:
-            InputError: The suite is fixed, the norm or a size is none, or the norm changes and
-                no size of the new norm is given.
+            InputError: The suite is fixed, there is no such norm or size, or the norm changes and
+                no size for it is given.
+
+        Examples:
+            >>> load_suite("quick").at(epsilon="2/255, 4/255").epsilon
+            ('2/255', '4/255')
         """
         if norm is None and epsilon is None:
             return self
@@ -289,8 +312,8 @@ def load_suite(name_or_path: str | Path, *, allow_code: bool = False) -> Suite:
             surrogates, may be run when the suite is.
 
     Raises:
-        InputError: There is none, it is malformed (the message names line and field), or it names
-            Python files without leave.
+        InputError: There is no such suite, it is malformed (the message names line and field), or
+            it names Python files and `allow_code` is not set.
 
     Examples:
         >>> load_suite("quick").norm
@@ -319,10 +342,19 @@ def load_suite(name_or_path: str | Path, *, allow_code: bool = False) -> Suite:
 
 
 def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf") -> Suite:
-    """A suite of attacks named on the command line, each labelled by its own specification.
+    """A suite of attacks that are named one by one, each labelled by its own specification.
+
+    Args:
+        attacks: The specifications of the attacks.
+        epsilon: The size, or several separated by commas.
+        norm: The norm, `Linf` or `L2`.
 
     Raises:
-        InputError: An unknown attack, one given twice, or a norm or size that is none.
+        InputError: An attack, the norm or a size does not exist, or an attack is given twice.
+
+    Examples:
+        >>> [entry.label for entry in suite_of(["fgsm", "pgd:steps=20"]).entries]
+        ['fgsm', 'pgd-20']
     """
     entries = []
     for spec in attacks:
@@ -345,12 +377,17 @@ def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf")
 
 
 def slug(text: str) -> str:
-    """Lower case, with dashes between words: `pgd-10` for "PGD-10"."""
+    """A text in lower case, with dashes between words.
+
+    Examples:
+        >>> slug("BB PGD-7")
+        'bb-pgd-7'
+    """
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
 def _short(label: str) -> str:
-    """A label that fits, different for different ones."""
+    """A label that is short enough; it differs for different labels."""
     if len(label) <= LONGEST_LABEL:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
@@ -358,7 +395,12 @@ def _short(label: str) -> str:
 
 
 def resolve_epsilon(text: str, values: int) -> str:
-    """An epsilon as written, but for `0.031*sqrt(d)`, which becomes a number of 4 digits."""
+    """The epsilon as it was written, except that `0.031*sqrt(d)` becomes a number of 4 digits.
+
+    Examples:
+        >>> resolve_epsilon("8/255", 784), resolve_epsilon("0.05*sqrt(d)", 784)
+        ('8/255', '1.4')
+    """
     match = _PER_VALUE.fullmatch(text)
     if match is None:
         return text.strip()
@@ -371,7 +413,7 @@ def _number(text: str) -> float:
 
 
 def _check_attack(spec: str) -> None:
-    """Refuse an attack that does not exist, without loading one that does."""
+    """Refuse an attack that does not exist, without loading an attack that does."""
     head = spec.strip().partition(":")[0].strip()
     if head.endswith(".py") or "/" in head:
         if not Path(head).expanduser().is_file():
@@ -393,7 +435,7 @@ def _validated(document: dict[str, Any], where: str, path: Path | None = None) -
 
 
 def suite_names() -> list[str]:
-    """The suites that ship."""
+    """The names of the suites that ship."""
     return sorted(p.stem for p in (folder("attacks") / "suites").glob("*.yaml"))
 
 
@@ -401,7 +443,7 @@ def suite_path(name: str) -> Path:
     """The YAML file of a suite that ships.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no suite of that name.
     """
     if name not in suite_names():
         raise unknown("suite", name, suite_names())

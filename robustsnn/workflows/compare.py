@@ -14,8 +14,9 @@ from robustsnn.common.files import check_output, unwritable, write_atomically
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.evaluation.plan import Plan, plans_of
+from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.request import Request
-from robustsnn.evaluation.run import Evaluation, Progress, run
+from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite, slug
 from robustsnn.records.folder import check_folder
 from robustsnn.records.runs import load_runs

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustsnn.evaluation.plan import plans_of
+from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.request import Request
-from robustsnn.evaluation.run import Progress
 from robustsnn.records.runs import load_runs
 from robustsnn.reporting.render import render
 from robustsnn.workflows.compare import names, run_all

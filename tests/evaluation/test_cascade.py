@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustsnn.errors import InputError
 from robustsnn.evaluation.batch import Batch, Networks
-from robustsnn.evaluation.cascade import Probe, best_probe
+from robustsnn.evaluation.cascade import Ranked, best_probe
 from robustsnn.evaluation.judging import judged
 from robustsnn.evaluation.memory import _calls, membranes
 from robustsnn.evaluation.plan import prepare
@@ -360,7 +360,7 @@ def test_best_is_what_a_hand_finds(spiking):
 
 def test_ranks_break_ties_by_order_and_need_survivors():
     def rank(*margins: list[float]) -> str:
-        return best_probe([Probe(str(i), np.array(m)) for i, m in enumerate(margins)])
+        return best_probe([Ranked(str(i), np.array(m)) for i, m in enumerate(margins)])
 
     nan = math.nan
     assert rank([-2.0, -1.0], [-1.0, -1.5]) == "1"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robustsnn.data.images import Images
-    from robustsnn.evaluation.run import Progress
+    from robustsnn.evaluation.progress import Progress
 
 #: The libraries whose versions are part of the result.
 LIBRARIES = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "secml-torch")
