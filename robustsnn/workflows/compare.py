@@ -1,4 +1,4 @@
-"""Several models under the same suite on the same images, side by side."""
+"""The comparison of several models under the same suite on the same images."""
 
 from __future__ import annotations
 
@@ -36,23 +36,24 @@ def compare(
     command: Sequence[str] = (),
     **settings: Any,
 ) -> Path:
-    """Evaluate models on the same images and write the page that sets them side by side.
+    """Evaluate models on the same images and write the page that compares them.
 
     Args:
-        models: The models, as for `evaluate`; the first is the baseline.
-        data: The images, as for `evaluate`; by default what the first model was trained on.
+        models: The models, as for `evaluate`; the first one is the baseline.
+        data: The images, as for `evaluate`; by default the data set that the first model was
+            trained on.
         suite: The suite, as for `evaluate`.
         output: The folder of the page and of one run folder for each model; by default
             `runs/compare-<hash>`.
-        progress: What is told of every finished batch.
-        command: How the comparison was asked for.
+        progress: The function that is told of every finished batch.
+        command: The command line that asked for the comparison.
         **settings: The other fields of `robustsnn.Request`.
 
     Returns:
         The path of index.html.
 
     Raises:
-        InputError: Something given cannot be used.
+        InputError: An argument cannot be used.
     """
     request = Request(tuple(models), data=data, suite=suite, **settings)
     return compared(request, output=output, progress=progress, command=command)
@@ -65,16 +66,20 @@ def compared(
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> Path:
-    """The comparison of the models of a request; see `compare`.
+    """Evaluate the models of a request and write the page that compares them; see `compare`.
 
     Args:
-        request: What is asked for.
-        output: As for `compare`, like the other arguments.
-        progress: What is told of every finished batch.
-        command: How the comparison was asked for.
+        request: The request.
+        output: The folder of the page and of one run folder for each model; by default
+            `runs/compare-<hash>`.
+        progress: The function that is told of every finished batch.
+        command: The command line that asked for the comparison.
+
+    Returns:
+        The path of index.html.
 
     Raises:
-        InputError: Something asked for cannot be done.
+        InputError: The request cannot be carried out.
     """
     plans = plans_of(request)
     runs = list(zip(names(plans), plans, strict=True))
@@ -86,7 +91,7 @@ def compared(
 
 
 def names(plans: Sequence[Plan]) -> list[str]:
-    """A folder name for each model, no two alike."""
+    """The name of a run folder for each model; a name that is taken gets a number."""
     found: list[str] = []
     for plan in plans:
         name = slug(plan.subject.name) or "model"
@@ -95,7 +100,7 @@ def names(plans: Sequence[Plan]) -> list[str]:
 
 
 def default_folder(plans: Sequence[Plan]) -> Path:
-    """Where a comparison goes if nothing else is asked for."""
+    """The folder of a comparison if no other is asked for."""
     digest = hashlib.sha256(" ".join(plan.identity for plan in plans).encode())
     return Path("runs") / f"compare-{digest.hexdigest()[:12]}"
 
@@ -107,13 +112,13 @@ def run_all(
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> list[Evaluation]:
-    """Carry plans out, each in its own sub-folder; each resumes or reprints on its own.
+    """Carry out plans, each in its own sub-folder; each is resumed or read on its own.
 
     Args:
-        runs: Name of the sub-folder and plan.
-        folder: Holds nothing but this comparison.
-        progress: Told of every finished batch.
-        command: How it was asked for.
+        runs: The name of the sub-folder and the plan of each run.
+        folder: The folder, which holds nothing but this comparison.
+        progress: The function that is told of every finished batch.
+        command: The command line that asked for the runs.
 
     Raises:
         InputError: The folder holds something else.
@@ -138,7 +143,7 @@ def _prefixed(progress: Progress, plan: Plan, position: int, count: int) -> Prog
 
 
 def _claim(folder: Path, identity: Mapping[str, str]) -> None:
-    """Mark a new folder as this comparison's, or see that it is."""
+    """Mark a new folder as that of this comparison; refuse the folder of another one."""
     marker = folder / COMPARISON
     try:
         if marker.is_file():

@@ -1,4 +1,4 @@
-"""The main job on what ships inside: three models under attack, in minutes."""
+"""A comparison of what ships: three models under attack, in minutes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def demo(
     """Attack the models that ship on the images that ship, and write the page about it.
 
     Args:
-        output: Where to.
-        models: The first is the baseline.
-        samples: Images for each suite.
-        progress: Told of every finished batch.
-        command: How it was asked for.
+        output: The folder of the page and of the run folders.
+        models: The names of the models; the first one is the baseline.
+        samples: The number of images for each suite, by the name of the suite.
+        progress: The function that is told of every finished batch.
+        command: The command line that asked for the demo.
 
     Returns:
         The path of index.html.

@@ -22,12 +22,13 @@ def report(
     """Write tables, figures and the page of finished runs.
 
     Args:
-        runs: Run folders, or comparisons, which stand for their runs; folders that hold only
-            a report are passed over.
-        output: Where to; by default the folder of the only run or comparison, else `runs/report`.
-        baseline: The model that the others are compared with; the first one by default.
-        diagnose_again: Whether flags and level are taken again by today's criteria, which the page
-            then says; the run folders stay as they are.
+        runs: The run folders, or folders of comparisons, which stand for their runs. Folders that
+            hold only a report are passed over.
+        output: The folder of the page; by default the folder of the run or comparison if there is
+            only one, and `runs/report` if there are more.
+        baseline: The model that the others are compared with; by default the first one.
+        diagnose_again: Whether flags and levels are determined again by the criteria of today. The
+            page then says so, and the run folders stay as they are.
 
     Returns:
         The path of index.html.
@@ -51,6 +52,6 @@ def report(
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run folders of a comparison, in the order they were asked for."""
+    """The run folders of a comparison, in the order of its models."""
     named = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))["runs"]
     return [folder / name for name in named]

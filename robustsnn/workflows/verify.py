@@ -1,4 +1,4 @@
-"""Verify a run: score its saved images again, with the model read anew, and compare."""
+"""Verify a run: score its saved images again, with the model read anew, and compare verdicts."""
 
 from __future__ import annotations
 
@@ -22,26 +22,33 @@ from robustsnn.records.schema import CLEAN
 from robustsnn.records.summary import summarise
 from robustsnn.workflows.rediagnose import diagnosis_of, differences
 
-#: Columns of `results.csv` that follow from the records, numbers and words.
+#: The columns of `results.csv` that follow from the records: those of numbers and those of text.
 MEASURED = (
     "samples accuracy ci_low ci_high draws_accuracy attack_success_rate mean_linf mean_l2 "
     "forward_passes backward_passes seconds"
 ).split()
 NAMED = "model suite estimator substitute seed".split()
-#: Fraction of verdicts that may differ: a spike at its threshold flips with the machine.
+#: The fraction of verdicts that may differ, because a spike at its threshold may flip on another
+#: machine.
 TOLERATED = 0.005
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What scoring again found.
+    """The result of scoring a run again.
 
-    `differing` lists (image id, threat) of verdicts that differ; `outside` counts images that
-    are not in their ball or range; `rows` counts rows of `results.csv`, worst cases too, that do
-    not follow from the records; `contradictory` counts records whose margin contradicts their
-    prediction, `incomplete` attacks that have not one record of each image of the run. `diagnosis`
-    says in what the flags and the level that follow from manifest and records differ from those
-    that the run states.
+    Args:
+        images: The number of saved images.
+        verdicts: The number of verdicts that were compared.
+        differing: The id of the image and the attack, with its norm and size, of each verdict that
+            differs.
+        outside: The number of saved images outside their ball or range.
+        rows: The number of rows of `results.csv`, worst cases included, that do not follow from
+            the records.
+        contradictory: The number of records whose margin contradicts their prediction.
+        incomplete: The number of attacks without exactly one record for each image of the run.
+        diagnosis: The differences between the flags and the level that follow from manifest and
+            records and those that the run states, one sentence each.
     """
 
     images: int
@@ -62,7 +69,7 @@ class Verification:
 
     @property
     def sentence(self) -> str:
-        """What was found, in one line."""
+        """The result in one line."""
         parts = [
             f"{len(self.differing)} of {self.verdicts} verdicts on {self.images} saved images "
             "differ"
@@ -86,16 +93,17 @@ def verify(
     weights: Path | None = None,
     device: str = "cpu",
 ) -> Verification:
-    """Score the saved images of a run again, at the shape that they were scored at.
+    """Score the saved images of a run again, in batches of the same shape as in the run.
 
     Args:
-        folder: A finished run; those made with `--save-images` hold all images, others a few.
-        model: Where the model lies now, if it was moved.
-        weights: Of a model given as `python.module:factory`.
-        device: Where to compute.
+        folder: The folder of a finished run. A run that was made with `--save-images` holds all
+            images, any other run a few.
+        model: The place where the model lies now, if it was moved.
+        weights: The state dict of a model given as `python.module:factory`.
+        device: The device that computes.
 
     Raises:
-        InputError: The run is not finished or damaged, or its model is gone or another.
+        InputError: The run is not finished or is damaged, or its model is missing or another one.
     """
     check_device(device)
     folder = Path(folder)
@@ -127,7 +135,8 @@ def verify(
             network, images, labels, ids, manifest.batch_size, manifest.seed, manifest.draws
         )
         recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
-        # A tie at the top is right by its class and an error in the worst case.
+        # Both are compared, because a tie at the top may be right by its class and is an error in
+        # the worst case.
         wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
             (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
         )
@@ -158,7 +167,7 @@ def _network(
     elif weights is not None:
         raise InputError("--weights goes with --model python.module:factory: name it too.")
     else:
-        # The manifest may be anybody's: what it names is looked up, never imported.
+        # The manifest may come from anybody, so what it names is looked up and never imported.
         asked = manifest.origin if Path(manifest.origin).is_dir() else manifest.model
         if ":" in asked:
             raise InputError(
@@ -175,7 +184,7 @@ def _network(
 
 
 def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
-    """Rows of `results.csv` that are not what the records give, and those that are missing."""
+    """The number of rows of `results.csv` that do not follow from the records or are missing."""
     keys = ["attack", "norm", "epsilon"]
     again = summarise(records, "", {}, cascade=cascade).set_index(keys)
     written = results.set_index(keys)
@@ -194,14 +203,14 @@ def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
 
 
 def _contradictory(records: pd.DataFrame) -> int:
-    """Records that are right by their prediction and wrong by their margin, or the other way."""
+    """The number of records that are right by prediction and wrong by margin, or the reverse."""
     right = records["prediction"] == records["label"]
     margins = records["margin"]
     return int(((right & (margins.isna() | (margins > 0))) | (~right & (margins < 0))).sum())
 
 
 def _incomplete(records: pd.DataFrame, samples: int) -> int:
-    """Attacks, clean among them, whose records are not of each image of the run once."""
+    """The number of attacks, clean included, without one record for each image of the run."""
     clean = sorted(records[records["attack"] == CLEAN]["image_id"])
     groups = records.groupby(["attack", "norm", "epsilon"], sort=False)["image_id"]
     return sum(len(ids) != samples or sorted(ids) != clean for _, ids in groups)
