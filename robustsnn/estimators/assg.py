@@ -47,12 +47,18 @@ class Assg(Estimator):
 
     @property
     def name(self) -> str:
-        """Its kind and its vanishing degree."""
+        """The kind and the vanishing degree."""
         return self.named(every=True)
 
     @contextmanager
     def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
-        """Every spiking layer differentiated so; without `rows` the batch's own positions."""
+        """Differentiate every spiking layer in this way.
+
+        Args:
+            network: The network that is differentiated.
+            rows: The position, among the images of the victim, of each image of the next forward
+                pass, int64 `[batch]`; by default its position in the batch.
+        """
 
         def rule_of(name: str) -> BackwardRule:
             def rule(grad: Tensor, trace: Trace) -> Tensor:
@@ -65,7 +71,7 @@ class Assg(Estimator):
             yield
 
     def forget(self, rows: Tensor) -> None:
-        """Start anew with those images."""
+        """Forget the sharpness of those images."""
         self.memory.forget(rows)
 
 
@@ -73,12 +79,19 @@ class Assg(Estimator):
 class Adaptive:
     """An arctangent whose sharpness follows how far each membrane stays off the threshold.
 
-    Of every neuron, step and image, over the iterations of an attack, with z = U/V - 1:
+    For every neuron, step and image, over the iterations of an attack, with z = U/V - 1:
     `M <- b1 M + (1 - b1) |z|`, `D <- b2 D + (1 - b2) ||z| - M|`,
     `alpha = omega / (M + gamma D + 1e-4)`, `omega = (2/pi) tan(pi vanishing)`, and
-    `g(z) = alpha/2 / (1 + (pi alpha z / 2)^2)`. M starts at 1, D at 0.
+    `g(z) = alpha/2 / (1 + (pi alpha z / 2)^2)`. M starts at 1 and D at 0.
 
-    Source: Wang et al., arXiv 2512.22522. There in units of u at V = 1.
+    Args:
+        vanishing: The share of the surrogate's area that lies nearer to the threshold than the
+            membranes do, between 0 and 0.5.
+        gamma: The weight of the deviation D.
+        first: The decay b1 of the mean M.
+        second: The decay b2 of the deviation D.
+
+    Source: Wang et al., arXiv 2512.22522, where membranes are in units of a threshold of 1.
     """
 
     vanishing: float
@@ -88,14 +101,15 @@ class Adaptive:
     _memory: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __call__(self, grad: Tensor, trace: Trace, name: str, rows: Tensor) -> Tensor:
-        """Through time with that derivative; remembers.
+        """The gradient of the current, through time with that derivative; updates the memory.
 
         Args:
-            grad: Gradient of the spikes.
-            trace: Of the layer.
-            name: Of the layer.
-            rows: Which image each one of the batch is; only the first of several equal ones,
-                such as draws of one image, is remembered.
+            grad: The gradient of the spikes, `[time, batch, ...]`.
+            trace: The trace of the layer.
+            name: The name of the layer.
+            rows: The position, among the images of the victim, of each image of the batch, int64
+                `[batch]`. If a position occurs several times, as for draws of one image, only the
+                first of them is remembered.
         """
         omega = 2 / math.pi * math.tan(math.pi * self.vanishing)
         means, deviations = self._of(name, grad, rows)
@@ -125,14 +139,14 @@ class Adaptive:
         return through_time(grad, trace, derivative)
 
     def forget(self, rows: Tensor) -> None:
-        """Start anew with those images."""
+        """Forget the means and deviations of those images."""
         for means, deviations in self._memory.values():
             at = rows[rows < means.shape[1]].to(means.device)
             means[:, at] = 1.0
             deviations[:, at] = 0.0
 
     def _of(self, name: str, grad: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and deviations, `[time, row, neuron]`, neurons with the channel last."""
+        """The means and the deviations, `[time, row, neuron]`, neurons with the channel last."""
         needed = int(rows.max()) + 1
         held = self._memory.get(name)
         if held is not None and held[0].shape[1] >= needed:
@@ -149,12 +163,12 @@ class Adaptive:
 
 @cache
 def adaptive_kernel() -> Any:
-    """The module of the compiled rule."""
+    """The module of the compiled rule, which takes time to import."""
     return importlib.import_module("robustsnn.snn.adaptive_fused")
 
 
 def _compiled(trace: Trace) -> bool:
-    """Whether compiled code may do it; it walks through images with the channel last."""
+    """Whether the compiled rule can be used; it needs images with the channel last."""
     one = trace.current[0]
     return (
         trace.plain
@@ -171,7 +185,7 @@ def _flat(one: Tensor) -> Tensor:
 
 
 def _shaped(flat: Tensor, like: Tensor) -> Tensor:
-    """Back from `_flat`."""
+    """The inverse of `_flat`, in the shape of `like`."""
     if like.dim() == 2:
         return flat
     channels, *rest = like.shape[1:]
@@ -179,7 +193,7 @@ def _shaped(flat: Tensor, like: Tensor) -> Tensor:
 
 
 def _first_of_each(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the first of each value, and of the others, in order."""
+    """The positions where each value occurs first, and the other positions, both in order."""
     seen: dict[int, int] = {}
     others = []
     for position, row in enumerate(rows.tolist()):

@@ -26,7 +26,7 @@ class Backprop(Estimator):
 
     @contextmanager
     def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
-        """The network as it is."""
+        """Leave the network as it is."""
         yield
 
 

@@ -1,8 +1,8 @@
-"""What an estimator is: a rule at every layer of spiking neurons, or another way to a gradient.
+"""What an estimator is: a backward rule at every spiking layer, or another way to a gradient.
 
-An estimator is independent of the attack that uses it, it is in force only inside the victim's own
-calls, and its name is in every record. The forward pass is always the network's own, spike for
-spike; an estimator chooses what comes back from a spike.
+An estimator is independent of the attack that uses it. It is in force only inside the victim's own
+calls, and every record names it. The forward pass is always the network's own, spike for spike; an
+estimator only chooses how gradients pass backward through a spike.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from robustsnn.errors import InputError
 from robustsnn.snn.backward_rule import BackwardRule, Trace, spiking_layers
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Logits `[batch, class]` and labels `[batch]` to one value for each image, `[batch]`."""
+"""A function from logits `[batch, class]` and labels `[batch]` to losses of images, `[batch]`."""
 
 Found = tuple[Tensor, Tensor, Tensor]
-"""Loss `[batch]`, logits `[batch, class]`, and the gradient of the loss by the images."""
+"""Loss `[batch]`, logits `[batch, class]`, and the gradient of the loss with respect to images."""
 
 
 class Passes(Protocol):
-    """What a victim lends an estimator: the counted passes of one micro-batch of images."""
+    """What a victim lends to an estimator: the counted passes of one micro-batch of images."""
 
     @property
     def network(self) -> nn.Module:
@@ -40,7 +40,7 @@ class Passes(Protocol):
 
     @property
     def rows(self) -> Tensor:
-        """Which of the victim's images each one is, int64 `[batch]`."""
+        """The position of each image among the images of the victim, int64 `[batch]`."""
 
     @property
     def ids(self) -> list[int]:
@@ -63,34 +63,37 @@ class Passes(Protocol):
         """
 
     def logits(self, images: Tensor, keys: Tensor | None, whole: bool = False) -> Tensor:
-        """Logits `[batch, class]` in batches of one shape; a gradient may flow. Nothing is counted.
+        """Logits `[batch, class]` from batches of one shape; passes are not counted here.
+
+        A gradient may flow.
 
         Args:
-            images: Images `[batch, channel, height, width]` in pixel units.
+            images: The images, `[batch, channel, height, width]`, in pixel units.
             keys: The keys of their draws, from `spend`.
-            whole: Whether they go through the network as a single batch of just their number.
+            whole: Whether the images go through the network in a single batch of exactly their
+                number, without padding.
         """
 
     def padded(self) -> Tensor:
-        """`rows` with the copies of the last image that pad the pass, int64 `[padded batch]`."""
+        """`rows`, followed by those of the copies that pad the batch, int64 `[padded batch]`."""
 
     def nonfinite(self, counts: Tensor) -> None:
-        """Add to the count of each image's gradients that held NaN or infinity, `[batch]`."""
+        """Add to the number of gradients of each image that held NaN or infinity, `[batch]`."""
 
 
 class Estimator:
     """A way to differentiate a network; a frozen dataclass whose fields are its settings.
 
     The usual estimator overrides `rule`, which replaces the backward pass of every layer of
-    spiking neurons. One that does something else to the network overrides `applied`, and one that
-    finds its gradient without a backward pass overrides `gradient`.
+    spiking neurons. An estimator that does something else to the network overrides `applied`, and
+    one that finds its gradient without a backward pass overrides `gradient`.
 
-    `faithful` says that the logits inside `applied` are the network's own; otherwise the victim
-    asks for those with another pass. `draws` is the number of draws of a stochastic network that
-    one gradient is averaged over. `remembers` says that values of every neuron are kept for each
-    image while an attack goes on, so that fewer images fit into memory. `spikes` says which
-    networks it is for: those with spiking layers that it can reach (True), those without (False),
-    or both (None).
+    `faithful` says that the logits inside `applied` are the network's own; if they are not, the
+    victim makes another pass for those. `draws` is the number of draws of a stochastic network
+    that one gradient is averaged over. `remembers` says that values of every neuron are kept for
+    each image while an attack goes on, so that fewer images fit into memory. `spikes` says which
+    networks the estimator is for: those with spiking layers that it can reach (True), those
+    without (False), or both (None).
 
     Examples:
         >>> from dataclasses import dataclass
@@ -111,14 +114,14 @@ class Estimator:
 
     @property
     def name(self) -> str:
-        """What records call it: its kind, and the settings that differ from their defaults."""
+        """The name in records: the kind and the settings that differ from their defaults."""
         return self.named(every=False)
 
     def named(self, every: bool) -> str:
-        """Its kind and its settings, such as `hart:width=0.5`.
+        """The kind and the settings, such as `hart:width=0.5`.
 
         Args:
-            every: Whether settings that have their default value are named too.
+            every: Whether settings with their default values are named too.
         """
         this: Any = self
         fields = dataclasses.fields(this) if dataclasses.is_dataclass(this) else ()
@@ -134,7 +137,7 @@ class Estimator:
         """The estimator for a network with or without spiking layers that it can reach.
 
         Raises:
-            InputError: It cannot be used there.
+            InputError: The estimator does not fit such a network.
         """
         if self.spikes and not spiking:
             raise InputError(
@@ -148,39 +151,44 @@ class Estimator:
         return self
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
-        """What comes back through one layer of neurons.
+        """The gradient that passes backward through one layer of neurons.
 
         Args:
             grad: The gradient of the layer's spikes, `[time, batch, ...]`.
-            trace: What the layer did: currents, spikes, membranes before reset, threshold, leak.
+            trace: The trace of the layer: its currents, spikes, membranes before reset, threshold
+                and leak.
 
         Returns:
-            The gradient of the layer's input current, as large as `grad`.
+            The gradient of the layer's input current, `[time, batch, ...]`.
         """
         raise TypeError(f"{type(self).__name__} defines neither rule nor applied.")
 
     def applied(
         self, network: nn.Module, rows: Tensor | None = None
     ) -> AbstractContextManager[None]:
-        """A context in which the network differentiates that way; nothing outlives it.
+        """A context in which the network is differentiated by this estimator.
+
+        Nothing in the network outlives the context.
 
         Args:
             network: The network that is differentiated.
-            rows: Which image each one of the next forward pass is, int64 `[batch]`.
+            rows: The position, among the images of the victim, of each image of the next forward
+                pass, int64 `[batch]`.
         """
         return ruled_layers(network, lambda _: self.rule)
 
     def forget(self, rows: Tensor) -> None:
-        """Start anew with those images, where anything about them is remembered."""
+        """Forget what is remembered of those images, if anything is."""
 
     def gradient(self, passes: Passes, images: Tensor, labels: Tensor, loss: Loss) -> Found:
-        """Loss, logits and gradient of a micro-batch; by default of one backward pass.
+        """Loss, logits and gradient of a micro-batch; by default from one backward pass.
 
         Args:
             passes: The victim's passes of these images.
-            images: Images `[batch, channel, height, width]` in pixel units, which may be changed.
-            labels: True classes, int64 `[batch]`.
-            loss: What the gradient raises.
+            images: The images, `[batch, channel, height, width]`, in pixel units; the tensor may
+                be changed.
+            labels: The true classes, int64 `[batch]`.
+            loss: The loss that a step along the gradient raises.
         """
         return by_backward_pass(self, passes, images, labels, loss)
 
@@ -193,13 +201,21 @@ class Applied(Protocol):
     def applied(
         self, network: nn.Module, rows: Tensor | None = None
     ) -> AbstractContextManager[None]:
-        """See `Estimator.applied`."""
+        """A context in which the network is differentiated; see `Estimator.applied`."""
 
 
 def by_backward_pass(
     estimator: Applied, passes: Passes, x: Tensor, labels: Tensor, loss: Loss
 ) -> Found:
-    """Loss, logits and gradient of a micro-batch by one backward pass; see `Estimator.gradient`."""
+    """Loss, logits and gradient of a micro-batch by one backward pass.
+
+    Args:
+        estimator: The estimator.
+        passes: The victim's passes of these images.
+        x: The images, `[batch, channel, height, width]`, in pixel units.
+        labels: The true classes, int64 `[batch]`.
+        loss: The loss that a step along the gradient raises.
+    """
     keys = passes.spend(forward=1, backward=1)
     own: Tensor | None = None
     if not estimator.faithful:
@@ -209,7 +225,7 @@ def by_backward_pass(
     x.requires_grad_()
     with estimator.applied(passes.network, passes.padded()):
         logits = passes.logits(x, keys)
-        # The sum keeps each image's gradient its own: a mean would scale with the batch.
+        # Of the sum, each image gets its own gradient; that of a mean would depend on the batch.
         values = loss(logits, labels)
         gradient = reached(values, x)
     if own is not None:
@@ -218,7 +234,13 @@ def by_backward_pass(
 
 
 def reached(values: Tensor, x: Tensor) -> Tensor:
-    """The gradient of the sum of values by x, all zero where it does not reach x."""
+    """The gradient of the sum of values with respect to x; all zero if it does not reach x.
+
+    Examples:
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> reached(x**2, x)
+        tensor([2., 4.])
+    """
     found = (
         torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
     )
@@ -227,13 +249,14 @@ def reached(values: Tensor, x: Tensor) -> Tensor:
 
 @contextmanager
 def ruled_layers(network: nn.Module, rule_of: Callable[[str], BackwardRule]) -> Iterator[None]:
-    """Every spiking layer with a rule, by its name, the whole sequence kept.
+    """Give every spiking layer a backward rule inside the block, over the whole sequence.
 
-    Segments that are run again would cut what a rule sees of time.
+    Segments that are computed again for a gradient would show a rule only a part of the time
+    steps.
 
     Args:
-        network: A network that may name spiking layers.
-        rule_of: The rule of the layer of that name.
+        network: A network, which may name spiking layers.
+        rule_of: The function from the name of a layer to its rule.
     """
     layers = spiking_layers(network)
     segments: Any = getattr(network, "recompute", None)

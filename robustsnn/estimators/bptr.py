@@ -17,8 +17,8 @@ class Bptr(Estimator):
     """Backpropagation through the rate.
 
     Args:
-        leak: What passes where a neuron never fired, in [0, 1]; 0 as published, where a silent
-            neuron cannot be recruited.
+        leak: The share of the gradient that passes through a neuron that never fired, in [0, 1].
+            With 0, as published, the gradient cannot make a silent neuron fire.
 
     Source: Ding et al., SNN-RAT, NeurIPS 2022.
 
@@ -35,7 +35,7 @@ class Bptr(Estimator):
             raise InputError("bptr: leak must lie in [0, 1].")
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
-        """`grad * max(1[mean over time of spikes > 0], leak)`."""
+        """The gradient of the current, `grad * max(1[mean over time of spikes > 0], leak)`."""
         fired = trace.spikes.amax(0, keepdim=True)
         return grad * (fired.clamp_min(self.leak) if self.leak else fired)
 

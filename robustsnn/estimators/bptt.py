@@ -19,9 +19,9 @@ from robustsnn.estimators.base import Estimator, ruled_layers
 from robustsnn.snn.backward_rule import Trace, spiking_layers
 from robustsnn.snn.surrogate import SURROGATES, Surrogate, describe, make_surrogate
 
-#: The settings of `bptt` itself; others that stand behind a surrogate are the surrogate's.
+#: The settings of `bptt` itself; other settings after a surrogate are those of the surrogate.
 _OPTIONS = ("reset", "cut")
-#: A surrogate by name or file, its settings in brackets or after a colon, then other settings.
+#: A surrogate by name or file, with its settings in brackets or after a colon, then other settings.
 _SPEC = re.compile(r"(?:([^:=,()]+\.py|[A-Za-z][\w-]*)(?:\(([^()]*)\))?(?::|$))?(.*)")
 
 
@@ -32,11 +32,12 @@ class Bptt(Estimator):
     An attack on a spiking network can look weak for no other reason than its surrogate.
 
     Args:
-        surrogate: What stands for the derivative of the spike; None keeps each layer's own, the
-            one that the network was trained with.
-        reset: Whether the reset's spike is differentiated too (`attached`) or held fixed
-            (`detached`); None as the model does.
-        cut: Time steps after which the membrane's gradient is dropped; None for never.
+        surrogate: The surrogate that takes the place of the derivative of the spike; None keeps
+            each layer's own, with which the network was trained.
+        reset: Whether the spike in the reset is differentiated too (`attached`) or held fixed
+            (`detached`); None keeps the model's choice.
+        cut: The number of time steps after which the gradient of the membrane is dropped; None for
+            never.
 
     Source: Neftci et al., IEEE Signal Processing Magazine 2019.
 
@@ -58,11 +59,11 @@ class Bptt(Estimator):
 
     @classmethod
     def from_spec(cls, text: str) -> Bptt:
-        """What a user wrote behind `bptt:`.
+        """The estimator of the text after `bptt:`.
 
         Args:
-            text: `[SURROGATE][:field=value,...]`, where the surrogate is a name or a FILE.py and
-                its own fields, `width` and `amplitude`, stand in brackets or among the others.
+            text: `[SURROGATE][:field=value,...]`, where the surrogate is a name or a FILE.py. Its
+                own fields, `width` and `amplitude`, are in brackets or among the others.
 
         Raises:
             InputError: There is no such surrogate or field, or a value is malformed.
@@ -83,14 +84,14 @@ class Bptt(Estimator):
 
     @property
     def name(self) -> str:
-        """`bptt`, or such as `bptt:arctan(width=0.5,amplitude=1):reset=attached`."""
+        """The name, such as `bptt` or `bptt:arctan(width=0.5,amplitude=1):reset=attached`."""
         given = [("reset", self.reset), ("cut", self.cut)]
         options = ",".join(f"{key}={value}" for key, value in given if value is not None)
         surrogate = None if self.surrogate is None else describe(self.surrogate)
         return ":".join(part for part in ("bptt", surrogate, options) if part)
 
     def on(self, spiking: bool) -> Estimator:
-        """Without spikes, and asked for no surrogate, it is plain backpropagation.
+        """The estimator for such a network; without spikes and settings it is `backprop`.
 
         Raises:
             InputError: A surrogate or a setting was asked for and there are no spikes.
@@ -99,10 +100,10 @@ class Bptt(Estimator):
 
     @contextmanager
     def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
-        """Every spiking layer differentiated with that surrogate, reset and cut."""
+        """Differentiate every spiking layer with that surrogate, reset and cut."""
         layers = spiking_layers(network)
         attached = None if self.reset is None else self.reset == "attached"
-        # Layers of other libraries may not let their reset be chosen: a rule can do it.
+        # Layers of other libraries may not offer a choice of the reset; a rule can make it.
         chosen = all(hasattr(layer, "detach_reset") for layer in layers.values())
         if self.cut is not None or (attached is not None and not chosen):
             with ruled_layers(network, lambda _: ThroughTime(self.surrogate, attached, self.cut)):
@@ -127,14 +128,14 @@ class Bptt(Estimator):
 
 @dataclass(frozen=True)
 class _Settings:
-    """The fields of `Bptt` that are read as an attack's are."""
+    """The fields of `Bptt` that are read like those of an attack."""
 
     reset: Literal["attached", "detached"] | None = None
     cut: int | None = None
 
 
 def _surrogate(name: str, fields: dict[str, str]) -> Surrogate:
-    """A surrogate by name or by the file of a user's own."""
+    """A surrogate by name, or a user's own by its file."""
     if is_file_name(name):
         kind: Any = users_object(name, "SURROGATE", "surrogate")
         made: Surrogate = build(kind, name, fields)
@@ -156,15 +157,19 @@ def through_time(
     attached: bool | None = None,
     cut: int | None = None,
 ) -> Tensor:
-    """Backpropagation through time with the spike's derivative given, neuron by neuron.
+    """Backpropagation through time with given derivatives of the spikes.
 
     Args:
-        grad: Gradient of the spikes, `[time, batch, ...]`.
-        trace: Of the layer.
-        derivative: `do/dU` of each step, `[batch, ...]`.
-        attached: Whether the reset's spike is differentiated too; None as the model does.
-        cut: Steps after which the membrane's gradient is dropped; 1 leaves no path through time,
-            None the whole.
+        grad: The gradient of the spikes, `[time, batch, ...]`.
+        trace: The trace of the layer.
+        derivative: The derivative `do/dU` of each step, `[batch, ...]`.
+        attached: Whether the spike in the reset is differentiated too; None keeps the model's
+            choice.
+        cut: The number of steps after which the gradient of the membrane is dropped; 1 leaves no
+            path through time, None keeps all paths.
+
+    Returns:
+        The gradient of the current, `[time, batch, ...]`.
 
     Source: the recursion of `robustsnn.snn.lif_reference`; cut: Williams and Peng, 1990.
     """
@@ -184,7 +189,7 @@ def through_time(
 
 
 def surrogate_derivative(trace: Trace, surrogate: Surrogate) -> list[Tensor]:
-    """`g(U/V - 1) / V` of each step, `[batch, ...]`."""
+    """The derivative `g(U/V - 1) / V` of each step, `[batch, ...]`, for membrane U, threshold V."""
     return [
         surrogate.derivative((u / trace.threshold).sub_(1)).div_(trace.threshold)
         for u in trace.membranes
@@ -196,9 +201,10 @@ class ThroughTime:
     """Backpropagation through time with a surrogate.
 
     Args:
-        surrogate: None keeps the layer's own.
-        attached: None keeps the model's.
-        cut: As in `through_time`.
+        surrogate: The surrogate; None keeps the layer's own.
+        attached: Whether the spike in the reset is differentiated too; None keeps the model's
+            choice.
+        cut: The number of steps after which the gradient of the membrane is dropped, or None.
     """
 
     surrogate: Surrogate | None = None
@@ -206,7 +212,7 @@ class ThroughTime:
     cut: int | None = None
 
     def __call__(self, grad: Tensor, trace: Trace) -> Tensor:
-        """See `through_time`."""
+        """The gradient of the current of a layer; see `through_time`."""
         surrogate = trace.surrogate if self.surrogate is None else self.surrogate
         derivative = surrogate_derivative(trace, surrogate)
         return through_time(grad, trace, derivative, self.attached, self.cut)

@@ -7,7 +7,7 @@ from pathlib import Path
 from robustsnn.common.content import is_file_name, module_names, summary
 from robustsnn.errors import InputError, unknown
 
-#: Modules of this package that are not estimators by themselves.
+#: The modules of this package that are not estimators that a user can name.
 MECHANISM = ("base", "catalogue", "eot", "make")
 
 
@@ -28,15 +28,26 @@ def estimator_modules() -> dict[str, str]:
 
 
 def estimator_summary(name: str) -> str:
-    """The first line of an estimator's description, read without importing it."""
+    """The first line of an estimator's description, read without importing the estimator.
+
+    Examples:
+        >>> estimator_summary("spsa").partition(":")[0]
+        'SPSA'
+    """
     return summary("estimators", estimator_modules()[name])
 
 
 def check_estimator(text: str) -> None:
-    """Refuse an estimator that does not exist, without loading one that does.
+    """Refuse an estimator that does not exist, without loading an estimator that does.
+
+    Args:
+        text: The specification of the estimator.
 
     Raises:
-        InputError: There is no file, or no estimator of that name.
+        InputError: There is no such file, or no estimator of that name.
+
+    Examples:
+        >>> check_estimator("bptt:arctan")
     """
     head = text.strip().partition(":")[0].strip()
     if is_file_name(head):

@@ -1,6 +1,6 @@
 """EOT: any estimator, averaged over draws of a stochastic network.
 
-It has no name of its own: `draws=20,average=logits` behind another estimator asks for it.
+It has no name of its own: the settings `draws=20,average=logits` of another estimator ask for it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ class Eot(Estimator):
     """Expectation over transformation; on a network that does not draw, the inner estimator.
 
     Args:
-        inner: How each draw is differentiated.
-        draws: Passes of each image.
-        average: `gradients` for the mean gradient of each draw's loss, or `logits` for the
-            gradient of the loss of the mean logits, which is what a vote is decided by.
+        inner: The estimator that differentiates each draw.
+        draws: The number of draws, with a pass of each image for each.
+        average: What is averaged: `gradients` for the mean gradient of the loss of each draw, or
+            `logits` for the gradient of the loss of the mean logits, which a vote over draws
+            depends on.
 
     Source: Athalye et al., ICML 2018.
     """
@@ -47,10 +48,10 @@ class Eot(Estimator):
 
     @property
     def name(self) -> str:
-        """The inner one's, with `draws` and `average`."""
+        """The name of the inner estimator, with `draws` and `average`."""
         head, colon, rest = self.inner.name.rpartition(":")
         own = f"draws={self.draws},average={self.average}"
-        # Options stand in one list, after a surrogate if there is one.
+        # All options are in one list, after a surrogate if there is one.
         if colon and "=" in rest and "(" not in rest:
             return f"{head}:{rest},{own}"
         return f"{self.inner.name}:{own}"
@@ -58,15 +59,22 @@ class Eot(Estimator):
     def applied(
         self, network: nn.Module, rows: Tensor | None = None
     ) -> AbstractContextManager[None]:
-        """As the inner one."""
+        """The context of the inner estimator."""
         return self.inner.applied(network, rows)
 
     def forget(self, rows: Tensor) -> None:
-        """As the inner one."""
+        """Let the inner estimator forget those images."""
         self.inner.forget(rows)
 
     def gradient(self, passes: Passes, images: Tensor, labels: Tensor, loss: Loss) -> Found:
-        """Loss and logits of the mean logits, and the gradient over all draws of one forward."""
+        """Loss and logits of the mean logits, and the gradient over all draws in one batch.
+
+        Args:
+            passes: The victim's passes of these images.
+            images: The images, `[batch, channel, height, width]`, in pixel units.
+            labels: The true classes, int64 `[batch]`.
+            loss: The loss that a step along the gradient raises.
+        """
         if not passes.stochastic:
             return self.inner.gradient(passes, images, labels, loss)
         several = images.repeat(self.draws, *[1] * (images.dim() - 1))
@@ -94,9 +102,9 @@ class Eot(Estimator):
 
 
 def _without_broken_draws(each: Tensor, passes: Passes) -> Tensor:
-    """The gradients `[draw, batch, ...]`; one draw without numbers takes nothing from the others.
+    """The gradients, `[draw, batch, ...]`, with zeros for draws that hold NaN or infinity.
 
-    Where all draws of an image are broken they stay, and the victim counts them.
+    If all draws of an image do, they stay as they are, and the victim counts them.
     """
     broken = ~each.isfinite().flatten(2).all(2)
     if not bool(broken.any()):

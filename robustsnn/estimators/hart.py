@@ -36,11 +36,11 @@ class Hart(Estimator):
 
     @property
     def name(self) -> str:
-        """Its kind and width."""
+        """The kind and the width."""
         return self.named(every=True)
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
-        """The same gradient at every step."""
+        """The gradient of the current, which is the same at every step."""
         total = torch.zeros_like(grad[0])
         for t, u in enumerate(trace.membranes):
             z = (u / trace.threshold).sub_(1).abs_()

@@ -1,7 +1,8 @@
-"""Estimators by name or file: what ships here, and a user's own.
+"""Estimators by name or by file: those that ship here, and a user's own.
 
-A file here that ends with `ESTIMATOR = Class` is a name that users type, and adding one is all it
-takes. A user's own file is used the same way, by its path.
+The name of an estimator is the name of its file here, which ends with `ESTIMATOR = Class`, so that
+a new estimator takes no more than a new file. A user's own file is used in the same way, by its
+path.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from robustsnn.estimators.catalogue import estimator_modules
 from robustsnn.estimators.eot import Average, Eot
 from robustsnn.snn.backward_rule import spiking_layers
 
-#: The settings that every estimator takes: averages over draws of a stochastic network.
+#: The settings that every estimator takes, for averages over draws of a stochastic network.
 _DRAWS = re.compile(r"(?:(?<=^)|(?<=[:,]))\s*(draws|average)\s*=\s*([^,:()]*)")
 
 
 def estimator_class(name: str) -> type[Estimator]:
-    """The class of the estimator of that name, or in that file.
+    """The class of the estimator of that name, or of the estimator in that file.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such estimator, or the file does not define one.
+
+    Examples:
+        >>> estimator_class("hart").__name__
+        'Hart'
     """
     if is_file_name(name):
         kind: Any = users_object(name, "ESTIMATOR", "estimator")
@@ -46,20 +51,21 @@ def estimator_class(name: str) -> type[Estimator]:
 
 
 def make_estimator(text: str, network: nn.Module) -> Estimator:
-    """The estimator that a user or a suite wrote, for a network.
+    """The estimator that a specification describes, for a network.
 
     Args:
-        text: `NAME[:field=value,...]`, or a FILE.py in place of the name: `bptt` (the network's
-            own surrogates; on a network without spikes that is `backprop`), `bptt:arctan`,
-            `bptt:triangle:width=0.5`, `bptt:arctan(width=0.5,amplitude=1):reset=attached,cut=1`,
-            `bptr`, `rga`, `hart:width=0.5`, `pdsg`, `assg:vanishing=0.425`, `twin`,
-            `spsa:pairs=64,sigma=2/255`, `backprop`; with `draws=20,average=logits` averaged over
-            draws.
+        text: The specification, `NAME[:field=value,...]`, or a FILE.py in place of the name:
+            `bptt` (the network's own surrogates; for a network without spikes, `backprop`),
+            `bptt:arctan`, `bptt:triangle:width=0.5`,
+            `bptt:arctan(width=0.5,amplitude=1):reset=attached,cut=1`, `bptr`, `rga`,
+            `hart:width=0.5`, `pdsg`, `assg:vanishing=0.425`, `twin`,
+            `spsa:pairs=64,sigma=2/255`, `backprop`. With `draws=20,average=logits`, gradients are
+            averaged over draws.
         network: The network that will be attacked.
 
     Raises:
-        InputError: There is no such estimator or surrogate, a value is malformed, or the network
-            cannot use it.
+        InputError: There is no such estimator or surrogate, a value is malformed, or the estimator
+            does not fit the network.
 
     Examples:
         >>> make_estimator("bptt", nn.Linear(2, 2)).name
@@ -71,10 +77,14 @@ def make_estimator(text: str, network: nn.Module) -> Estimator:
 
 
 def parse_estimator(text: str) -> tuple[Estimator, tuple[int, Average] | None]:
-    """The estimator that was written, and the draws that it is averaged over, if any.
+    """The estimator that a specification describes, and the draws it is averaged over, if any.
 
     Raises:
         InputError: There is no such estimator or field, or a value is malformed.
+
+    Examples:
+        >>> parse_estimator("bptr:draws=4")[1]
+        (4, 'gradients')
     """
     name, _, rest = (part.strip() for part in text.strip().partition(":"))
     kind: Any = estimator_class(name)
@@ -106,7 +116,7 @@ def parse_estimator(text: str) -> tuple[Estimator, tuple[int, Average] | None]:
 
 
 def draws_of(estimators: Sequence[str]) -> int:
-    """The most draws that any of some estimators, as written, averages over; 1 if none does.
+    """The largest number of draws that any of some specifications asks for; 1 if none does.
 
     Examples:
         >>> draws_of(["bptt", "hart:width=0.5,draws=20,average=logits"])

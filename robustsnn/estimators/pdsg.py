@@ -18,10 +18,11 @@ from robustsnn.snn.backward_rule import Trace
 class Pdsg(Estimator):
     """Backpropagation through time with a potential-dependent surrogate.
 
-    `g(u) = exp(-(u - s/2)^2 / (2 s^2)) / (sqrt(2 pi) s)`, where s is the standard deviation of u
-    over the steps so far and the pixels, per channel (over all neurons of a flat layer), and 1
-    where it is 0. As published s is that of the whole batch; here it is that of each image, so that
-    a verdict does not depend on the other images.
+    `g(u) = exp(-(u - s/2)^2 / (2 s^2)) / (sqrt(2 pi) s)`, where u is the membrane minus the
+    threshold and s the standard deviation of u over the steps so far and the pixels, per channel
+    (over all neurons of a flat layer), or 1 if that is 0. As published, s is taken over the whole
+    batch; here it is taken over each image, so that an image is attacked in the same way in any
+    batch.
 
     Source: Lun et al., CVPR 2025 (arXiv 2503.03272).
 
@@ -33,14 +34,14 @@ class Pdsg(Estimator):
     kind: ClassVar[str] = "pdsg"
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
-        """Through time with that derivative."""
+        """The gradient of the current, through time with that derivative."""
         first = trace.membranes[0]
         over = tuple(range(2, first.dim())) if first.dim() > 2 else (1,)
         mean, square = 0.0 * first, 0.0 * first
         derivative = []
         for t, membrane in enumerate(trace.membranes):
             u = membrane - trace.threshold
-            # Moments of the means: a running mean keeps the digits that a sum would lose.
+            # Running means of the moments keep the digits that sums would lose.
             here = u.mean(over, keepdim=True)
             spread = (u - here).square().mean(over, keepdim=True)
             if t == 0:

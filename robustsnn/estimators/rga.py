@@ -16,8 +16,9 @@ from robustsnn.snn.backward_rule import Trace
 class Rga(Estimator):
     """The derivative of the firing rate as a function of the current's mean over time.
 
-    With leak `tau` and threshold V: `slope = (1 - gamma V + gamma V tau) / ((tau + beta - 1) V)`
-    where the mean current lies in `[(1 - tau) V, beta V]`, gamma in `[0, (1 - tau) V)`, else 0.
+    With leak `tau` and threshold V it is `(1 - gamma V + gamma V tau) / ((tau + beta - 1) V)` where
+    the mean current lies in `[(1 - tau) V, beta V]`, gamma where it lies in `[0, (1 - tau) V)`, and
+    0 where it lies outside both.
 
     Args:
         gamma: The derivative below the current that makes a neuron fire, at least 0.
@@ -39,7 +40,7 @@ class Rga(Estimator):
             raise InputError("rga: beta must be above 1, gamma at least 0.")
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
-        """`grad * d(mean current)`, the same derivative at every step."""
+        """The gradient of the current: `grad` times the same derivative at every step."""
         mean = trace.current.mean(0, keepdim=True)
         v, tau = trace.threshold, trace.leak
         slope = (1 - self.gamma * v + self.gamma * v * tau) / ((tau + self.beta - 1) * v)

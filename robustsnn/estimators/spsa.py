@@ -21,11 +21,11 @@ class Spsa(Estimator):
     """Simultaneous perturbation stochastic approximation.
 
     `1/N sum (L(x + sigma v) - L(x - sigma v)) / (2 sigma) v` with v in {-1, 1}. Spikes make the
-    loss piecewise constant: a sigma below a grey level sees zeros.
+    loss piecewise constant, so differences with a sigma below a grey level are mostly 0.
 
     Args:
-        pairs: The number N of random signs; it costs 2 N forward passes.
-        sigma: The length of a difference, as written, in pixel units.
+        pairs: The number N of random signs, which cost 2 N forward passes.
+        sigma: The length of a difference as the user wrote it, in pixel units.
 
     Source: Spall 1992; Uesato et al., ICML 2018.
 
@@ -45,22 +45,22 @@ class Spsa(Estimator):
 
     @property
     def length(self) -> float:
-        """Sigma as a number."""
+        """Sigma as a number, in pixel units."""
         return parse_epsilon(self.sigma, "sigma")
 
     @property
     def name(self) -> str:
-        """Its kind, pairs and sigma."""
+        """The kind, the number of pairs and sigma."""
         return self.named(every=True)
 
     @contextmanager
     def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
-        """The network as it is."""
+        """Leave the network as it is."""
         yield
 
     def gradient(self, passes: Passes, images: Tensor, labels: Tensor, loss: Loss) -> Found:
         """Loss, logits and the mean over pairs of the difference times its signs."""
-        # The pass count tells one call from the next.
+        # The pass count goes into the stream, so that each call draws other signs.
         stream = [derive(i, n) for i, n in zip(passes.ids, passes.spent, strict=True)]
         rng = Rng(passes.seed, stream, "spsa")
         gradient = torch.zeros_like(images)
@@ -69,7 +69,7 @@ class Spsa(Estimator):
             values = loss(logits, labels)
             for _ in range(self.pairs):
                 signs = rng.uniform(images.shape[1:], -1.0, 1.0, like=images).sign()
-                # Both sides see the same draw, or its noise would drown the difference.
+                # Both sides see the same draw; different draws would drown the difference in noise.
                 keys = passes.spend(forward=2)
                 above = loss(passes.logits(images + self.length * signs, keys), labels)
                 below = loss(passes.logits(images - self.length * signs, keys), labels)

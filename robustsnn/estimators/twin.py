@@ -19,11 +19,11 @@ from robustsnn.snn.neuron import LIFOutput
 
 @dataclass(frozen=True)
 class Twin(Estimator):
-    """CBA: the gradient of the ANN with the same weights, its neurons staircases.
+    """CBA: the gradient of the ANN with the same weights, whose neurons are staircases.
 
-    A neuron becomes `floor(L * clamp(I/V, 0, 1) + 1/2) / L` with L levels, a quantised ReLU of one
-    step whose floor is differentiated straight through. What the network itself gives for its
-    image is asked for separately.
+    A neuron becomes `floor(L * clamp(I/V, 0, 1) + 1/2) / L` with L levels, mean current I and
+    threshold V: a quantised ReLU of one step, whose floor is differentiated straight through. The
+    logits of the network itself take another pass.
 
     Args:
         levels: The number of levels L, at least 1.
@@ -45,7 +45,7 @@ class Twin(Estimator):
 
     @contextmanager
     def applied(self, network: nn.Module, rows: Tensor | None = None) -> Iterator[None]:
-        """Every spiking layer a quantised ReLU of its mean current, over one time step."""
+        """Replace every spiking layer by a quantised ReLU of its mean current, over one step."""
         layers = spiking_layers(network)
         try:
             for layer in layers.values():
@@ -57,7 +57,7 @@ class Twin(Estimator):
 
 
 class _Quantised(torch.autograd.Function):
-    """A clamped staircase whose steps are straight through."""
+    """A clamped staircase whose steps are differentiated straight through."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
@@ -78,7 +78,10 @@ def _activation(
     initial: Tensor | None = None,
     pool: bool = False,
 ) -> LIFOutput:
-    """In place of a layer's forward: activation `[1, batch, ...]`, and a membrane of zeros."""
+    """The forward pass in place of a layer's own.
+
+    It returns the activation, `[1, batch, ...]`, and a membrane of zeros.
+    """
     mean = current.mean(0, keepdim=True)
     out: Tensor = _Quantised.apply(mean / layer.threshold.detach(), levels)
     return LIFOutput(out, torch.zeros_like(mean[0]))
