@@ -1,1 +1,1 @@
-"""The command line: it parses and prints, and everything else is imported inside."""
+"""The command line: it parses and prints; all else is imported inside the commands."""

@@ -1,4 +1,4 @@
-"""The application that every command is a part of."""
+"""The application to which every command belongs."""
 
 from __future__ import annotations
 

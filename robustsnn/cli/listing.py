@@ -113,7 +113,7 @@ def estimators_show(name: Annotated[str, typer.Argument(help="An estimator.")]) 
 
 
 def _show(title: str, kind: Any) -> None:
-    """The description and the fields of an attack or estimator."""
+    """Print the description and the fields of an attack or estimator."""
     print(f"{title}\n\n{inspect.getdoc(kind)}")
     fields = [field for field in dataclasses.fields(kind) if field.init]
     if fields:

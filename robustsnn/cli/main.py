@@ -1,4 +1,4 @@
-"""`robustsnn`: commands, and what becomes of errors. Torch and its like are imported inside."""
+"""The command `robustsnn` and its exit codes; large libraries are imported inside commands."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from robustsnn.errors import InputError
 
 __all__ = ["app", "main"]
 
-#: The modules whose commands `app` has taken in by being imported.
+#: The modules that add their commands to `app` when they are imported.
 COMMANDS = (evaluate, reports, train, listing)
 
 
 def main() -> None:
-    """Run the command line: exit 0 done, 1 not verified, 2 bad input, 130 interrupted."""
+    """Run the command line.
+
+    It exits with 0 if the work is done, 1 if a run is not verified or nobody reads the output, 2
+    for bad input, and 130 if it was interrupted.
+    """
     keep_freed_memory()
     let_idle_threads_sleep()
     sys.exit(_main(sys.argv[1:]))
@@ -36,7 +40,7 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except Exception as error:
-        # Usage errors are of a class that differs between Typer's releases.
+        # Usage errors are compared by name, because their class differs between Typer's releases.
         if type(error).__name__ == "Abort":
             code = 130
         elif type(error).__name__ == "NoArgsIsHelpError":

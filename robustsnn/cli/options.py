@@ -1,4 +1,4 @@
-"""Options that commands share; those of an evaluation come from `robustsnn.evaluation.options`."""
+"""The options that commands share; those of a request are in `robustsnn.evaluation.options`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,24 @@ MODEL = "A zoo name, a checkpoint folder, or python.module:factory."
 
 
 def models_that_ship(incomplete: str) -> list[str]:
-    """The names of models that begin so, for shell completion."""
+    """The names of models that begin with a text, for shell completion.
+
+    Examples:
+        >>> models_that_ship("fashion-mnist/vgg5-ann")[0]
+        'fashion-mnist/vgg5-ann'
+    """
     from robustsnn.models.zoo import zoo_names
 
     return [name for name in zoo_names() if name.startswith(incomplete)]
 
 
 def suites_that_ship(incomplete: str) -> list[str]:
-    """The names of suites that begin so, for shell completion."""
+    """The names of suites that begin with a text, for shell completion.
+
+    Examples:
+        >>> suites_that_ship("stan")
+        ['standard']
+    """
     from robustsnn.common.content import folder
 
     names = sorted(path.stem for path in (folder("attacks") / "suites").glob("*.yaml"))
@@ -32,14 +42,14 @@ def suites_that_ship(incomplete: str) -> list[str]:
 
 
 def attacks_that_ship(incomplete: str) -> list[str]:
-    """The names of attacks that begin so, for shell completion."""
+    """The names of attacks that begin with a text, for shell completion."""
     from robustsnn.adversary.catalogue import attack_names
 
     return [name for name in attack_names() if name.startswith(incomplete)]
 
 
 def estimators_that_ship(incomplete: str) -> list[str]:
-    """The names of gradient estimators that begin so, for shell completion."""
+    """The names of gradient estimators that begin with a text, for shell completion."""
     from robustsnn.estimators.catalogue import estimator_names
 
     return [name for name in estimator_names() if name.startswith(incomplete)]
@@ -71,12 +81,12 @@ def takes_request(
     defaults: Mapping[str, Any] | None = None,
     helps: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of a request, which it receives as `settings`.
+    """A decorator that gives a command the options of a request, which it receives as `settings`.
 
     Args:
-        without: Options that the command does not take.
-        defaults: Defaults in place of the options' own.
-        helps: Help texts in place of the options' own.
+        without: The names of options that the command does not take.
+        defaults: The defaults in place of the options' own, by name.
+        helps: The help texts in place of the options' own, by name.
     """
     chosen = {name: one for name, one in options().items() if name not in without}
 
@@ -123,10 +133,14 @@ def takes_request(
 
 
 def parsed_settings(texts: list[str]) -> dict[str, Any]:
-    """What `--set field=value` says, the values read as YAML.
+    """The settings of `--set field=value`, with values read as YAML.
 
     Raises:
-        InputError: One of them is not a setting, or its value is not YAML.
+        InputError: A text is not a setting, or its value is not YAML.
+
+    Examples:
+        >>> parsed_settings(["epochs=1", "loss=margin"])
+        {'epochs': 1, 'loss': 'margin'}
     """
     import yaml
 
@@ -143,7 +157,7 @@ def parsed_settings(texts: list[str]) -> dict[str, Any]:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch use that many CPU threads.
+    """Let torch use that many CPU threads; None leaves the number as it is.
 
     Raises:
         InputError: The number is below 1.

@@ -1,4 +1,4 @@
-"""What a user sees: tables and progress in a terminal, JSON on stdout."""
+"""What the commands print: tables and progress in a terminal, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def asked() -> list[str]:
-    """The command line, as the manifest keeps it."""
+    """The command line, as the manifest records it."""
     return ["robustsnn", *sys.argv[1:]]
 
 
 def console() -> Console:
-    """A terminal on stdout that leaves text as it is."""
+    """A terminal on stdout that does not highlight text."""
     from rich.console import Console
 
     return Console(highlight=False)
@@ -31,7 +31,10 @@ def console() -> Console:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress on stderr: a bar in a terminal, elsewhere a line whenever something new begins."""
+    """Show progress on stderr inside the block.
+
+    It is a bar in a terminal, and elsewhere a line whenever something new begins.
+    """
     from rich.console import Console
 
     stderr = Console(stderr=True)
@@ -65,7 +68,7 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_run(folder: Path) -> None:
-    """The table of a finished run, and what speaks against it."""
+    """Print the table of a finished run and its flags."""
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.sentences import flag_sentences
     from robustsnn.reporting.terminal import comparison_tables
@@ -79,7 +82,7 @@ def print_run(folder: Path) -> None:
 
 
 def print_page(page: Path) -> None:
-    """The tables and headlines of a comparison, and what speaks against it."""
+    """Print the tables and headlines of a comparison and the flags of its runs."""
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
     from robustsnn.reporting.sentences import flag_sentences, headlines
@@ -99,12 +102,12 @@ def print_page(page: Path) -> None:
 
 
 def print_json(folder: Path, results: pd.DataFrame, **more: Any) -> None:
-    """Results as JSON on stdout, NaN as null.
+    """Print results as JSON on stdout, with NaN as null.
 
     Args:
-        folder: Where the results lie.
-        results: One row each.
-        **more: Other keys of the object.
+        folder: The folder of the results.
+        results: The results, one row for each condition.
+        **more: Other keys and values of the JSON object.
     """
     rows = [
         {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
@@ -114,7 +117,7 @@ def print_json(folder: Path, results: pd.DataFrame, **more: Any) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table, its columns as wide as they need to be."""
+    """Print a plain table, with columns as wide as they need to be."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -126,7 +129,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_crosscheck(found: Crosscheck) -> None:
-    """The tables of a crosscheck, what they say, and what was left out."""
+    """Print the tables of a crosscheck, the sentences about them, and what was left out."""
     from robustsnn.workflows.crosscheck.page import sentences, table
 
     out = console()
