@@ -282,7 +282,7 @@ class Victim:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _exposed(self, images: Tensor, keys: Tensor | None) -> Tensor:
-        """Logits that other libraries can differentiate, by the rule of the estimator."""
+        """Logits for other libraries, whose gradient is that of the estimator."""
         rows = self._rows.repeat(-(-len(images) // max(len(self), 1)))
         outputs = []
         for begin in range(0, max(len(images), 1), self.micro_batch):
@@ -373,7 +373,7 @@ class Victim:
 
 
 class _Exposed(nn.Module):
-    """The victim's network, counted and evaluated as by the victim, in whatever mode it is set."""
+    """The victim's network, counted and evaluated as in the victim's own calls, in any mode."""
 
     def __init__(self, victim: Victim) -> None:
         super().__init__()

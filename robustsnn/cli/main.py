@@ -21,7 +21,7 @@ COMMANDS = (evaluate, reports, train, listing)
 def main() -> None:
     """Run the command line.
 
-    It exits with 0 if the work is done, 1 if a run is not verified or nobody reads the output, 2
+    It exits with 0 if the work is done, 1 if a run is not verified or the output pipe is closed, 2
     for bad input, and 130 if it was interrupted.
     """
     keep_freed_memory()

@@ -35,7 +35,7 @@ def train(
     overrides = parsed_settings(settings or [])
     from robustsnn.common.strict_yaml import read_yaml
 
-    read_yaml(recipe)  # malformed YAML is told before torch is there
+    read_yaml(recipe)  # malformed YAML is reported before torch is imported
     from robustsnn.evaluation.plan import check_device
     from robustsnn.training import train_recipe
 

@@ -209,7 +209,7 @@ class Cascade:
         return pd.concat(self._frames, ignore_index=True)
 
     def examples(self) -> dict[str, NDArray[Any]]:
-        """The images to keep, by name; a broken image is shown as the entry that broke it left it.
+        """The images to keep, by name; a broken image is that of the entry that broke it.
 
         The names are `adversarial/` and `prediction/` with the key of each task, next to those of
         the clean images.

@@ -141,8 +141,8 @@ def verify(
             (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
         )
         verdicts += len(ids)
-        threat = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
-        differing += [(ids[i], threat) for i in wrong.nonzero()[0].tolist()]
+        condition = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
+        differing += [(ids[i], condition) for i in wrong.nonzero()[0].tolist()]
     wrong_rows = _rows(records, results, manifest.cascade)
     return Verification(
         images=len(ids),
