@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from robustsnn.records.runs import load_runs
-from robustsnn.records.schema import ACTIVITY, RESULTS
+from robustsnn.records.schema import ACTIVITY, FORMAT, RESULTS
 from robustsnn.reporting.render import render
 
 CLASSES = (
@@ -215,6 +215,7 @@ def _manifest(model: str, suite: str, n: int, kind: str) -> dict[str, Any]:
     if kind == "snn":
         energy |= {"snn_input_uj": 21.25, "snn_same_layer_uj": 18.0}
     return {
+        "format": FORMAT,
         "command": ["robustsnn", "evaluate", model, "--suite", suite, "--samples", str(n)],
         "versions": {"robustsnn": "0.1.0", "torch": "2.9.0", "python": "3.11.2"},
         "model": model,

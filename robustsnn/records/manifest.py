@@ -187,7 +187,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{path} cannot be read ({error}): run the evaluation again, or name another folder."
         ) from None
-    if not isinstance(found, dict) or found.get("format", FORMAT) != FORMAT:
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{folder} holds no run of this version: name another folder.")
     try:
         return Manifest.model_validate(found)

@@ -91,11 +91,12 @@ def compared(
 
 
 def names(plans: Sequence[Plan]) -> list[str]:
-    """The name of a run folder for each model; a name that is taken gets a number."""
+    """A name of a run folder for each model, no two alike; one that is taken gets a number."""
     found: list[str] = []
     for plan in plans:
         name = slug(plan.subject.name) or "model"
-        found.append(name if name not in found else f"{name}-{len(found) + 1}")
+        tried = [name, *(f"{name}-{number}" for number in range(2, len(plans) + 2))]
+        found.append(next(one for one in tried if one not in found))
     return found
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustsnn.errors import InputError
 from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import COMPARISON, MANIFEST
 from robustsnn.reporting.render import render
@@ -52,6 +53,16 @@ def report(
 
 
 def runs_of(folder: Path) -> list[Path]:
-    """The run folders of a comparison, in the order of its models."""
-    named = json.loads((folder / COMPARISON).read_text(encoding="utf-8"))["runs"]
-    return [folder / name for name in named]
+    """The run folders of a comparison, in the order of its models.
+
+    Raises:
+        InputError: The file that lists them is damaged.
+    """
+    marker = folder / COMPARISON
+    try:
+        named = json.loads(marker.read_text(encoding="utf-8"))["runs"]
+        return [folder / str(name) for name in dict(named)]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(
+            f"{marker} is damaged: name the run folders below {folder}, or compare again."
+        ) from None

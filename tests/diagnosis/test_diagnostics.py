@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustsnn.diagnosis import flags as flagging
 from robustsnn.diagnosis import level as levels
-from robustsnn.diagnosis.finding import Finding, Severity, plain
+from robustsnn.diagnosis.finding import Finding, Severity, of_check, plain
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
 from robustsnn.diagnosis.level import CRITERIA, SUITE, TITLES, Level, criterion_of
 from robustsnn.diagnosis.stages import (
@@ -328,17 +328,18 @@ def test_zero_gradients_of_one_attack_of_several():
 
 
 def test_checks_of_one_gradient_matter_less_where_there_are_several():
-    def failed(check: str) -> list[dict[str, Any]]:
-        return [{"check": check, "passed": False, "sentence": "So.", "evidence": 1, "id": "D1"}]
+    def failed(check: str) -> list[Finding]:
+        row = {"check": check, "passed": False, "sentence": "So.", "evidence": 1, "id": "D1"}
+        return [of_check(row)]
 
     for check, one, several in (
         ("zero-gradient", "invalid", "caution"),
         ("repeatable", "invalid", "invalid"),
         ("ties", "caution", "caution"),
     ):
-        preflight = failed(check)
-        assert flags_of(still(), CASCADE, preflight=preflight) == {check: several}
-        assert flags_of(still(), PROBES[:1], preflight=preflight) == {check: one}
+        checks = failed(check)
+        assert flags_of(still(), CASCADE, checks=checks) == {check: several}
+        assert flags_of(still(), PROBES[:1], checks=checks) == {check: one}
 
 
 def test_findings_become_flags_of_their_rows():

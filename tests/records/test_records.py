@@ -9,6 +9,7 @@ import pytest
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.records.folder import RunFolder, open_folder, parquet
+from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import RECORDS, RESULTS
 from robustsnn.records.summary import summarise
 
@@ -120,26 +121,31 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["results.csv"]
 
 
+def begun() -> Manifest:
+    """The manifest of a run that begins."""
+    return Manifest(identity="one", status="running", model="m", data="d", suite="s")
+
+
 def test_a_folder_belongs_to_one_run(tmp_path):
-    open_folder(tmp_path / "run", "one", lambda: {"identity": "one", "status": "running"})
+    open_folder(tmp_path / "run", "one", begun)
     again = open_folder(tmp_path / "run", "one", lambda: pytest.fail("made twice"))
     assert again.manifest().identity == "one"
     with pytest.raises(InputError, match="holds another run"):
-        open_folder(tmp_path / "run", "two", dict)
+        open_folder(tmp_path / "run", "two", begun)
 
 
 def test_foreign_folders_and_files_are_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
-        open_folder(tmp_path, "one", dict)
+        open_folder(tmp_path, "one", begun)
     with pytest.raises(InputError, match="is a file"):
-        open_folder(tmp_path / "notes.txt", "one", dict)
+        open_folder(tmp_path / "notes.txt", "one", begun)
     with pytest.raises(InputError, match="cannot write"):
-        open_folder(tmp_path / "notes.txt" / "run", "one", dict)
+        open_folder(tmp_path / "notes.txt" / "run", "one", begun)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "manifest.json").write_text('{"name": "an app"}')
     with pytest.raises(InputError, match="holds no run"):
-        open_folder(tmp_path / "other", "one", dict)
+        open_folder(tmp_path / "other", "one", begun)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "other"]
 
 
