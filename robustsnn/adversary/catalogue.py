@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from robustsnn.adversary.contract import Attack
-from robustsnn.common.content import is_file_name, module_names, object_of, summary, users_object
+from robustsnn.common.content import module_names, object_named, summary
 from robustsnn.common.kinds import KINDS
 from robustsnn.common.spec import build, parse_fields
-from robustsnn.errors import InputError, unknown
+from robustsnn.errors import InputError
 
 #: The ending of a file that adapts another library; its attack is named without it.
 ADAPTER = "_adapter"
@@ -49,13 +49,7 @@ def attack_class(name: str) -> type[Attack]:
         >>> attack_class("fgsm").__name__
         'FGSM'
     """
-    if is_file_name(name):
-        kind: Any = users_object(name, "ATTACK", "attack")
-    else:
-        modules = _modules()
-        if name not in modules:
-            raise unknown("attack", name, modules)
-        kind = object_of("attacks", modules[name], "ATTACK")
+    kind: Any = object_named(name, "attacks", _modules(), "ATTACK", "attack")
     if not isinstance(kind, type):
         raise InputError(f"{name} defines no attack: end it with a line ATTACK = YourClass.")
     if "__call__" not in dir(kind):

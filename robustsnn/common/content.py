@@ -12,12 +12,13 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from robustsnn.errors import InputError
+from robustsnn.errors import InputError, unknown
 
 
 def folder(package: str) -> Path:
@@ -57,6 +58,28 @@ def summary(package: str, module: str) -> str:
 def object_of(package: str, module: str, name: str) -> Any:
     """What a module that ships defines under a name; None where it defines nothing."""
     return getattr(importlib.import_module(f"robustsnn.{package}.{module}"), name, None)
+
+
+def object_named(
+    name: str, package: str, modules: Mapping[str, str], attribute: str, what: str
+) -> Any:
+    """What the file of a name, or a user's own file, defines; None where ours defines nothing.
+
+    Args:
+        name: A name that ships, or the path of a `.py` file, which is run for it.
+        package: The package of what ships, such as `attacks`.
+        modules: The modules of the names that ship.
+        attribute: What the file has to define, such as `ATTACK`.
+        what: What messages call it, such as `attack`.
+
+    Raises:
+        InputError: There is no such name or file, or the file fails or does not define it.
+    """
+    if is_file_name(name):
+        return users_object(name, attribute, what.rpartition(" ")[2])
+    if name not in modules:
+        raise unknown(what, name, modules)
+    return object_of(package, modules[name], attribute)
 
 
 def is_file_name(text: str) -> bool:

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from robustsnn.common.content import is_file_name, object_of, users_object
+from robustsnn.common.content import object_named
 from robustsnn.common.spec import build, parse_fields, parse_value
-from robustsnn.errors import InputError, unknown
+from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator
 from robustsnn.estimators.catalogue import estimator_modules
 from robustsnn.estimators.eot import Average, Eot
@@ -35,13 +35,8 @@ def estimator_class(name: str) -> type[Estimator]:
         >>> estimator_class("hart").__name__
         'Hart'
     """
-    if is_file_name(name):
-        kind: Any = users_object(name, "ESTIMATOR", "estimator")
-    else:
-        modules = estimator_modules()
-        if name not in modules:
-            raise unknown("gradient estimator", name, modules)
-        kind = object_of("estimators", modules[name], "ESTIMATOR")
+    modules = estimator_modules()
+    kind: Any = object_named(name, "estimators", modules, "ESTIMATOR", "gradient estimator")
     if not (isinstance(kind, type) and issubclass(kind, Estimator)):
         raise InputError(
             f"{name} does not define an estimator: derive its class from robustsnn.Estimator and "
