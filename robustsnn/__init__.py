@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from robustsnn.evaluation.suites import Suite
     from robustsnn.models.checkpoint import load_model
     from robustsnn.records.runs import Runs, load_runs
-    from robustsnn.training import train_recipe as train
+    from robustsnn.training.run import train
     from robustsnn.workflows.compare import compare
     from robustsnn.workflows.crosscheck.run import crosscheck
     from robustsnn.workflows.report import report
@@ -49,7 +49,7 @@ _WHERE = {
     "load_model": "robustsnn.models.checkpoint",
     "load_runs": "robustsnn.records.runs",
     "report": "robustsnn.workflows.report",
-    "train": "robustsnn.training:train_recipe",
+    "train": "robustsnn.training.run",
     "verify": "robustsnn.workflows.verify",
 }
 
@@ -80,8 +80,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("importlib.metadata").version("robustsnn")
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _WHERE[name].partition(":")
-    return getattr(importlib.import_module(module), attribute or name)
+    return getattr(importlib.import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:

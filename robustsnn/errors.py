@@ -7,10 +7,14 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """A mistake in what the user gave.
+    r"""A mistake in what the user gave.
 
     The message is one line that names the thing and the remedy; the command line
     prints it on stderr and exits with 2.
+
+    Examples:
+        >>> str(InputError("no suite file x.yaml:\n give the path of an existing one."))
+        'no suite file x.yaml: give the path of an existing one.'
     """
 
     def __init__(self, message: str) -> None:

@@ -19,6 +19,16 @@ class Attack(Protocol):
     (the norms that it can work in) or `gradient_free` (whether it follows no gradient, so that
     records name no estimator), they are read too. A class may define `from_spec(text)` to read the
     text after its name.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Nothing:
+        ...     kind = "none"
+        ...     def __call__(self, victim, images, labels, threat, rng):
+        ...         return images.clone()
+        >>> Nothing().kind
+        'none'
     """
 
     kind: ClassVar[str]

@@ -55,6 +55,13 @@ class Victim:
             image, shaped like the images.
         shrink: Whether the last micro-batch is padded to the next power of two only. Few images
             then cost less, and a spike at the threshold may flip where the shape changes.
+
+    Examples:
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> victim = Victim(network, make_estimator("bptt", network), image_ids=[0, 1])
+        >>> found = victim.gradient(torch.rand(2, 1, 2, 2), torch.tensor([0, 2]))
+        >>> found.gradient.shape, victim.backward_passes.tolist()
+        (torch.Size([2, 1, 2, 2]), [1, 1])
     """
 
     def __init__(

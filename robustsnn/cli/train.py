@@ -37,7 +37,7 @@ def train(
 
     read_yaml(recipe)  # malformed YAML is reported before torch is imported
     from robustsnn.evaluation.plan import check_device
-    from robustsnn.training import train_recipe
+    from robustsnn.training.run import train as train_recipe
 
     check_device(device)
     use_threads(threads)

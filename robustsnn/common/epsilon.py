@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 from robustsnn.errors import InputError
 
@@ -33,3 +34,30 @@ def parse_epsilon(text: str, what: str = "epsilon") -> float:
     if value < 0:
         raise InputError(f"{what} {text!r} is negative: {remedy}")
     return abs(value)
+
+
+#: A size of L2 that grows with the number d of pixel values.
+_PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
+
+
+def resolve_epsilon(text: str, values: int) -> str:
+    """The epsilon as it was written, except that `0.031*sqrt(d)` becomes a number of 4 digits.
+
+    Examples:
+        >>> resolve_epsilon("8/255", 784), resolve_epsilon("0.05*sqrt(d)", 784)
+        ('8/255', '1.4')
+    """
+    match = _PER_VALUE.fullmatch(text)
+    if match is None:
+        return text.strip()
+    return f"{parse_epsilon(match[1]) * math.sqrt(values):.4g}"
+
+
+def size_of(text: str) -> float:
+    """The number before `*sqrt(d)`, or the whole of it; sizes are told apart by it.
+
+    Raises:
+        InputError: The text is not a size.
+    """
+    match = _PER_VALUE.fullmatch(text)
+    return parse_epsilon(text) if match is None else parse_epsilon(match[1])

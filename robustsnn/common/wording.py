@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 #: A space at which no line breaks, for a number and its unit.
 NBSP = "\u00a0"
@@ -105,3 +106,13 @@ def listing(items: list[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def slug(text: str) -> str:
+    """A text in lower case, with dashes between words.
+
+    Examples:
+        >>> slug("BB PGD-7")
+        'bb-pgd-7'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")

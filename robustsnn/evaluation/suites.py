@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,9 +20,10 @@ from pydantic import (
 
 from robustsnn.adversary.catalogue import attack_names
 from robustsnn.common.content import files_in, folder
-from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of
 from robustsnn.common.kinds import BEST
 from robustsnn.common.strict_yaml import line_of, read_yaml
+from robustsnn.common.wording import slug
 from robustsnn.errors import InputError, unknown
 
 NORMS = ("Linf", "L2")
@@ -41,7 +40,6 @@ _LATER = {
     "least_classes": 2,
     "deterministic": False,
 }
-_PER_VALUE = re.compile(r"\s*(.+?)\s*\*\s*sqrt\(d\)\s*")
 
 
 def _text(value: Any) -> Any:
@@ -56,7 +54,7 @@ def _epsilons(value: Any) -> Any:
 
 def _valid_epsilon(text: str) -> str:
     try:
-        _number(text)
+        size_of(text)
     except InputError as error:
         raise ValueError(str(error)) from None
     return text
@@ -144,6 +142,11 @@ class Suite(_Strict):
             anew.
         draws: The number of fresh draws on which each image of a stochastic network is judged.
         entries: The attacks.
+
+    Examples:
+        >>> entry = {"label": "FGSM", "attack": "fgsm"}
+        >>> Suite(name="mine", epsilon="8/255", entries=[entry]).epsilon
+        ('8/255',)
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
@@ -159,7 +162,7 @@ class Suite(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
-        if len({_number(e) for e in self.epsilon}) < len(self.epsilon):
+        if len({size_of(e) for e in self.epsilon}) < len(self.epsilon):
             raise ValueError("epsilon: the same size is given twice: drop one")
         for kind in KINDS:
             slugs = [e.slug for e in self.entries if e.kinds is None or kind in e.kinds]
@@ -376,40 +379,12 @@ def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf")
     return _validated(fields, "--attack")
 
 
-def slug(text: str) -> str:
-    """A text in lower case, with dashes between words.
-
-    Examples:
-        >>> slug("BB PGD-7")
-        'bb-pgd-7'
-    """
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
-
-
 def _short(label: str) -> str:
     """A label that is short enough; it differs for different labels."""
     if len(label) <= LONGEST_LABEL:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
     return f"{label[: LONGEST_LABEL - 9].rstrip('-.')}-{digest}"
-
-
-def resolve_epsilon(text: str, values: int) -> str:
-    """The epsilon as it was written, except that `0.031*sqrt(d)` becomes a number of 4 digits.
-
-    Examples:
-        >>> resolve_epsilon("8/255", 784), resolve_epsilon("0.05*sqrt(d)", 784)
-        ('8/255', '1.4')
-    """
-    match = _PER_VALUE.fullmatch(text)
-    if match is None:
-        return text.strip()
-    return f"{parse_epsilon(match[1]) * math.sqrt(values):.4g}"
-
-
-def _number(text: str) -> float:
-    match = _PER_VALUE.fullmatch(text)
-    return parse_epsilon(text) if match is None else parse_epsilon(match[1])
 
 
 def _check_attack(spec: str) -> None:

@@ -182,6 +182,11 @@ def load_model(
 
     Raises:
         InputError: The network cannot be found or read.
+
+    Examples:
+        >>> network = load_model("fashion-mnist/vgg5-snn")
+        >>> network(torch.zeros(1, 1, 28, 28)).shape
+        torch.Size([1, 10])
     """
     text = str(name_or_path)
     if ":" in text and not Path(text).exists():

@@ -141,7 +141,12 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The runs of one report, those of the baseline first."""
+    """The runs of one report, those of the baseline first; `load_runs` reads them.
+
+    Examples:
+        >>> len(Runs(()))
+        0
+    """
 
     runs: tuple[Run, ...]
 
@@ -197,6 +202,16 @@ def load_runs(folders: Iterable[Path | str]) -> Runs:
 
     Raises:
         InputError: There are none, or one is not a run folder, is incomplete or unreadable.
+
+    Examples:
+        >>> import tempfile
+        >>> import robustsnn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = robustsnn.evaluate(
+        ...         "fashion-mnist/vgg5-ann", attack=["fgsm"], samples=4, output=folder
+        ...     )
+        ...     load_runs([folder]).records["attack"].unique().tolist()
+        ['clean', 'fgsm']
     """
     paths = list(dict.fromkeys(Path(folder) for folder in folders))
     if not paths:

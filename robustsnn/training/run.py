@@ -96,6 +96,12 @@ def train(
 
     Raises:
         InputError: The recipe, the data or the output folder cannot be used, or training diverged.
+
+    Examples:
+        >>> train(Path("no/recipe.yaml"), None)
+        Traceback (most recent call last):
+            ...
+        robustsnn.errors.InputError: no file no/recipe.yaml: name a YAML file.
     """
     recipe = load_recipe(path, overrides)
     folder = output if output is not None else Path("training-runs") / recipe.name

@@ -11,13 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.wording import slug
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.evaluation.plan import Plan, plans_of
 from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Evaluation, run
-from robustsnn.evaluation.suites import Suite, slug
+from robustsnn.evaluation.suites import Suite
 from robustsnn.records.folder import check_folder
 from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import COMPARISON
@@ -54,6 +55,13 @@ def compare(
 
     Raises:
         InputError: An argument cannot be used.
+
+    Examples:
+        >>> import tempfile
+        >>> models = ["fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     compare(models, attack=["fgsm"], samples=4, output=folder).name
+        'index.html'
     """
     request = Request(tuple(models), data=data, suite=suite, **settings)
     return compared(request, output=output, progress=progress, command=command)

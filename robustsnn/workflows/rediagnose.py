@@ -12,10 +12,10 @@ import pandas as pd
 from robustsnn.adversary.catalogue import load_attack
 from robustsnn.common.content import files_in
 from robustsnn.common.kinds import BEST
+from robustsnn.common.wording import slug
 from robustsnn.diagnosis.diagnose import Diagnosis, diagnose
 from robustsnn.errors import InputError
 from robustsnn.evaluation.diagnose import stage_of
-from robustsnn.evaluation.suites import slug
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.runs import Run, Runs
 from robustsnn.records.schema import CLEAN

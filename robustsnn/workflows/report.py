@@ -36,6 +36,16 @@ def report(
 
     Raises:
         InputError: There is no run, one is not finished, or the folder cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> import robustsnn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = robustsnn.evaluate(
+        ...         "fashion-mnist/vgg5-ann", attack=["fgsm"], samples=4, output=folder
+        ...     )
+        ...     report([folder]).name
+        'index.html'
     """
     given = [Path(run) for run in runs]
     folders: list[Path] = []

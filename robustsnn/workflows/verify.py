@@ -87,7 +87,7 @@ class Verification:
 
 
 def verify(
-    folder: Path,
+    folder: Path | str,
     *,
     model: str | None = None,
     weights: Path | None = None,
@@ -104,6 +104,16 @@ def verify(
 
     Raises:
         InputError: The run is not finished or is damaged, or its model is missing or another one.
+
+    Examples:
+        >>> import tempfile
+        >>> import robustsnn
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     done = robustsnn.evaluate(
+        ...         "fashion-mnist/vgg5-ann", attack=["fgsm"], samples=4, output=folder
+        ...     )
+        ...     verify(folder).passed
+        True
     """
     check_device(device)
     folder = Path(folder)

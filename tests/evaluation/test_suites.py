@@ -12,10 +12,11 @@ import torch
 from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.peers import MissingLibrary
 from robustsnn.adversary.threat import ThreatModel
+from robustsnn.common.epsilon import resolve_epsilon
 from robustsnn.errors import InputError
 from robustsnn.estimators.bptt import Bptt
 from robustsnn.estimators.make import make_estimator
-from robustsnn.evaluation.suites import load_suite, resolve_epsilon, suite_names, suite_of
+from robustsnn.evaluation.suites import load_suite, suite_names, suite_of
 from robustsnn.snn.network import Network, NetworkConfig
 
 GOOD = """

@@ -18,10 +18,11 @@ from robustsnn.data.datasets import SAMPLE, load_dataset
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.snn.network import Network, NetworkConfig
-from robustsnn.training import run, train_recipe
+from robustsnn.training import run
 from robustsnn.training.augmentation import augment
 from robustsnn.training.hire import hire_update
 from robustsnn.training.recipe import Augmentation, Hire, load_recipe
+from robustsnn.training.run import train
 from robustsnn.training.step import plain_update
 
 ANN: dict[str, Any] = {
@@ -74,7 +75,7 @@ def place(tmp_path_factory):
     shutil.copy(sample, root / "train-00000-of-00001.parquet")
     shutil.copy(sample, root / "test-00000-of-00001.parquet")
     work = tmp_path_factory.mktemp("work")
-    train_recipe(write(work, "ann", ANN), root, work / "ann")
+    train(write(work, "ann", ANN), root, work / "ann")
     return root, work
 
 
@@ -104,7 +105,7 @@ def test_an_ann_learns_and_logs_every_epoch(place):
 def test_a_spiking_network_learns_from_its_ann(place, method, extra):
     root, work = place
     recipe = write(work, method, spiking(method, **extra))
-    folder = train_recipe(recipe, root, work / method)
+    folder = train(recipe, root, work / method)
     log = rows(folder)
     assert float(log[-1]["holdout_accuracy"]) > 0.5
     network = load_network(read_checkpoint(folder))
@@ -116,7 +117,7 @@ def test_a_spiking_network_learns_from_its_ann(place, method, extra):
 def test_resuming_gives_the_same_weights(place, tmp_path, monkeypatch):
     root, work = place
     recipe = write(work, "again", spiking("hybrid"))
-    whole = train_recipe(recipe, root, tmp_path / "whole")
+    whole = train(recipe, root, tmp_path / "whole")
     real, calls = run._epoch, []
 
     def killed_in_the_second_epoch(*args):
@@ -127,14 +128,14 @@ def test_resuming_gives_the_same_weights(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "_epoch", killed_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
-        train_recipe(recipe, root, tmp_path / "cut")
+        train(recipe, root, tmp_path / "cut")
     monkeypatch.undo()
     assert [r["epoch"] for r in rows(tmp_path / "cut")] == ["1"]
     with pytest.raises(InputError, match="--resume"):
-        train_recipe(recipe, root, tmp_path / "cut")
+        train(recipe, root, tmp_path / "cut")
     with pytest.raises(InputError, match="another recipe"):
-        train_recipe(recipe, root, tmp_path / "cut", resume=True, overrides={"optimizer.lr": 0.5})
-    cut = train_recipe(recipe, root, tmp_path / "cut", resume=True)
+        train(recipe, root, tmp_path / "cut", resume=True, overrides={"optimizer.lr": 0.5})
+    cut = train(recipe, root, tmp_path / "cut", resume=True)
     a, b = load_file(whole / "model.safetensors"), load_file(cut / "model.safetensors")
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -145,8 +146,8 @@ def test_resuming_gives_the_same_weights(place, tmp_path, monkeypatch):
 def test_another_seed_gives_other_weights(place, tmp_path):
     root, work = place
     recipe = write(work, "seeds", {**ANN, "epochs": 1})
-    one = train_recipe(recipe, root, tmp_path / "one")
-    two = train_recipe(recipe, root, tmp_path / "two", overrides={"seed": 2})
+    one = train(recipe, root, tmp_path / "one")
+    two = train(recipe, root, tmp_path / "two", overrides={"seed": 2})
     digests = {json.loads((f / "model.json").read_text())["sha256"] for f in (one, two)}
     assert len(digests) == 2
 
@@ -154,7 +155,7 @@ def test_another_seed_gives_other_weights(place, tmp_path):
 def test_without_holdout_the_card_says_what_was_measured(place, tmp_path):
     root, work = place
     whole = {k: v for k, v in ANN.items() if k != "holdout"}
-    folder = train_recipe(write(work, "whole", {**whole, "epochs": 1}), root, tmp_path / "whole")
+    folder = train(write(work, "whole", {**whole, "epochs": 1}), root, tmp_path / "whole")
     test = load_dataset("fashion-mnist", root, split="test")
     with torch.no_grad():
         logits = load_model(folder)(test.tensor())
@@ -190,7 +191,7 @@ def test_malformed_recipes_name_the_field(place, tmp_path, change, says):
     root, _ = place
     recipe = write(tmp_path, "bad", {**ANN, **change})
     with pytest.raises(InputError, match=says):
-        train_recipe(recipe, root, tmp_path / "run")
+        train(recipe, root, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -206,7 +207,7 @@ def test_divergence_is_one_clear_error(place, tmp_path):
     root, work = place
     recipe = write(work, "diverging", {**ANN, "optimizer": {"name": "sgd", "lr": 1e6}})
     with pytest.raises(InputError, match=r"diverged.*optimizer\.lr"):
-        train_recipe(recipe, root, tmp_path / "run")
+        train(recipe, root, tmp_path / "run")
 
 
 @pytest.mark.slow

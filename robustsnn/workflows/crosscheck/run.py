@@ -109,6 +109,17 @@ def crosscheck(
 
     Raises:
         InputError: If an argument cannot be used, or if a peer fails on the network.
+
+    Examples:
+        >>> import tempfile
+        >>> from robustsnn.evaluation.suites import suite_of
+        >>> ours, theirs = suite_of(["pgd:steps=5"]), suite_of(["torchattacks:FGSM"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     found = crosscheck(
+        ...         "fashion-mnist/vgg5-ann", None, ours, theirs, samples=4, output=folder
+        ...     )
+        >>> [row.suite for row in found.rows]
+        ['custom', 'custom']
     """
     request = Request.of(model, data, suite, **settings)
     theirs = (
