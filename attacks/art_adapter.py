@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.adversary.peers import check_norm, count_classes, craft, library
-from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from robustsnn.adversary.peers import check_norm, craft, library
-from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown

@@ -14,8 +14,9 @@ import torchattacks
 from torch import Tensor, nn
 
 from robustsnn.adversary.peers import check_norm, count_classes, craft, seeded
-from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.common.spec import parse_fields, parse_value
 from robustsnn.errors import InputError, unknown

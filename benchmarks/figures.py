@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +15,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from robustsnn.common.files import write_atomically
 
 STYLES = {
     "robustsnn": ("#d62728", "o", "-"),
@@ -100,7 +103,7 @@ def _steps_axis(axis: Axes, steps: list[int]) -> None:
 
 def _save(figure: plt.Figure, path: Path) -> None:  # type: ignore[name-defined]
     figure.tight_layout()
-    partial = path.with_name("." + path.name)
-    figure.savefig(partial, dpi=130, format="png")
-    partial.replace(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=130, format="png")
     plt.close(figure)
+    write_atomically(path, drawn.getvalue())

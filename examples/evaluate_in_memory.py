@@ -32,4 +32,4 @@ if __name__ == "__main__":
     network = trained(images, labels)
     found = robustsnn.evaluate(network, (images, labels), suite="quick", name="my network")
     print(found.results[["attack", "epsilon", "accuracy", "ci_low", "ci_high"]].to_string())
-    print(found.manifest.verdict["sentence"])
+    print(found.manifest.diagnosis["sentence"])

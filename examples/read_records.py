@@ -16,8 +16,8 @@ def survivors_by_class(folder: Path) -> None:
     """Print, for each run, which share of each class survives every attack."""
     for run in robustsnn.load_runs([folder]).runs:
         records = run.records.assign(right=run.records["margin"] < 0)
-        alive = records.groupby(["label", "image_id"])["right"].all()
-        share = alive.groupby("label").mean()
+        survives = records.groupby(["label", "image_id"])["right"].all()
+        share = survives.groupby("label").mean()
         print(f"{run.label}, {run.suite}, level {run.level}: {run.samples} images")
         for label, value in zip(share.index.tolist(), share, strict=True):
             name = run.class_names[label] if run.class_names else str(label)

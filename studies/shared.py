@@ -91,23 +91,9 @@ def subset(images: Images, ids: Sequence[int]) -> TensorSet:
 # --- survivors ------------------------------------------------------------------------------------
 
 
-def survivors(records: pd.DataFrame) -> list[int]:
-    """Ids, in rising order, of the images that survive everything in some records.
-
-    A survivor is right when clean and under every attack. A tie at the top is an error, and so is
-    a margin that is NaN, because the logits were not finite.
-
-    Args:
-        records: The clean rows of a run with the rows of the attacks in question.
-    """
-    right = (records["prediction"] == records["label"]) & (records["margin"] < 0)
-    every = right.groupby(records["image_id"]).all()
-    return [int(image) for image in every.index[every]]
-
-
 def written_ids(ids: Iterable[int]) -> str:
-    """Ids as the column `standing` of a table holds them, separated by spaces."""
-    return " ".join(map(str, ids))
+    """Ids as the column `standing` of a table holds them, rising, separated by spaces."""
+    return " ".join(map(str, sorted(ids)))
 
 
 def survivors_in(row: Mapping[str, object] | pd.Series) -> set[int]:

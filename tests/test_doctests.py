@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import robustsnn
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,6 +31,13 @@ def test_examples_give_what_they_show(name: str, monkeypatch, tmp_path: Path) ->
 
 
 def test_the_door_shows_how_it_is_used() -> None:
-    shown = with_examples()
-    for needed in ("robustsnn", "robustsnn.evaluation.run", "robustsnn.evaluation.request"):
-        assert needed in shown
+    assert ">>> " in (robustsnn.__doc__ or "")
+    for name in robustsnn.__all__:
+        if not name.startswith("__"):
+            assert ">>> " in (getattr(robustsnn, name).__doc__ or ""), name
+
+
+def test_the_interface_lists_the_door() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    for name in robustsnn.__all__:
+        assert name.startswith("__") or f"robustsnn.{name}}}" in page, name

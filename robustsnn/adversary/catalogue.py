@@ -53,7 +53,7 @@ def attack_class(name: str) -> type[Attack]:
     if not isinstance(kind, type):
         raise InputError(f"{name} defines no attack: end it with a line ATTACK = YourClass.")
     if "__call__" not in dir(kind):
-        raise InputError(f"{name}: {kind.__name__} has no __call__: see docs on adding an attack.")
+        raise InputError(f"{name}: {kind.__name__} has no __call__: see docs/adding.md.")
     if getattr(kind, "kind", None) not in KINDS:
         raise InputError(f"{name}: {kind.__name__}.kind must be one of {', '.join(KINDS)}.")
     return kind

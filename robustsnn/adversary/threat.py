@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from robustsnn.common.epsilon import parse_epsilon as parse_epsilon
+from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
-
-NORMS = ("Linf", "L2")
 
 
 def _per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from robustsnn.cli.app import app
+from robustsnn.cli.options import attacks_and_suites, estimators_that_ship, models_that_ship
 from robustsnn.cli.screen import console, print_table
 from robustsnn.errors import unknown
 
@@ -32,7 +33,9 @@ def zoo_list() -> None:
 
 
 @zoo_app.command("show", short_help="The card of a model.")
-def zoo_show(name: Annotated[str, typer.Argument(help="A zoo name.")]) -> None:
+def zoo_show(
+    name: Annotated[str, typer.Argument(help="A zoo name.", autocompletion=models_that_ship)],
+) -> None:
     """The card of a model."""
     from robustsnn.models.zoo import zoo_folder
 
@@ -74,7 +77,11 @@ def attacks_list() -> None:
 
 
 @attacks_app.command("show", short_help="The settings of an attack, or the file of a suite.")
-def attacks_show(name: Annotated[str, typer.Argument(help="An attack or suite.")]) -> None:
+def attacks_show(
+    name: Annotated[
+        str, typer.Argument(help="An attack or suite.", autocompletion=attacks_and_suites)
+    ],
+) -> None:
     """The settings of an attack, or the file of a suite."""
     from robustsnn.adversary.catalogue import attack_names
     from robustsnn.evaluation.suites import suite_names, suite_path
@@ -97,11 +104,17 @@ def estimators_list() -> None:
 
     rows = [(name, estimator_summary(name)) for name in estimator_names()]
     print_table(("estimator", ""), rows)
-    console().print("\ndraws=N,average=gradients|logits behind any of them averages over draws.")
+    console().print(
+        "\nBehind any but spsa, draws=20 averages over draws of a stochastic network, and "
+        "average=logits takes the gradient of the mean logits.",
+        markup=False,
+    )
 
 
 @estimators_app.command("show", short_help="The settings of a gradient estimator.")
-def estimators_show(name: Annotated[str, typer.Argument(help="An estimator.")]) -> None:
+def estimators_show(
+    name: Annotated[str, typer.Argument(help="An estimator.", autocompletion=estimators_that_ship)],
+) -> None:
     """The settings of a gradient estimator."""
     from robustsnn.estimators.catalogue import estimator_names
 

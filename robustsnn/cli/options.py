@@ -48,6 +48,25 @@ def attacks_that_ship(incomplete: str) -> list[str]:
     return [name for name in attack_names() if name.startswith(incomplete)]
 
 
+def attacks_and_suites(incomplete: str) -> list[str]:
+    """The names of attacks and suites that begin so, for shell completion."""
+    return [*attacks_that_ship(incomplete), *suites_that_ship(incomplete)]
+
+
+def data_sets(incomplete: str) -> list[str]:
+    """The names of data sets that begin so, for shell completion."""
+    from robustsnn.data.catalogue import NAMES
+
+    return [name for name in NAMES if name.startswith(incomplete)]
+
+
+def norms(incomplete: str) -> list[str]:
+    """The norms that begin so, for shell completion."""
+    from robustsnn.common.kinds import NORMS
+
+    return [name for name in NORMS if name.lower().startswith(incomplete.lower())]
+
+
 def estimators_that_ship(incomplete: str) -> list[str]:
     """The names of gradient estimators that begin with a text, for shell completion."""
     from robustsnn.estimators.catalogue import estimator_names
@@ -56,6 +75,8 @@ def estimators_that_ship(incomplete: str) -> list[str]:
 
 
 _COMPLETED = {
+    "data": data_sets,
+    "norm": norms,
     "suite": suites_that_ship,
     "attack": attacks_that_ship,
     "estimator": estimators_that_ship,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from robustsnn.cli.app import app
-from robustsnn.cli.options import Device, Threads, Weights, use_threads
+from robustsnn.cli.options import Device, Threads, Weights, models_that_ship, use_threads
 from robustsnn.errors import InputError
 
 
@@ -37,7 +37,13 @@ def report(
 @app.command(short_help="Check a run: its images, numbers, flags and level.")
 def verify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    model: Annotated[str | None, typer.Option(help="Where its model lies now.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Its model, if that was moved or came from python.module:factory.",
+            autocompletion=models_that_ship,
+        ),
+    ] = None,
     weights: Weights = None,
     device: Device = "cpu",
     threads: Threads = None,

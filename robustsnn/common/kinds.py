@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+#: The norms that an attacker may be bound by.
+NORMS = ("Linf", "L2")
 #: The kinds of attack.
 KINDS = ("none", "noise", "fixed-epsilon", "transfer", "minimum-norm")
-
-
 #: The kinds that follow no gradient; an attack of another kind can say `gradient_free = True`.
 GRADIENT_FREE = ("none", "noise")
-
-
 #: What an entry of a suite writes for the estimator that did best in the probes before it.
 BEST = "best"

@@ -87,6 +87,10 @@ class Finding:
         }
 
 
+#: The share of gradients that may be all zero: of an attack, or of the images of a check.
+MOST_ZERO_GRADIENTS = 0.05
+#: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
+MARGIN = 0.005
 #: The checks of the preflight after which a number can still be quoted, with a footnote.
 CAUTIONS = ("ties", "neuron-modes")
 

@@ -10,14 +10,10 @@ import pandas as pd
 
 from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
-from robustsnn.diagnosis.finding import Finding, Severity
+from robustsnn.diagnosis.finding import MARGIN, MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.diagnosis.stages import Stage
-from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
+from robustsnn.records.schema import CLEAN, CONDITION, WORST_CASE, Condition
 
-#: The fraction of backward passes whose gradient may be all zero.
-MOST_ZERO_GRADIENTS = 0.05
-#: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
-MARGIN = 0.005
 #: The Linf size at which no image survives an attack that works, in pixel units.
 LARGE = 32 / 255
 #: The flags about a single gradient. They matter less for a number that rests on several.
@@ -141,7 +137,7 @@ def _per_attack(
     records: pd.DataFrame, stages: Sequence[Stage] = (), cascade: bool = False
 ) -> list[Finding]:
     flags = []
-    groups = list(records.groupby(["attack", "norm", "epsilon"], sort=False))
+    groups = list(records.groupby(CONDITION, sort=False))
     still = {_key(group): _zero_rate(rows) for group, rows in groups}
     for group, rows in groups:
         key = _key(group)

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.adversary.victim import Victim
-from robustsnn.diagnosis.finding import CAUTIONS, Finding, Severity
+from robustsnn.diagnosis.finding import CAUTIONS, MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import finite_logits, margin, score
 from robustsnn.snn.neuron import FixedDropout
 
 #: The number of clean images that the checks look at.
 IMAGES = 64
-#: The shares of the images whose gradient may be all zero, and on which two classes may tie.
-MOST_ZERO_GRADIENTS = 0.05
+#: The share of the images on which two classes may tie.
 MOST_TIES = 0.01
 #: The number of images that are looked at one by one.
 ALONE = 8

@@ -46,12 +46,12 @@ class Ranked:
 
 
 @dataclass
-class Line:
+class Progression:
     """How far a cascade is with each image at one norm and size.
 
     Args:
         rows: The row of the entry that broke each image, or its clean row for a survivor.
-        alive: Whether each image survived so far: it is right when clean and in every proposal,
+        surviving: Whether each image survived so far: it is right when clean and in every proposal,
             bool `[image]`.
         margin: The largest margin of a proposal for each image, `[image]`; -inf without any.
         source: The task, the batch and the row of that proposal, `[image, 3]`.
@@ -59,7 +59,7 @@ class Line:
     """
 
     rows: pd.DataFrame
-    alive: NDArray[np.bool_]
+    surviving: NDArray[np.bool_]
     margin: NDArray[np.float64]
     source: NDArray[np.int64]
     probes: list[Ranked] = field(default_factory=list)
@@ -103,9 +103,9 @@ class Cascade:
         )
         right = (clean["prediction"] == clean["label"]) & (clean["margin"] < 0)
         self._lines = {
-            task.size: Line(
+            task.size: Progression(
                 rows=_settled(clean),
-                alive=right.to_numpy(dtype=bool, copy=True),
+                surviving=right.to_numpy(dtype=bool, copy=True),
                 margin=np.full(len(clean), -np.inf),
                 source=np.full((len(clean), 3), -1, dtype=np.int64),
             )
@@ -119,12 +119,12 @@ class Cascade:
 
     def left(self, task: Task) -> int:
         """The number of survivors at the norm and size of a task."""
-        return int(self._lines[task.size].alive.sum())
+        return int(self._lines[task.size].surviving.sum())
 
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
         """The positions of the images that a task attacks, pooled over the whole data set."""
         # A ball of radius 0 holds only the image itself; there is nothing to look for.
-        survivors = np.flatnonzero(self._lines[task.size].alive & (task.threat.radius > 0))
+        survivors = np.flatnonzero(self._lines[task.size].surviving & (task.threat.radius > 0))
         size = together(self._plan)
         return [survivors[i : i + size] for i in range(0, len(survivors), size)]
 
@@ -191,7 +191,7 @@ class Cascade:
             margins[where] = found["margin"]
             broken = where[~(margins[where] < 0)]
             line.rows = _replaced(line.rows, broken, _settled(rows.iloc[broken]))
-            line.alive[broken] = False
+            line.surviving[broken] = False
             at = np.concatenate(
                 [[(index, b, r) for r in range(len(p))] for b, p in enumerate(parts)]
             )

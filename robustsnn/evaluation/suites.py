@@ -21,16 +21,16 @@ from pydantic import (
 from robustsnn.adversary.catalogue import attack_names
 from robustsnn.common.content import files_in, folder
 from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of
-from robustsnn.common.kinds import BEST
+from robustsnn.common.kinds import BEST, NORMS
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.common.wording import slug
 from robustsnn.errors import InputError, unknown
+from robustsnn.records.schema import CLEAN, WORST_CASE
 
-NORMS = ("Linf", "L2")
-RESERVED = ("clean", "worst-case")
+RESERVED = (CLEAN, WORST_CASE)
 LONGEST_LABEL = 60
 #: The kinds of networks: without spikes, and with spikes.
-KINDS = ("ann", "snn")
+NETWORKS = ("ann", "snn")
 #: The fields that older suites do not have, and the values with which they change nothing.
 _LATER = {
     "draws": 1,
@@ -164,7 +164,7 @@ class Suite(_Strict):
     def _consistent(self) -> Suite:
         if len({size_of(e) for e in self.epsilon}) < len(self.epsilon):
             raise ValueError("epsilon: the same size is given twice: drop one")
-        for kind in KINDS:
+        for kind in NETWORKS:
             slugs = [e.slug for e in self.entries if e.kinds is None or kind in e.kinds]
             for one in slugs:
                 if slugs.count(one) > 1:
@@ -199,7 +199,7 @@ class Suite(_Strict):
                 f"{where}: {BEST} is an estimator for the network itself: name one for the "
                 "substitute"
             )
-        for kind in entry.kinds or KINDS:
+        for kind in entry.kinds or NETWORKS:
             before = [
                 e
                 for e in self.entries[:place]

@@ -160,6 +160,11 @@ class Manifest(BaseModel):
         return self.status == DONE
 
     @property
+    def diagnosis(self) -> Mapping[str, Any]:
+        """The level, its sentence and reasons, and what to do next; empty for an older run."""
+        return self.verdict
+
+    @property
     def level(self) -> str:
         """The level of the run, `A`, `B` or `C`; empty for a run without a diagnosis."""
         return str(self.verdict.get("level") or "")

@@ -121,7 +121,7 @@ class Run:
     @property
     def diagnosis(self) -> Mapping[str, Any]:
         """The level, its reasons and advice, see `robustsnn.diagnosis.level`; empty if older."""
-        return self.manifest.verdict
+        return self.manifest.diagnosis
 
     @property
     def level(self) -> str:

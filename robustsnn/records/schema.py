@@ -102,6 +102,10 @@ class Condition(NamedTuple):
 CLEAN_IMAGES = Condition(CLEAN, "", "")
 
 
+#: The columns that name a condition in `records.parquet` and `results.csv`.
+CONDITION = list(Condition._fields)
+
+
 class Size(NamedTuple):
     """A norm, and epsilon, as the user wrote it, which bounds perturbations in that norm."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.statistics import wilson, worst_case
-from robustsnn.records.schema import CLEAN, RESULTS, WORST_CASE, Condition, Size
+from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, WORST_CASE, Condition, Size
 
 
 def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
@@ -87,7 +87,7 @@ def summarise(
         )
 
     by_size: dict[Size, list[pd.DataFrame]] = {}
-    for key, some in records.groupby(["attack", "norm", "epsilon"], sort=False):
+    for key, some in records.groupby(CONDITION, sort=False):
         about = Condition(*map(str, key))
         some = some.set_index("image_id").sort_index()
         right = classified_right(some, cascade and about.attack != CLEAN)
@@ -142,23 +142,32 @@ def broken_by(records: pd.DataFrame) -> dict[Condition, set[int]]:
     wrong = (records["prediction"] != records["label"]) | ~(records["margin"] < 0)
     some = records[right & wrong & (records["attack"] != CLEAN)]
     found: dict[Condition, set[int]] = {}
-    for key, rows in some.groupby(["attack", "norm", "epsilon"], sort=False):
+    for key, rows in some.groupby(CONDITION, sort=False):
         attack, norm, epsilon = map(str, key)
         found[Condition(attack, norm, epsilon)] = set(rows["image_id"].tolist())
     return found
 
 
 def right_when_clean(records: pd.DataFrame) -> set[int]:
-    """The ids of the images that are right when clean; a tie at the top is an error."""
-    clean = records[records["attack"] == CLEAN]
-    right = (clean["prediction"] == clean["label"]) & (clean["margin"] < 0)
-    return set(clean[right]["image_id"].tolist())
+    """The ids of the images that are right when clean, a tie being an error."""
+    return survivors(records[records["attack"] == CLEAN])
 
 
-def survivors(records: pd.DataFrame, size: Size) -> set[int]:
-    """The ids of the images that are right when clean and under every attack of a norm and size."""
-    broken = broken_by(records)
-    return right_when_clean(records).difference(*(b for k, b in broken.items() if k[1:] == size))
+def survivors(records: pd.DataFrame, size: Size | None = None) -> set[int]:
+    """The ids of the images that are right when clean and under every attack.
+
+    A tie at the top is an error, and so is a margin that is NaN because logits were not finite.
+
+    Args:
+        records: The clean rows of a run and the rows of the attacks in question.
+        size: The norm and size of the attacks that count; None for all.
+    """
+    if size is not None:
+        same = (records["norm"] == size.norm) & (records["epsilon"] == size.epsilon)
+        records = records[(records["attack"] == CLEAN) | same]
+    right = (records["prediction"] == records["label"]) & (records["margin"] < 0)
+    every = right.groupby(records["image_id"]).all()
+    return {int(image) for image in every.index[every]}
 
 
 def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
@@ -178,7 +187,7 @@ def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
     images = records["image_id"].to_numpy()
     broken = ~(records["margin"].to_numpy(dtype=float) < 0)
     surviving: dict[Size, set[int]] = {}
-    places = records.groupby(["attack", "norm", "epsilon"], sort=False).indices
+    places = records.groupby(CONDITION, sort=False).indices
     order: list[tuple[Any, Any]] = sorted(places.items(), key=lambda item: int(item[1][0]))
     for key, rows in order:
         attack, *size_of = map(str, key)

@@ -15,7 +15,7 @@ from robustsnn.common import wording
 from robustsnn.common.statistics import holm, paired, wilson, worst_case
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Run, Runs
-from robustsnn.records.schema import CLEAN, CLEAN_IMAGES, WORST_CASE, Condition
+from robustsnn.records.schema import CLEAN, CLEAN_IMAGES, CONDITION, WORST_CASE, Condition
 from robustsnn.records.summary import classified_right
 
 
@@ -239,7 +239,7 @@ def verdicts(run: Run) -> dict[Condition, NDArray[np.bool_]]:
     found = {CLEAN_IMAGES: clean}
     margins: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     attacked = records[records["attack"] != CLEAN]
-    for key, rows in attacked.groupby(["attack", "norm", "epsilon"], sort=False):
+    for key, rows in attacked.groupby(CONDITION, sort=False):
         condition = Condition(*map(str, key))
         if rows["image_id"].duplicated().any():
             raise InputError(

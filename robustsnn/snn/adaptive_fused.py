@@ -158,7 +158,7 @@ def adaptive(
         leak: The leak of the membrane.
         hard: Whether a spike sets the membrane to zero instead of subtracting the threshold.
         attached: Whether the spike of the reset is differentiated.
-        omega: The constant omega of `robustsnn.rules.Adaptive`.
+        omega: The constant omega of `robustsnn.estimators.assg.Adaptive`.
         gamma: Its constant gamma.
         first: Its rate of the means.
         second: Its rate of the deviations.

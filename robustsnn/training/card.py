@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from robustsnn.common.files import write_atomically
 from robustsnn.common.statistics import wilson
 from robustsnn.snn.network import Network
 from robustsnn.training.recipe import Recipe
@@ -82,7 +83,7 @@ def write_card(
         "",
         "Intended for measuring attacks and defences; not for use on anything that matters.",
     ]
-    (folder / "card.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_atomically(folder / "card.md", ("\n".join(lines) + "\n").encode())
 
 
 def _ball(recipe: Recipe) -> str:

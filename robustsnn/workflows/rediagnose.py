@@ -18,7 +18,7 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation.diagnose import stage_of
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.runs import Run, Runs
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, CONDITION
 
 
 def diagnosis_of(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
@@ -77,8 +77,8 @@ def diagnosed_again(runs: Runs) -> Runs:
             **_as_read(found.fields()),
             diagnosed_again=f"Diagnosed again by the criteria of RobustSNN {version}{was}.",
         )
-        flags = found.results.set_index(["attack", "norm", "epsilon"])["flags"]
-        keys = pd.MultiIndex.from_frame(run.results[["attack", "norm", "epsilon"]].astype(str))
+        flags = found.results.set_index(CONDITION)["flags"]
+        keys = pd.MultiIndex.from_frame(run.results[CONDITION].astype(str))
         results = run.results.assign(flags=flags.reindex(keys).fillna("").to_numpy())
         return dataclasses.replace(run, manifest=manifest, results=results)
 
@@ -88,7 +88,7 @@ def diagnosed_again(runs: Runs) -> Runs:
 def _stages(manifest: Manifest, records: pd.DataFrame) -> list[dict[str, Any]]:
     """The stages of an older run, from its entries and the attacks that its records name."""
     found = []
-    for key, rows in records.groupby(["attack", "norm", "epsilon"], sort=False):
+    for key, rows in records.groupby(CONDITION, sort=False):
         attack, norm, epsilon = map(str, key)
         if attack == CLEAN:
             continue

@@ -18,16 +18,15 @@ from robustsnn.models.scoring import verdict
 from robustsnn.models.subject import checkpoint_subject, subject_of
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, RESULTS_TEXT
 from robustsnn.records.summary import summarise
 from robustsnn.workflows.rediagnose import diagnosis_of, differences
 
-#: The columns of `results.csv` that follow from the records: those of numbers and those of text.
-MEASURED = (
-    "samples accuracy ci_low ci_high draws_accuracy attack_success_rate mean_linf mean_l2 "
-    "forward_passes backward_passes seconds"
-).split()
-NAMED = "model suite estimator substitute seed".split()
+#: The columns of `results.csv` that do not follow from the records.
+_ELSEWHERE = ("data", "steps", "restarts", "flags")
+#: Those that do, numbers and text.
+MEASURED = [name for name in RESULTS if name not in (*RESULTS_TEXT, "seed")]
+NAMED = [name for name in RESULTS if name not in (*MEASURED, *_ELSEWHERE, *CONDITION)]
 #: The fraction of verdicts that may differ, because a spike at its threshold may flip on another
 #: machine.
 TOLERATED = 0.005
@@ -133,7 +132,7 @@ def verify(
         raise InputError(f"{folder} is damaged ({error}): run the evaluation again.") from None
     differing: list[tuple[int, str]] = []
     outside = verdicts = 0
-    for group, rows in records.groupby(["attack", "norm", "epsilon"], sort=False):
+    for group, rows in records.groupby(CONDITION, sort=False):
         attack, norm, epsilon = map(str, group)
         name = CLEAN if attack == CLEAN else f"adversarial/{attack}@{epsilon}"
         if name not in saved:
@@ -195,9 +194,8 @@ def _network(
 
 def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
     """The number of rows of `results.csv` that do not follow from the records or are missing."""
-    keys = ["attack", "norm", "epsilon"]
-    again = summarise(records, "", {}, cascade=cascade).set_index(keys)
-    written = results.set_index(keys)
+    again = summarise(records, "", {}, cascade=cascade).set_index(CONDITION)
+    written = results.set_index(CONDITION)
     if written.index.has_duplicates:
         return len(written)
     # Older runs do not have a column of draws.
@@ -222,5 +220,5 @@ def _contradictory(records: pd.DataFrame) -> int:
 def _incomplete(records: pd.DataFrame, samples: int) -> int:
     """The number of attacks, clean included, without one record for each image of the run."""
     clean = sorted(records[records["attack"] == CLEAN]["image_id"])
-    groups = records.groupby(["attack", "norm", "epsilon"], sort=False)["image_id"]
+    groups = records.groupby(CONDITION, sort=False)["image_id"]
     return sum(len(ids) != samples or sorted(ids) != clean for _, ids in groups)

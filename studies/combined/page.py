@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from robustsnn.common import wording as formats
+from robustsnn.common.files import write_atomically
 from studies.combined.study import (
     COLUMNS,
     COMBINATIONS,
@@ -135,7 +137,9 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     fig.supxlabel("forward and backward passes of each image", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
-    fig.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    fig.savefig(drawn, dpi=150, format="png")
+    write_atomically(path, drawn.getvalue())
     plt.close(fig)
 
 

@@ -14,7 +14,8 @@ from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Entry, Suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import CLEAN
-from studies.shared import first_images, is_finished, survivors, written_ids
+from robustsnn.records.summary import survivors
+from studies.shared import first_images, is_finished, written_ids
 
 #: Budgets: forward and backward passes of each image.
 PASSES = (300, 1000, 5000)

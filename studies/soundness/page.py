@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustsnn.common import wording as formats
+from robustsnn.common.files import write_atomically
 from robustsnn.common.statistics import wilson
 from robustsnn.evaluation.suites import load_suite
 from robustsnn.workflows.crosscheck.rows import PEERS
@@ -246,7 +248,9 @@ def figure(table: pd.DataFrame, path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, ncols=len(labels), fontsize=8, loc="upper center")
     axis.set_ylim(0, 100)
-    fig.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    fig.savefig(drawn, dpi=150, format="png")
+    write_atomically(path, drawn.getvalue())
     plt.close(fig)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -399,7 +400,9 @@ def figure(stages: pd.DataFrame, path: Path) -> None:
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
     fig.legend(frameon=False, fontsize=7, loc="outside upper center", ncols=2)
-    fig.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    fig.savefig(drawn, dpi=150, format="png")
+    write_atomically(path, drawn.getvalue())
     plt.close(fig)
 
 

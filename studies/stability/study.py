@@ -20,13 +20,13 @@ from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import Subject, subject_of
 from robustsnn.records.schema import CLEAN
+from robustsnn.records.summary import survivors
 from studies.shared import (
     MORE,
     NETWORKS,
     SAMPLES,
     first_images,
     is_finished,
-    survivors,
     survivors_in,
     written_ids,
 )

@@ -15,7 +15,8 @@ from robustsnn.evaluation.run import run
 from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import CLEAN
-from studies.shared import is_finished, root_of, subset, survivors, written_ids
+from robustsnn.records.summary import survivors
+from studies.shared import is_finished, root_of, subset, written_ids
 
 SAMPLES = 200
 NETWORKS = (
@@ -120,9 +121,8 @@ def study(
     kind = SPIKING if kind_of(subject.load()) == "snn" else PLAIN
     candidates = _candidates(kind, standard.epsilon)
     say(f"{model}, {len(probed)} survivors of the probes, {len(kind)} candidates")
-    done = run(
-        prepare(Request.of(subject, subset(images, probed), candidates)), here / "candidates"
-    )
+    request = Request.of(subject, subset(images, sorted(probed)), candidates)
+    done = run(prepare(request), here / "candidates")
     common = {
         "model": model,
         "samples": samples,

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustsnn.adversary.threat import NORMS, ThreatModel, parse_epsilon
+from robustsnn.adversary.threat import ThreatModel, parse_epsilon
+from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from robustsnn.adversary.catalogue import attack_names, load_attack
 from robustsnn.adversary.losses import cross_entropy
-from robustsnn.adversary.threat import NORMS, ThreatModel
+from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
-from robustsnn.common.kinds import KINDS
+from robustsnn.common.kinds import KINDS, NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.backprop import Backprop
 from robustsnn.estimators.bptt import Bptt

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+import robustsnn
 from robustsnn.records.folder import read_results
 from robustsnn.records.schema import RESULTS
 from tests.conftest import CLI, cli_environment
@@ -40,14 +41,69 @@ def test_help_is_fast_and_imports_no_torch(tmp_path):
 
 
 def test_every_verb_has_help(cli):
-    verbs = "demo evaluate compare report verify train zoo attacks".split()
+    verbs = "demo evaluate compare crosscheck report verify train zoo attacks estimators".split()
     text = cli("--help").stdout
     for verb in verbs:
         assert re.search(rf"^\s+{verb}\b", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("group", [[], ["zoo"], ["attacks"], ["estimators"]])
+def test_no_summary_of_a_command_is_cut(warm, group):
+    listed = warm(*group, "--help").stdout.partition("Commands:")[2]
+    lines = [line for line in listed.splitlines() if line.strip()]
+    assert len(lines) >= 2
+    for line in lines:
+        assert line.rstrip().endswith(".") and not line.rstrip().endswith("..."), line
+        assert len(line) <= 80
+
+
+def test_the_version_is_that_of_the_package(warm):
+    done = warm("--version")
+    assert done.returncode == 0 and done.stdout.strip() == robustsnn.__version__
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("evaluate fashion-mnist/vgg5-snn-h", "fashion-mnist/vgg5-snn-hire"),
+        ("evaluate x --suite stand", "standard"),
+        ("evaluate x --attack hop", "hop-skip-jump"),
+        ("compare x --estimator bpt", "bptt"),
+        ("estimators show ass", "assg"),
+        ("zoo show cifar", "cifar10/vgg5-snn"),
+    ],
+)
+def test_the_shell_completes_names(words, offered, tmp_path):
+    environment = cli_environment() | {
+        "_ROBUSTSNN_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"robustsnn {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    code = "from robustsnn.cli.main import app; app(prog_name='robustsnn')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert offered in done.stdout.split(), done.stdout + done.stderr
+
+
+def test_estimators_are_listed_and_shown(warm):
+    listed = warm("estimators", "list").stdout
+    for name in ("bptt", "spsa", "assg", "draws=20"):
+        assert name in listed
+    shown = warm("estimators", "show", "hart").stdout
+    assert "width: float = 0.5" in shown and "ICLR 2024" in shown
+    wrong = warm("estimators", "show", "hrt")
+    assert wrong.returncode == 2 and "Did you mean 'hart'" in wrong.stderr
+
+
 def test_lists_need_no_torch(tmp_path):
-    for arguments in (["zoo", "list"], ["attacks", "list"], ["attacks", "show", "quick"]):
+    lists = (["zoo", "list"], ["attacks", "list"], ["estimators", "list"])
+    for arguments in (*lists, ["attacks", "show", "quick"]):
         code = (
             f"import sys\nfrom robustsnn.cli.main import _main\nassert _main({arguments!r}) == 0\n"
             "assert 'torch' not in sys.modules\n"

@@ -9,8 +9,9 @@ import pytest
 
 from robustsnn.errors import InputError
 from robustsnn.models.subject import subject_of
+from robustsnn.records.summary import survivors
 from studies.__main__ import chosen, number
-from studies.shared import first_images, survivors, survivors_in, written_ids
+from studies.shared import first_images, survivors_in, written_ids
 
 
 def test_a_survivor_neither_ties_nor_has_logits_that_are_not_numbers():
@@ -22,14 +23,14 @@ def test_a_survivor_neither_ties_nor_has_logits_that_are_not_numbers():
             "margin": [-1.0, 0.0, -1.0, -0.1, 0.3, -1.0, float("nan")],
         }
     )
-    assert survivors(records) == [2]
+    assert survivors(records) == {2}
 
 
 def test_a_margin_that_is_not_a_number_is_an_error_whatever_the_prediction():
     records = pd.DataFrame(
         {"image_id": [3, 1], "label": 1, "prediction": 1, "margin": [float("nan"), -1.0]}
     )
-    assert survivors(records) == [1]
+    assert survivors(records) == {1}
 
 
 def test_survivors_are_read_as_they_were_written():

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import derive
 from robustsnn.common.wording import count, percent
-from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.finding import MARGIN, Finding
 from robustsnn.diagnosis.indicators import LAST_STEPS, silent, unfinished, unstable
 from robustsnn.diagnosis.probe.gradients import Taken
 from robustsnn.diagnosis.probe.specimen import OWN, Specimen
@@ -20,8 +20,6 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import judged_margin, score, verdict
 from robustsnn.snn.draws import mean_of_draws
 
-#: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
-MARGIN = 0.005
 #: The width of the noise under which predictions should be stable, in pixel units.
 NOISE = 8 / 255
 #: The share of its loss that an image may gain or lose under that noise, on average.

@@ -14,7 +14,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Gradient
 from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
-from robustsnn.diagnosis.finding import Finding, Severity
+from robustsnn.diagnosis.finding import MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.diagnosis.indicators import cosine, expected_cosine, slope, spearman
 from robustsnn.diagnosis.probe.specimen import OWN, Specimen, joined
 from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
@@ -22,8 +22,6 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.models.batching import out_of_memory
 from robustsnn.models.scoring import judged_margin
 
-#: The share of the images whose gradient may be all zero, or too small for float32.
-MOST_ZERO = 0.05
 #: The share of a layer's membranes that a surrogate of compact support has to see.
 LEAST_SUPPORT = 0.05
 #: A gradient below both is not that of the loss: its cosine with differences, as a share of that
@@ -117,7 +115,7 @@ def _gradient(
 def zero_gradients(taken: Taken) -> list[Finding]:
     """D1 and I1: where gradients are all zero, not finite or too small."""
     nowhere = torch.stack([at for text in taken.here for at in taken.zero(text)]).all(0)
-    moving = [t for t in taken.here if t != OWN and _mean(_either(taken, t)) <= MOST_ZERO]
+    moving = [t for t in taken.here if t != OWN and _mean(_either(taken, t)) <= MOST_ZERO_GRADIENTS]
     bad = sum(taken.nonfinite.values())
     others_fine = bool(moving) and taken.nonfinite.get(moving[0], 1) == 0
     return [
@@ -188,7 +186,7 @@ def _underflow(taken: Taken) -> Finding:
     return Finding(
         "D1",
         "underflow",
-        small > MOST_ZERO,
+        small > MOST_ZERO_GRADIENTS,
         "caution",
         f"{percent(small)} of the entries of the network's own gradient are so small that "
         "float32 loses their digits: scale the logits up.",
@@ -436,8 +434,8 @@ def _mean(mask: Tensor) -> float:
 
 
 def _often(mask: Tensor) -> bool:
-    """Whether a mask holds on more than a share `MOST_ZERO` of the images, and on more than one."""
-    return _mean(mask) > MOST_ZERO and int(mask.sum()) > 1
+    """Whether a mask holds on more images than may be, and on more than one."""
+    return _mean(mask) > MOST_ZERO_GRADIENTS and int(mask.sum()) > 1
 
 
 def _share(part: float, whole: float) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustsnn.common.statistics import wilson, worst_case
 from robustsnn.errors import InputError
-from robustsnn.records.schema import CLEAN, Size
+from robustsnn.records.schema import CLEAN, CONDITION, Size
 
 #: Names of the two run folders in the output folder.
 OURS, PEERS = "ours", "peers"
@@ -183,7 +183,7 @@ def _clean(records: pd.DataFrame) -> pd.Series[float]:
 def _groups(records: pd.DataFrame, clean: pd.Series[float]) -> dict[tuple[str, str, str], _Group]:
     found = {}
     attacked = records[records["attack"] != CLEAN]
-    for key, rows in attacked.groupby(["attack", "norm", "epsilon"], sort=False):
+    for key, rows in attacked.groupby(CONDITION, sort=False):
         attack, norm, epsilon = map(str, key)
         margins = rows.set_index("image_id")["margin"].astype(float)
         spent = rows["forward_passes"].sum() + rows["backward_passes"].sum()
