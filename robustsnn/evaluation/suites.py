@@ -84,7 +84,7 @@ class _Strict(BaseModel):
 class Entry(_Strict):
     """One attack of a suite.
 
-    Args:
+    Attributes:
         label: The label that tables show.
         attack: The specification of the attack.
         estimator: The specification of the gradient estimator. In a cascade it may be `best`: the
@@ -129,7 +129,7 @@ class Entry(_Strict):
 class Suite(_Strict):
     """What is run on a model; the clean images are always part of it.
 
-    Args:
+    Attributes:
         name: The name of the suite.
         version: The version of the suite.
         description: What the suite is for.
