@@ -37,7 +37,8 @@ _THEMED = {
 
 #: The keys of a manifest that are shown elsewhere on the page, or not at all.
 _ELSEWHERE = frozenset(
-    "flags preflight probe diagnostics ledger class_names verdict energy status".split()
+    "flags preflight probe diagnostics ledger class_names verdict energy status stages "
+    "diagnosed_again".split()
 )
 
 
@@ -272,8 +273,9 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
         name = f"{before}{key}".replace("_", " ")
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name} · ")
-        elif isinstance(value, list) and all(isinstance(item, str) for item in value):
-            yield name, " ".join(value)
+        elif isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            if value:
+                yield name, " ".join(value)
         elif isinstance(value, float):
             yield name, f"{value:,.6g}"
         elif value is not None and value != "":

@@ -18,7 +18,7 @@ from robustsnn.models.scoring import verdict
 from robustsnn.models.subject import checkpoint_subject, subject_of
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
-from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, RESULTS_TEXT
+from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, RESULTS_TEXT, Condition
 from robustsnn.records.summary import summarise
 from robustsnn.workflows.rediagnose import diagnosis_of, differences
 
@@ -133,36 +133,48 @@ def verify(
     differing: list[tuple[int, str]] = []
     outside = verdicts = 0
     for group, rows in records.groupby(CONDITION, sort=False):
-        attack, norm, epsilon = map(str, group)
-        name = CLEAN if attack == CLEAN else f"adversarial/{attack}@{epsilon}"
+        about = Condition(*map(str, group))
+        name = CLEAN if about.attack == CLEAN else f"adversarial/{about.attack}@{about.epsilon}"
         if name not in saved:
             raise InputError(f"{folder} holds no images {name!r}: run the evaluation again.")
         images = saved[name].to(device)
-        if attack != CLEAN:
-            outside += int((~ThreatModel(norm, epsilon).admits(images, clean)).sum())
-        said = verdict(
-            network, images, labels, ids, manifest.batch_size, manifest.seed, manifest.draws
-        )
-        recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
-        # Both are compared, because a tie at the top may be right by its class and is an error in
-        # the worst case.
-        wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
-            (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
-        )
+        if about.attack != CLEAN:
+            threat = ThreatModel(about.norm, about.epsilon)
+            outside += int((~threat.admits(images, clean)).sum())
+        wrong = _differing(network, images, labels, ids, rows, manifest)
         verdicts += len(ids)
-        condition = attack if attack == CLEAN else f"{attack} {norm} {epsilon}"
-        differing += [(ids[i], condition) for i in wrong.nonzero()[0].tolist()]
-    wrong_rows = _rows(records, results, manifest.cascade)
+        condition = about.attack if about.attack == CLEAN else " ".join(about)
+        differing += [(ids[i], condition) for i in wrong]
     return Verification(
         images=len(ids),
         verdicts=verdicts,
         differing=tuple(differing),
         outside=outside,
-        rows=wrong_rows,
+        rows=_rows(records, results, manifest.cascade),
         contradictory=_contradictory(records),
         incomplete=_incomplete(records, manifest.samples),
         diagnosis=differences(manifest, diagnosis_of(manifest, records)),
     )
+
+
+def _differing(
+    network: torch.nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    ids: list[int],
+    rows: pd.DataFrame,
+    manifest: Manifest,
+) -> list[int]:
+    """The positions of the images whose verdict is not the recorded one."""
+    size, seed, draws = manifest.batch_size, manifest.seed, manifest.draws
+    said = verdict(network, images, labels, ids, size, seed, draws)
+    recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
+    # Both are compared, because a tie at the top may be right by its class and is an error in
+    # the worst case.
+    wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
+        (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
+    )
+    return [int(i) for i in wrong.nonzero()[0]]
 
 
 def _network(

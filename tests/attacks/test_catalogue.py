@@ -60,7 +60,7 @@ def test_nested_specifications():
         ("pgd:step_size=1/0", "divides by zero"),
         ("pgd:step_size=-1", "negative"),
         ("pgd:loss=ce", "no loss named 'ce'"),
-        ("none:steps=1", "no field of none"),
+        ("none:steps=1", "none has no settings"),
         ("transfer:none", "of kind none"),
         ("transfer:transfer:pgd", "of kind transfer"),
         ("transfer:pgdd", "Did you mean 'pgd'"),
@@ -74,7 +74,7 @@ def test_nested_specifications():
         ("torchattacks:PGD:step=3", "Did you mean 'steps'"),
         ("torchattacks:PGD:alpha=x", "must be a number"),
         ("no/such/file.py", "no attack file"),
-        ("no/such/file", "is no Python file"),
+        ("no/such/file", "is not a Python file"),
         ("", "no attack named ''"),
     ],
 )
@@ -145,5 +145,5 @@ def test_a_plain_class_is_an_attack_too(tmp_path):
         "        return x.clone()\nATTACK = A\n"
     )
     assert load_attack(str(path)).kind == "noise"
-    with pytest.raises(InputError, match=r"no field of plain\.py"):
+    with pytest.raises(InputError, match=r"plain\.py has no settings"):
         load_attack(f"{path}:a=1")

@@ -19,7 +19,7 @@ from robustsnn.estimators.catalogue import MECHANISM, check_estimator, estimator
 from robustsnn.estimators.make import estimator_class, make_estimator
 from robustsnn.evaluation.plan import prepare
 from robustsnn.evaluation.request import Request
-from robustsnn.evaluation.suites import load_suite
+from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.snn.network import Network, NetworkConfig
 
 #: Passes where a neuron fired at that step; the closed form is in the test.
@@ -165,18 +165,47 @@ def test_its_file_is_part_of_the_identity(fired, checkpoints):
     assert plain not in (before, identity())
 
 
-@pytest.mark.parametrize("kind", ["snn", "ann"])
-def test_a_run_with_it_is_never_level_a(kind, checkpoints):
-    found = robustsnn.evaluate(
-        checkpoints / kind, suite="light", samples=8, estimator="spsa:pairs=2", epsilon="0.5"
-    )
-    assert found.manifest.estimator == "spsa:pairs=2"
-    assert found.manifest.suite == "light-under-spsa-pairs-2"
-    assert found.manifest.level in ("B", "C")
-    because = [reason["sentence"] for reason in found.manifest.verdict["because"]]
-    assert any("spsa:pairs=2 replaced" in sentence for sentence in because)
-    names = set(found.records["estimator"]) - {"none"}
-    assert names == {"spsa:pairs=2,sigma=2/255"}
+class Linear(nn.Module):
+    """An honest network of two classes, whose run under `FULL` has level A."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(16, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.linear(images.flatten(1) - 0.5)
+        return logits
+
+
+FULL = Suite.model_validate(
+    {
+        "name": "full",
+        "epsilon": "8/255",
+        "cascade": True,
+        "entries": [
+            {"label": "Probe", "attack": "apgd:steps=4,loss=margin", "probe": True},
+            {"label": "CE", "attack": "apgd:steps=100,loss=cross-entropy"},
+            {"label": "Margin", "attack": "apgd:steps=100,loss=margin", "estimator": "best"},
+            {"label": "Square", "attack": "square:queries=1000"},
+        ],
+    }
+)
+
+
+def test_a_run_with_it_is_never_level_a():
+    network = Linear()
+    torch.manual_seed(3)
+    images = torch.rand(40, 1, 4, 4)
+    given = (images, network(images).argmax(1))
+    assert robustsnn.evaluate(network, given, FULL).manifest.level == "A"
+    found = robustsnn.evaluate(network, given, FULL, estimator="bptt")
+    assert found.manifest.estimator == "bptt"
+    assert found.manifest.suite == "full-under-bptt"
+    assert found.manifest.level == "B"
+    because = [reason["sentence"] for reason in found.manifest.diagnosis["because"]]
+    assert any("bptt replaced" in sentence for sentence in because)
+    assert set(found.records["estimator"]) == {"none", "backprop"}
 
 
 def test_evaluate_and_compare_take_it_from_the_command_line(warm, fired, checkpoints, tmp_path):

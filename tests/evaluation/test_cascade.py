@@ -599,8 +599,8 @@ def test_entries_are_for_kinds_of_networks(spiking):
     )
     ann = evaluate(Grid(), data_of(Grid()), both)
     snn = evaluate(spiking, data_of(spiking, 12, size=8), both)
-    assert ann.manifest.left_out == ["Narrow"]
-    assert snn.manifest.left_out == ["Many"]
+    assert ann.manifest.left_out == ("Narrow",)
+    assert snn.manifest.left_out == ("Many",)
     assert ann.results["attack"].tolist() == [
         "clean",
         "probe",

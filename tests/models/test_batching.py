@@ -118,7 +118,7 @@ def test_an_evaluation_that_recomputes_gives_the_same_verdicts(tmp_path):
     assert parts.manifest.recompute == 2
     assert list(parts.results.accuracy) == list(plain.results.accuracy)
     assert evaluate(name, suite="quick", samples=16, output=tmp_path / "run").reprinted
-    with pytest.raises(InputError, match="at least 1 time step"):
+    with pytest.raises(InputError, match="--recompute 0"):
         evaluate(name, samples=4, recompute=0)
     with pytest.raises(InputError, match="not a RobustSNN network"):
         recomputing(subject_of(nn.Identity()), 4)
