@@ -20,6 +20,9 @@ from typing import Any
 
 from robustsnn.errors import InputError, unknown
 
+#: How the modules of the user's own files begin.
+USERS = "robustsnn_user_"
+
 
 def folder(package: str) -> Path:
     """Where a package of `robustsnn` is installed.
@@ -130,7 +133,8 @@ def users_object(file: str, name: str, what: str) -> Any:
         InputError: There is no such file, it fails, or it does not define the name.
     """
     path = Path(file).expanduser()
-    if path.suffix != ".py":
+    # As `files_in` finds them: a path that ends otherwise, such as `a.py/`, would not be listed.
+    if not file.endswith(".py"):
         raise InputError(f"{what} file {file!r} is not a Python file: name a .py file.")
     if not path.is_file():
         raise InputError(f"no {what} file {file!r}: give the path of an existing .py file.")
@@ -147,7 +151,7 @@ def _loaded(path: Path, what: str) -> ModuleType:
             # One of ours by its path: a second copy would be another class of the same name.
             return importlib.import_module(f"robustsnn.{package}.{path.stem}")
     key = hashlib.sha256(str(resolved).encode() + b"\0" + resolved.read_bytes()).hexdigest()[:16]
-    name = f"robustsnn_user_{what}_{key}"
+    name = f"{USERS}{what}_{key}"
     if name in sys.modules:
         return sys.modules[name]
     located = importlib.util.spec_from_file_location(name, resolved)

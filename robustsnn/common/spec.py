@@ -133,4 +133,11 @@ def build(kind: type[Any], name: str, texts: Mapping[str, str]) -> Any:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and field not in values:
             raise InputError(f"{name} needs {field}: write {name}:{field}=VALUE.")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot be made ({type(error).__name__}: {error}): mend its file or its fields."
+        ) from error

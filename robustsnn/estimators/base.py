@@ -161,7 +161,9 @@ class Estimator:
         Returns:
             The gradient of the layer's input current, `[time, batch, ...]`.
         """
-        raise TypeError(f"{type(self).__name__} defines neither rule nor applied.")
+        raise InputError(
+            f"the estimator {self.name} defines neither rule nor applied: write one of them."
+        )
 
     def applied(
         self, network: nn.Module, rows: Tensor | None = None

@@ -139,6 +139,9 @@ def _surrogate(name: str, fields: dict[str, str]) -> Surrogate:
     if is_file_name(name):
         kind: Any = users_object(name, "SURROGATE", "surrogate")
         made: Surrogate = build(kind, name, fields)
+        parts = ("name", "width", "amplitude", "derivative", "primitive")
+        if missing := [part for part in parts if not hasattr(made, part)]:
+            raise InputError(f"{name}: a surrogate needs {', '.join(missing)}: see docs/adding.md.")
         return made
     if name in SURROGATES:
         return make_surrogate(name, **_numbers(name, fields))

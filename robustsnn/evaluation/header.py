@@ -43,6 +43,20 @@ def as_started(plan: Plan, manifest: Manifest) -> Plan:
     )
 
 
+def with_stages(manifest: Manifest, plan: Plan) -> Manifest:
+    """The manifest with what an older version did not write when it started the run.
+
+    Args:
+        manifest: The manifest of a run that is not finished.
+        plan: The plan that is carried out; it has the same identity.
+    """
+    if manifest.stages is not None:
+        return manifest
+    now = manifest_of(plan)
+    missing = ("spiking", "classes", "estimator", "files", "stages")
+    return manifest.but(**{name: getattr(now, name) for name in missing})
+
+
 def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
     """The manifest of a run that begins.
 

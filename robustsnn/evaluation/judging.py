@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.content import USERS
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
@@ -218,21 +219,29 @@ def _propose(
 
 @contextlib.contextmanager
 def _users_mistakes(task: Task) -> Iterator[None]:
-    """Report in one line where a user's own attack failed.
+    """Report in one line where a user's own attack, estimator or surrogate failed.
 
-    A failure of an attack that ships keeps its traceback, since it is a bug.
+    A failure of ours keeps its traceback, since it is a bug.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        module = type(task.attack).__module__
-        file = getattr(sys.modules.get(module), "__file__", None)
-        if file is None or module.partition(".")[0] == "robustsnn":
+        # Attacks, estimators and surrogates of the user's own are loaded under such names.
+        users = {
+            getattr(module, "__file__", None)
+            for name, module in sys.modules.items()
+            if name.startswith(USERS)
+        }
+        attack = getattr(sys.modules.get(type(task.attack).__module__), "__file__", None)
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in users]
+        if frames:
+            where = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        elif attack in users:
+            where = str(attack)
+        else:
             raise
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        where = f"{file}, line {frames[-1].lineno}" if frames else file
         raise InputError(
             f"the attack {task.label} failed ({where}): {type(error).__name__}: {error}; mend it "
             "and run the same command again."

@@ -123,6 +123,8 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         InputError: The request cannot be carried out.
     """
     check_device(request.device)
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
     suite = request.chosen
     subject = subject or subject_for(request, request.models[0])
     if request.recompute is not None:
@@ -181,6 +183,8 @@ def plans_of(request: Request) -> list[Plan]:
         InputError: The request cannot be carried out, or a model is named twice.
     """
     check_device(request.device)
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
     subjects = [subject_for(request, model) for model in request.models]
     images = images_of(request.images, subjects[0], root=request.data_root, samples=request.samples)
     plans = [prepare(request, subject, images) for subject in subjects]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,9 +61,27 @@ class Request(Options):
             suite: The suite, as in `Options`.
             **settings: The other fields of `Options`.
         """
-        return cls((model,), data=data, suite=suite, **settings)
+        return cls.of_all((model,), data=data, suite=suite, **settings)
+
+    @classmethod
+    def of_all(cls, models: Sequence[Model], **settings: Any) -> Request:
+        """The request about several models.
+
+        Args:
+            models: The models; the first is the baseline.
+            **settings: The fields of `Options`.
+
+        Raises:
+            InputError: There is no field of that name, or what is asked for cannot be right.
+        """
+        known = [f.name for f in dataclasses.fields(Options)]
+        for name in settings:
+            if name not in known:
+                raise unknown("setting", name, known)
+        return cls(tuple(models), **settings)
 
     def __post_init__(self) -> None:
+        self._take_as()
         if not self.models:
             raise InputError("no model given: name at least one, such as fashion-mnist/vgg5-snn.")
         _at_least("--threads", self.threads, 1)
@@ -80,6 +99,21 @@ class Request(Options):
             raise unknown("data set", self.data, NAMES)
         for model in (*self.models, *([self.substitute] if self.substitute else [])):
             trained_on(model)
+
+    def _take_as(self) -> None:
+        """Take numbers of numpy, paths and devices of torch for what they stand for."""
+        for name in ("samples", "seed", "batch_size", "recompute", "threads"):
+            value = getattr(self, name)
+            if value is not None:
+                try:
+                    object.__setattr__(self, name, operator.index(value))
+                except TypeError:
+                    raise InputError(f"{name} must be a whole number, not {value!r}.") from None
+        object.__setattr__(self, "device", str(self.device))
+        if self.estimator is not None:
+            object.__setattr__(self, "estimator", str(self.estimator))
+        attacks = (self.attack,) if isinstance(self.attack, str | Path) else self.attack
+        object.__setattr__(self, "attack", tuple(map(str, attacks)))
 
     @cached_property
     def chosen(self) -> Suite:

@@ -24,7 +24,7 @@ from robustsnn.errors import InputError
 from robustsnn.evaluation.batch import Networks, batches_of, inputs_of, part_name
 from robustsnn.evaluation.cascade import Cascade, attack_survivors
 from robustsnn.evaluation.diagnose import probed
-from robustsnn.evaluation.header import as_started, manifest_of
+from robustsnn.evaluation.header import as_started, manifest_of, with_stages
 from robustsnn.evaluation.judging import attacked_batch, clean_batch
 from robustsnn.evaluation.memory import fit_to_memory
 from robustsnn.evaluation.plan import Plan, plans_of
@@ -141,6 +141,7 @@ def run(
     with _locked(output):
         # The batches on disk have the size that the run was started with.
         plan = as_started(plan, manifest)
+        manifest = with_stages(manifest, plan)
         try:
             try:
                 _judge_clean(plan, folder, progress or _silent)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from robustsnn.errors import InputError
 from robustsnn.snn.surrogate import Surrogate
 
 
@@ -95,6 +96,15 @@ class _Ruled(torch.autograd.Function):
         held = ctx.trace
         trace = Trace(**held, spikes=spikes, final=spikes[-1])
         found = ctx.rule(spikes_grad, trace)
+        # The gradient of a static current may have been summed over time already.
+        steps = (len(spikes_grad), len(trace.current))
+        fits = isinstance(found, Tensor) and found.shape[1:] == spikes_grad.shape[1:]
+        if not fits or len(found) not in steps:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"a backward rule returns {shape} for gradients {list(spikes_grad.shape)}: it must "
+                "return a gradient of the current for each entry."
+            )
         if len(trace.current) == 1 and len(found) > 1:
             found = found.sum(0, keepdim=True)
         return found, None, None

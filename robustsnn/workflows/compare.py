@@ -63,7 +63,7 @@ def compare(
         ...     compare(models, attack=["fgsm"], samples=4, output=folder).name
         'index.html'
     """
-    request = Request(tuple(models), data=data, suite=suite, **settings)
+    request = Request.of_all(models, data=data, suite=suite, **settings)
     return compared(request, output=output, progress=progress, command=command)
 
 
@@ -103,7 +103,9 @@ def names(plans: Sequence[Plan]) -> list[str]:
     found: list[str] = []
     for plan in plans:
         name = slug(plan.subject.name) or "model"
-        tried = [name, *(f"{name}-{number}" for number in range(2, len(plans) + 2))]
+        # The number is the place of the model, or the next that is free.
+        places = range(len(found) + 1, 2 * len(plans) + 2)
+        tried = [name, *(f"{name}-{number}" for number in places)]
         found.append(next(one for one in tried if one not in found))
     return found
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -29,32 +32,78 @@ def diagnosis_of(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
         records: The records of the run.
 
     Raises:
-        InputError: The run is older and holds attacks that can no longer be looked up.
+        Unknowable: The run is older and holds attacks that cannot be looked up.
+        InputError: The manifest is damaged.
     """
-    if manifest.stages is None:
-        manifest = manifest.but(stages=_stages(manifest, records))
-    return diagnose(manifest, records)
+    try:
+        if manifest.stages is None:
+            manifest = manifest.but(stages=_stages(manifest, records))
+        return diagnose(manifest, records)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"the manifest of {manifest.model} under {manifest.suite} is damaged "
+            f"({type(error).__name__}: {error}): run the evaluation again."
+        ) from None
 
 
-def differences(manifest: Manifest, found: Diagnosis) -> tuple[str, ...]:
-    """What a run says of itself and its manifest and records do not, in words.
+class Unknowable(InputError):
+    """A run that is too old to say what its attacks were."""
+
+
+def differences(
+    manifest: Manifest, found: Diagnosis, results: pd.DataFrame | None = None
+) -> tuple[str, ...]:
+    """The parts of a diagnosis that a run states and that do not follow, in words.
 
     Args:
         manifest: The manifest of the run.
         found: Its diagnosis, taken again.
+        results: The rows of its `results.csv`, to compare their flags.
     """
-    stated = {_key(row) for row in manifest.flags}
-    follow = {_key(row) for row in _as_read(found.fields()["flags"])}
+    follows = _as_read(found.fields())
     said = []
-    if missing := sorted({slug for slug, _ in follow - stated}):
+    stated, due = Counter(map(_key, manifest.flags)), Counter(map(_key, follows["flags"]))
+    if missing := sorted({slug for slug, _ in due - stated}):
         said.append(f"flags that follow and are not stated: {', '.join(missing)}")
-    if extra := sorted({slug for slug, _ in stated - follow}):
+    if extra := sorted({slug for slug, _ in stated - due}):
         said.append(f"flags that are stated and do not follow: {', '.join(extra)}")
-    if manifest.verdict and manifest.level != found.level.level:
+    if not manifest.verdict:
+        if manifest.stages is not None:
+            said.append(f"no level is stated, and {found.level.level} follows")
+    elif manifest.level != found.level.level:
         said.append(f"the level is stated as {manifest.level} and follows as {found.level.level}")
-    elif manifest.verdict and _as_read(found.level.row()) != dict(manifest.verdict):
+    elif not _alike(manifest.verdict, follows["verdict"]):
         said.append("the reasons of the level are not those that follow")
+    # Runs that are older than these do not have them.
+    for name in ("ledger", "diagnostics"):
+        rows = [dict(row) for row in getattr(manifest, name)]
+        if (rows or manifest.stages is not None) and not _alike(rows, follows[name]):
+            said.append(f"the {name} in the manifest do not follow from the records")
+    if results is not None and not _same_flags(results, found.results):
+        said.append("the flags in results.csv do not follow")
     return tuple(said)
+
+
+def _same_flags(results: pd.DataFrame, found: pd.DataFrame) -> bool:
+    """Whether two tables state the same flags of each condition."""
+    if "flags" not in results:
+        return True
+    stated, due = (
+        frame[[*CONDITION, "flags"]].astype(str).sort_values(CONDITION).to_numpy().tolist()
+        for frame in (results, found)
+    )
+    return bool(stated == due)
+
+
+def _alike(stated: Any, due: Any) -> bool:
+    """Whether two values of JSON are the same, numbers to six digits."""
+    if isinstance(due, Mapping) and isinstance(stated, Mapping):
+        return stated.keys() == due.keys() and all(_alike(stated[k], due[k]) for k in due)
+    if isinstance(due, list | tuple) and isinstance(stated, list | tuple):
+        return len(stated) == len(due) and all(map(_alike, stated, due))
+    if isinstance(due, float) and isinstance(stated, float | int) and not isinstance(stated, bool):
+        return math.isclose(stated, due, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(stated == due)
 
 
 def diagnosed_again(runs: Runs) -> Runs:
@@ -96,7 +145,7 @@ def _stages(manifest: Manifest, records: pd.DataFrame) -> list[dict[str, Any]]:
         kind = manifest.kind or "ann"
         meant = [entry for entry in named if kind in (entry.get("kinds") or (kind,))]
         if not meant or files_in(str(meant[0]["attack"])):
-            raise InputError(
+            raise Unknowable(
                 f"the run of {manifest.model} under {manifest.suite} is an older one and does not "
                 f"say what its attack {attack!r} was: run the evaluation again."
             )
@@ -116,9 +165,10 @@ def _stages(manifest: Manifest, records: pd.DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def _key(row: Any) -> tuple[str, str]:
-    """What a flag is, without the last digits of what was measured."""
-    return str(row.get("flag")), json.dumps([row.get("severity"), row.get("rows")])
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What a flag says; the numbers behind it stand in its sentence."""
+    parts = [row.get(name) for name in ("severity", "rows", "id", "sentence")]
+    return str(row.get("flag")), json.dumps(parts)
 
 
 def _as_read(value: Any) -> Any:

@@ -20,7 +20,7 @@ from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, RESULTS_TEXT, Condition
 from robustsnn.records.summary import summarise
-from robustsnn.workflows.rediagnose import diagnosis_of, differences
+from robustsnn.workflows.rediagnose import Unknowable, diagnosis_of, differences
 
 #: The columns of `results.csv` that do not follow from the records.
 _ELSEWHERE = ("data", "steps", "restarts", "flags")
@@ -58,6 +58,7 @@ class Verification:
     contradictory: int = 0
     incomplete: int = 0
     diagnosis: tuple[str, ...] = ()
+    unknowable: bool = False
 
     @property
     def passed(self) -> bool:
@@ -82,6 +83,11 @@ class Verification:
         if self.incomplete:
             parts.append(f"{self.incomplete} attacks have not a record of each image")
         parts += self.diagnosis
+        if self.unknowable:
+            parts.append(
+                "flags and level were not taken again, as the run is too old to say what its "
+                "attacks were"
+            )
         return f"{'verified' if self.passed else 'NOT verified'}: {'; '.join(parts)}."
 
 
@@ -145,6 +151,7 @@ def verify(
         verdicts += len(ids)
         condition = about.attack if about.attack == CLEAN else " ".join(about)
         differing += [(ids[i], condition) for i in wrong]
+    differing_diagnosis, unknowable = _diagnosis(manifest, records, results)
     return Verification(
         images=len(ids),
         verdicts=verdicts,
@@ -153,8 +160,19 @@ def verify(
         rows=_rows(records, results, manifest.cascade),
         contradictory=_contradictory(records),
         incomplete=_incomplete(records, manifest.samples),
-        diagnosis=differences(manifest, diagnosis_of(manifest, records)),
+        diagnosis=differing_diagnosis,
+        unknowable=unknowable,
     )
+
+
+def _diagnosis(
+    manifest: Manifest, records: pd.DataFrame, results: pd.DataFrame
+) -> tuple[tuple[str, ...], bool]:
+    """What of a run's diagnosis does not follow, and whether nobody can tell."""
+    try:
+        return differences(manifest, diagnosis_of(manifest, records), results), False
+    except Unknowable:
+        return (), True
 
 
 def _differing(
@@ -190,7 +208,7 @@ def _network(
     else:
         # The manifest may come from anybody, so what it names is looked up and never imported.
         asked = manifest.origin if Path(manifest.origin).is_dir() else manifest.model
-        if ":" in asked:
+        if ":" in asked and not Path(asked).exists():
             raise InputError(
                 f"the run's network came from code ({asked}), which a manifest cannot make "
                 "RobustSNN import: name it with --model (and --weights)."

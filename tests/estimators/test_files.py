@@ -265,6 +265,54 @@ def test_a_suite_that_names_code_runs_with_leave_only(warm, checkpoints, tmp_pat
     assert mark.exists()
 
 
+@pytest.mark.parametrize("ending", ["/", "/.", "//", " ", "/./"])
+@pytest.mark.parametrize("entry", ["attack: '{}'", "attack: fgsm, estimator: '{}'"])
+@pytest.mark.parametrize("before", ["", "./", "transfer:"])
+def test_no_spelling_of_a_file_runs_unlisted(warm, checkpoints, tmp_path, entry, before, ending):
+    mark = tmp_path / "mark"
+    (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: sent\nepsilon: 8/255\nentries:\n"
+        f"  - {{label: One, {entry.format(f'{before}mine.py{ending}')}}}\n"
+    )
+    said = warm("evaluate", checkpoints / "snn", "--samples", "8", "--suite", "s.yaml")
+    assert said.returncode == 2 and len(said.stderr.splitlines()) == 1
+    assert not mark.exists()
+
+
+FAILING = {
+    "in its rule": ("def rule(self, grad, trace):\n        return grad / nothing", "NameError"),
+    "in shape": (
+        "def rule(self, grad, trace):\n        return grad[..., :1]",
+        "backward rule returns",
+    ),
+    "without a rule": ("pass", "neither rule nor applied"),
+    "when made": ("def __post_init__(self):\n        raise ValueError('no')", "ValueError: no"),
+}
+
+
+@pytest.mark.parametrize("how", FAILING)
+def test_a_users_estimator_that_fails_is_one_line(warm, checkpoints, tmp_path, how):
+    body, says = FAILING[how]
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom robustsnn import Estimator\n\n"
+        f"@dataclass(frozen=True)\nclass Mine(Estimator):\n    {body}\n\nESTIMATOR = Mine\n"
+    )
+    said = warm(
+        *("evaluate", checkpoints / "snn", "--samples", "8", "--attack", "fgsm"),
+        *("--estimator", "mine.py", "--output", "run"),
+    )
+    assert said.returncode == 2 and says in said.stderr, said.stderr
+    told = [line for line in said.stderr.splitlines() if line.startswith("robustsnn:")]
+    assert len(told) == 1 and "Traceback" not in said.stderr
+
+
+def test_a_surrogate_has_to_have_its_parts(tmp_path):
+    (tmp_path / "half.py").write_text("class Half:\n    name = 'half'\nSURROGATE = Half\n")
+    with pytest.raises(InputError, match="width, amplitude, derivative, primitive"):
+        make_estimator(f"bptt:{tmp_path / 'half.py'}", tiny())
+
+
 def test_a_suite_from_a_file_needs_leave_in_python_too(tmp_path, fired):
     path = tmp_path / "s.yaml"
     path.write_text(

@@ -16,6 +16,7 @@ from robustsnn.cli.main import app
 from robustsnn.errors import InputError
 from robustsnn.evaluation.options import Options, options
 from robustsnn.evaluation.request import Request
+from robustsnn.evaluation.run import evaluate
 from robustsnn.evaluation.suites import load_suite
 
 MODEL = "fashion-mnist/vgg5-ann"
@@ -66,6 +67,29 @@ def test_it_holds_what_was_asked():
     assert Request.of(MODEL).chosen == load_suite("quick")
     with pytest.raises(dataclasses.FrozenInstanceError):
         request.samples = 3
+
+
+def test_numbers_paths_and_single_attacks_are_taken_for_what_they_are(tmp_path):
+    import numpy as np
+
+    request = Request.of(MODEL, samples=np.int64(5), seed=np.int64(2), attack="fgsm")
+    assert (request.samples, request.seed, request.attack) == (5, 2, ("fgsm",))
+    assert type(request.seed) is int and request.chosen.entries[0].attack == "fgsm"
+    with pytest.raises(InputError, match="whole number"):
+        Request.of(MODEL, samples=2.5)
+    with pytest.raises(InputError, match="Did you mean 'samples'"):
+        Request.of(MODEL, sample=3)
+
+
+def test_threads_are_set(checkpoints):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        evaluate(checkpoints / "ann", samples=4, attack=["fgsm"], threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_needs_no_torch():

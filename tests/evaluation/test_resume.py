@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -147,3 +148,25 @@ def test_killed_at_three_random_moments(checkpoints, tmp_path):
     again = run_cli([*arguments, "--output", "killed"], tmp_path)
     assert again.returncode == 0, again.stderr
     same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("suite", ["quick", "light"])
+def test_a_run_that_an_older_version_began_is_finished(checkpoints, tmp_path, suite):
+    settings = {"samples": 12, "batch_size": 4, "suite": suite}
+    whole = evaluate(checkpoints / "snn", output=tmp_path / "whole", **settings)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done > 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(checkpoints / "snn", output=tmp_path / "older", progress=stop, **settings)
+    path = tmp_path / "older" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for name in ("stages", "spiking", "classes", "files", "estimator"):
+        del manifest[name]
+    path.write_text(json.dumps(manifest))
+    done = evaluate(checkpoints / "snn", output=tmp_path / "older", **settings)
+    assert done.manifest.stages == whole.manifest.stages
+    assert done.manifest.verdict == whole.manifest.verdict
+    same(tmp_path / "whole", tmp_path / "older")

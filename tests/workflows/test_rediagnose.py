@@ -131,6 +131,73 @@ def test_rows_that_an_attack_made_itself_are_those_that_cost_something():
     assert own_rows(records, cascade=False).all()
 
 
+@pytest.mark.parametrize("ending", ["", "/", "/."])
+def test_verify_and_report_run_nothing_that_an_older_manifest_names(older, tmp_path, ending):
+    mark = tmp_path / "mark"
+    (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
+    entries = json.loads((older / "manifest.json").read_text())["entries"]
+    for spec in (f"{tmp_path}/mine.py{ending}", f"transfer:{tmp_path}/mine.py{ending}"):
+        edited(older, entries=[{**entry, "attack": spec} for entry in entries])
+        with pytest.raises(InputError):
+            robustsnn.report([older], tmp_path / "page", diagnose_again=True)
+        assert not mark.exists()
+
+
+LIES = {
+    "ledger": lambda m: m.update(ledger=[{**row, "broken": 0} for row in m["ledger"]]),
+    "no ledger": lambda m: m.update(ledger=[]),
+    "diagnostics": lambda m: m.update(diagnostics=[]),
+    "sentence": lambda m: m["flags"][0].update(sentence="All is well."),
+    "twice": lambda m: m.update(flags=[*m["flags"], m["flags"][0]]),
+    "no level": lambda m: m.update(verdict={}),
+    "advice": lambda m: m["verdict"].update(next="Quote it."),
+}
+
+
+@pytest.fixture(scope="module")
+def flagged(checkpoints, tmp_path_factory) -> Path:
+    """A finished run of today that has flags."""
+    folder: Path = tmp_path_factory.mktemp("flagged") / "run"
+    robustsnn.evaluate(
+        checkpoints / "snn",
+        samples=20,
+        attack=["pgd:steps=1", "gaussian-noise"],
+        epsilon="1/255,2/255,3/255",
+        output=folder,
+    )
+    assert read_manifest(folder).flags
+    return folder
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_each_part_of_a_diagnosis_is_verified(flagged, tmp_path, lie):
+    folder = shutil.copytree(flagged, tmp_path / "run")
+    assert robustsnn.verify(folder).passed
+    manifest = json.loads((folder / "manifest.json").read_text())
+    LIES[lie](manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = robustsnn.verify(folder)
+    assert not found.passed and found.diagnosis, found.sentence
+
+
+def test_the_flags_of_the_results_are_verified(flagged, tmp_path):
+    folder = shutil.copytree(flagged, tmp_path / "run")
+    results = pd.read_csv(folder / "results.csv", dtype=str, keep_default_na=False)
+    assert (results["flags"] != "").any()
+    results.assign(flags="").to_csv(folder / "results.csv", index=False)
+    found = robustsnn.verify(folder)
+    assert not found.passed and "results.csv" in found.sentence
+
+
+@pytest.mark.parametrize("rows", ["stages", "preflight"])
+def test_a_manifest_with_rows_that_say_nothing_is_told_in_one_line(flagged, tmp_path, rows):
+    folder = shutil.copytree(flagged, tmp_path / "run")
+    edited(folder, **{rows: [{}]})
+    with pytest.raises(InputError, match="damaged") as caught:
+        robustsnn.verify(folder)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
