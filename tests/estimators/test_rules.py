@@ -15,6 +15,7 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.estimators.assg import Adaptive, Assg
 from robustsnn.estimators.bptr import Bptr
 from robustsnn.estimators.bptt import ThroughTime
+from robustsnn.estimators.catalogue import estimator_names
 from robustsnn.estimators.hart import Hart
 from robustsnn.estimators.make import make_estimator
 from robustsnn.estimators.pdsg import Pdsg
@@ -395,7 +396,20 @@ def network(encoding="direct", steps=4) -> Network:
 RULED = ["bptt:cut=1", "bptt:reset=attached,cut=2", "bptr:leak=0.1", "rga", "hart", "pdsg", "assg"]
 
 
-@pytest.mark.parametrize("text", [*RULED, "twin"])
+#: These, and every other one that ships but the network's own and those that follow no spike:
+#: one more file is one more case.
+EVERY = [
+    *RULED,
+    *(
+        name
+        for name in estimator_names()
+        if name not in ("bptt", "backprop", "spsa")
+        and name not in {text.partition(":")[0] for text in RULED}
+    ),
+]
+
+
+@pytest.mark.parametrize("text", EVERY)
 @pytest.mark.parametrize("encoding", ["direct", "poisson"])
 def test_an_estimator_changes_no_logit_leaves_nothing_behind_and_treats_images_alike(
     text, encoding
