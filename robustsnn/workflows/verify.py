@@ -129,13 +129,9 @@ def verify(
     if not manifest.done:
         raise InputError(f"{folder} is not finished: run the same evaluation again first.")
     network = _network(manifest, model, weights, device)
-    try:
-        records, saved = run.records(), load_file(folder / "examples.safetensors")
-        results = run.results()
-        ids = saved["image_id"].tolist()
-        labels, clean = saved["label"].to(device), saved["clean"].to(device)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{folder} is damaged ({error}): run the evaluation again.") from None
+    records, results, saved = _held(run)
+    ids = saved["image_id"].tolist()
+    labels, clean = saved["label"].to(device), saved["clean"].to(device)
     differing: list[tuple[int, str]] = []
     outside = verdicts = 0
     for group, rows in records.groupby(CONDITION, sort=False):
@@ -163,6 +159,17 @@ def verify(
         diagnosis=differing_diagnosis,
         unknowable=unknowable,
     )
+
+
+def _held(run: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, torch.Tensor]]:
+    """The records, the results and the saved images of a run."""
+    try:
+        saved = load_file(run.path / "examples.safetensors")
+        if missing := [name for name in ("image_id", "label", "clean") if name not in saved]:
+            raise KeyError(missing[0])
+        return run.records(), run.results(), saved
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"{run.path} is damaged ({error}): run the evaluation again.") from None
 
 
 def _diagnosis(

@@ -236,17 +236,22 @@ MARK.write_text("ran")
 """
 
 
+ENTRIES = [
+    "attack: mine.py",
+    "attack: 'transfer:mine.py'",
+    "attack: 'transfer:attack=mine.py'",
+    "attack: fgsm, estimator: mine.py",
+    "attack: fgsm, estimator: 'bptt:mine.py:width=0.5'",
+]
+
+
 @pytest.mark.parametrize(
-    "entry",
+    ("entry", "verb"),
     [
-        "attack: mine.py",
-        "attack: 'transfer:mine.py'",
-        "attack: 'transfer:attack=mine.py'",
-        "attack: fgsm, estimator: mine.py",
-        "attack: fgsm, estimator: 'bptt:mine.py:width=0.5'",
+        *((entry, "evaluate") for entry in ENTRIES),
+        *((ENTRIES[0], verb) for verb in ("compare", "crosscheck", "peers")),
     ],
 )
-@pytest.mark.parametrize("verb", ["evaluate", "compare", "crosscheck", "peers"])
 def test_a_suite_that_names_code_runs_with_leave_only(warm, checkpoints, tmp_path, entry, verb):
     mark = tmp_path / "mark"
     (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
@@ -265,9 +270,9 @@ def test_a_suite_that_names_code_runs_with_leave_only(warm, checkpoints, tmp_pat
     assert mark.exists()
 
 
-@pytest.mark.parametrize("ending", ["/", "/.", "//", " ", "/./"])
+@pytest.mark.parametrize("ending", ["/", "/.", " "])
 @pytest.mark.parametrize("entry", ["attack: '{}'", "attack: fgsm, estimator: '{}'"])
-@pytest.mark.parametrize("before", ["", "./", "transfer:"])
+@pytest.mark.parametrize("before", ["./", "transfer:"])
 def test_no_spelling_of_a_file_runs_unlisted(warm, checkpoints, tmp_path, entry, before, ending):
     mark = tmp_path / "mark"
     (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")

@@ -150,9 +150,8 @@ def test_killed_at_three_random_moments(checkpoints, tmp_path):
     same(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("suite", ["quick", "light"])
-def test_a_run_that_an_older_version_began_is_finished(checkpoints, tmp_path, suite):
-    settings = {"samples": 12, "batch_size": 4, "suite": suite}
+def test_a_run_that_an_older_version_began_is_finished(checkpoints, tmp_path):
+    settings = {"samples": 12, "batch_size": 4}
     whole = evaluate(checkpoints / "snn", output=tmp_path / "whole", **settings)
 
     def stop(what: str, done: int, total: int) -> None:

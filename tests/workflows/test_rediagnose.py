@@ -165,14 +165,13 @@ def flagged(checkpoints, tmp_path_factory) -> Path:
         epsilon="1/255,2/255,3/255",
         output=folder,
     )
-    assert read_manifest(folder).flags
+    assert read_manifest(folder).flags and robustsnn.verify(folder).passed
     return folder
 
 
 @pytest.mark.parametrize("lie", LIES)
 def test_each_part_of_a_diagnosis_is_verified(flagged, tmp_path, lie):
     folder = shutil.copytree(flagged, tmp_path / "run")
-    assert robustsnn.verify(folder).passed
     manifest = json.loads((folder / "manifest.json").read_text())
     LIES[lie](manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
