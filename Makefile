@@ -19,16 +19,20 @@ help:
 demo: $(VENV)/.core
 	$(BIN)/robustsnn demo
 
+# A worker for each core, with one thread each: two threads do not make small networks faster.
+ALONE := OMP_NUM_THREADS=1
+PYTEST := $(ALONE) $(BIN)/pytest -n auto --dist worksteal
+
 # With the peers, which the tests of adapters and benchmarks compare with. The fast tests first: most
 # mistakes are told within minutes.
 test: $(VENV)/.peers lint
-	$(BIN)/pytest -m "not slow and not exhaustive" --durations=5 --cov --cov-report=
-	$(BIN)/pytest -m "slow and not exhaustive" --durations=5 --cov --cov-append --cov-report=term
+	$(PYTEST) -m "not slow and not exhaustive" --durations=5 --cov --cov-report=
+	$(PYTEST) -m "slow and not exhaustive" --durations=5 --cov --cov-append --cov-report=term
 
 # With the tests that are marked exhaustive, and each diagnostic silenced in turn.
 test-all: $(VENV)/.peers lint
-	$(BIN)/pytest --durations=20 --cov --cov-report=term
-	$(BIN)/python -m tests.mutants
+	$(PYTEST) --durations=20 --cov --cov-report=term
+	$(ALONE) $(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
