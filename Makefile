@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo      attack the models that ship and write runs/demo/index.html (minutes)"
-	@echo "make test      lint, types, and the tests with coverage (under 25 minutes)"
-	@echo "make test-all  every test however slow, the examples in docstrings, the mutants (longer)"
+	@echo "make test      lint, types, and the tests (under 25 minutes)"
+	@echo "make test-all  every test however slow, with coverage, and the mutants (hours)"
 	@echo "make lint      lint and types only"
 	@echo "make docs      build the documentation site in site/ (open site/index.html)"
 	@echo "make bench     speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
@@ -26,10 +26,11 @@ PYTEST := $(ALONE) $(BIN)/pytest -n auto --dist worksteal
 # With the peers, which the tests of adapters and benchmarks compare with. The fast tests first: most
 # mistakes are told within minutes.
 test: $(VENV)/.peers lint
-	$(PYTEST) -m "not slow and not exhaustive" --durations=5 --cov --cov-report=
-	$(PYTEST) -m "slow and not exhaustive" --durations=5 --cov --cov-append --cov-report=term
+	$(PYTEST) -m "not slow and not exhaustive" --durations=5
+	$(PYTEST) -m "slow and not exhaustive" --durations=5
 
-# With the tests that are marked exhaustive, and each diagnostic silenced in turn.
+# With the tests that are marked exhaustive, with coverage, which takes 1.4 times as long, and with
+# each diagnostic silenced in turn.
 test-all: $(VENV)/.peers lint
 	$(PYTEST) --durations=20 --cov --cov-report=term
 	$(ALONE) $(BIN)/python -m tests.mutants
