@@ -23,10 +23,13 @@ from torch import nn
 
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
+from robustsnn.models.sparse_file import packed, unpacked
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 
 FORMAT = 1
+#: The format of a checkpoint that stores some tensors sparsely; see `models.sparse_file`.
+SPARSE_FORMAT = 2
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 
@@ -35,7 +38,8 @@ DESCRIPTION = "model.json"
 class Checkpoint:
     """A checkpoint folder, read and checked except for the content of its weights.
 
-    `meta` holds the description without the network: data, class_names, substitute, provenance.
+    `meta` holds the description without the network: data, class_names, substitute, provenance,
+    and of a network without some channels dense_weights.
     """
 
     name: str
@@ -53,8 +57,11 @@ def save_checkpoint(
     class_names: tuple[str, ...],
     provenance: dict[str, Any],
     substitute: str | None = None,
+    dense_weights: int | None = None,
 ) -> str:
     """Write a checkpoint, weights first, and return the sha256 of its weights.
+
+    Tensors with many zeros are stored sparsely.
 
     Args:
         network: The network to save.
@@ -63,17 +70,20 @@ def save_checkpoint(
         class_names: The name of each class.
         provenance: How the network came to be: recipe, seed, versions.
         substitute: The zoo name of the network that a black-box attacker would use.
+        dense_weights: The synaptic weights of the network before channels were removed from it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    dense = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    tensors = packed(dense)
     blob = save_tensors(tensors)
     digest = hashlib.sha256(blob).hexdigest()
     description = {
-        "format": FORMAT,
+        "format": FORMAT if tensors.keys() == dense.keys() else SPARSE_FORMAT,
         "network": network.config.model_dump(mode="json", exclude_none=True),
         "data": data,
         "class_names": list(class_names),
         "substitute": substitute,
+        **({} if dense_weights is None else {"dense_weights": dense_weights}),
         "provenance": provenance,
         "sha256": digest,
     }
@@ -107,14 +117,21 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         description = json.loads(where.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON ({error}): restore it.") from None
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise InputError(f"{where} is not a checkpoint description of format {FORMAT}: restore it.")
+    formats = (FORMAT, SPARSE_FORMAT)
+    if not isinstance(description, dict) or description.get("format") not in formats:
+        raise InputError(
+            f"{where} is not a checkpoint description of format {FORMAT} or {SPARSE_FORMAT}: "
+            "restore it."
+        )
     try:
         config = NetworkConfig.model_validate_json(json.dumps(description.pop("network", None)))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "network"
         raise InputError(f"{where}: network.{field}: {first['msg']}.") from None
+    weights = description.get("dense_weights")
+    if weights is not None and (type(weights) is not int or weights < 1):
+        raise InputError(f"{where}: dense_weights must be a whole number above 0.")
     names = description.get("class_names")
     if not isinstance(names, list) or len(names) != config.classes:
         raise InputError(f"{where}: class_names must be a list of {config.classes} names.")
@@ -144,6 +161,10 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
         raise InputError(f"{path} changed while it was in use: run the same command again.")
     network = Network(checkpoint.config)
     expected = network.state_dict()
+    try:
+        tensors = unpacked(tensors, {name: t.shape for name, t in expected.items()})
+    except ValueError as error:
+        raise InputError(f"{path}: {error}: restore it.") from None
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors:
             raise InputError(f"{path} lacks {name!r}: it does not fit {DESCRIPTION}.")

@@ -16,7 +16,7 @@ from torch import Tensor
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.snn.network import Network
 from robustsnn.training.recipe import Adversarial
-from robustsnn.training.step import BatchOutcome, plain_update
+from robustsnn.training.step import BatchOutcome, optimizer_step, outcome, plain_update
 
 
 def adversarial_update(
@@ -26,9 +26,10 @@ def adversarial_update(
     labels: Tensor,
     settings: Adversarial,
 ) -> BatchOutcome:
-    """One optimizer step on adversarial images only.
+    """One optimizer step on adversarial images, and on the clean ones if they have a weight.
 
-    The images are crafted in training mode, so dropout draws a mask for every pass.
+    The images are crafted in training mode, so dropout draws a mask for every pass. With a weight b
+    of the clean images the loss is `b CE(clean) + (1 - b) CE(adversarial)`, the hybrid loss of DNR.
 
     Args:
         network: An ANN or an SNN, in training mode.
@@ -42,8 +43,18 @@ def adversarial_update(
 
     Raises:
         InputError: The loss is not finite.
+
+    Source of the hybrid loss: Kundu et al., DNR, ASP-DAC 2021.
     """
-    return plain_update(network, optimizer, craft(network, images, labels, settings), labels)
+    crafted = craft(network, images, labels, settings)
+    if not settings.clean_weight:
+        return plain_update(network, optimizer, crafted, labels)
+    clean = F.cross_entropy(network(images), labels)
+    logits = network(crafted)
+    attacked = F.cross_entropy(logits, labels)
+    loss = settings.clean_weight * clean + (1 - settings.clean_weight) * attacked
+    optimizer_step(network, optimizer, loss)
+    return outcome(attacked.detach(), logits.detach(), labels)
 
 
 def craft(network: Network, images: Tensor, labels: Tensor, settings: Adversarial) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from robustsnn.common.files import write_atomically
 from robustsnn.common.statistics import wilson
 from robustsnn.snn.network import Network
+from robustsnn.snn.sparsity import compression, densities, density
 from robustsnn.training.recipe import Recipe
 
 METHODS = {
@@ -18,6 +19,14 @@ METHODS = {
     "hybrid": "an SNN converted from its ANN, then trained with surrogate gradients",
     "hire": "an SNN converted from its ANN, then trained with HIRE-SNN's crafted input noise",
     "adversarial": "trained on adversarial images",
+}
+
+#: As `METHODS`, for a network that starts from the weights of another of its kind.
+FURTHER = {
+    "ann": "an ANN, trained further with plain cross-entropy",
+    "hybrid": "an SNN, trained further with surrogate gradients",
+    "hire": "an SNN, trained further with HIRE-SNN's crafted input noise",
+    "adversarial": "trained further on adversarial images",
 }
 
 
@@ -30,6 +39,7 @@ def write_card(
     trained_on: int,
     log: list[dict[str, Any]],
     sha256: str,
+    dense_weights: int | None = None,
 ) -> None:
     """Write `card.md`; every number in it was measured in this run.
 
@@ -42,6 +52,7 @@ def write_card(
         trained_on: The number of training images of an epoch.
         log: The log of training, one row an epoch.
         sha256: The sha256 of the weights.
+        dense_weights: The synaptic weights before channels were removed, if some were.
     """
     low, high = wilson(round(accuracy * images), images)
     epochs = [float(row["seconds"]) for row in log]
@@ -50,7 +61,7 @@ def write_card(
     lines = [
         f"# {recipe.name}",
         "",
-        f"{config.architecture.upper()}: {METHODS[recipe.method]}{_ball(recipe)}.",
+        f"{config.architecture.upper()}: {_method(recipe)}.",
         "",
         "| | |",
         "|---|---|",
@@ -59,6 +70,7 @@ def write_card(
         f"| data | {recipe.data}, all training images; crop by {recipe.augmentation.crop}, "
         f"{'flip' if recipe.augmentation.flip else 'no flip'} |",
         f"| parameters | {parameters:,} |",
+        *_compression(network, dense_weights),
         f"| time steps, encoding | {config.time_steps}, {config.encoding} |",
         f"| epochs, batch size, seed | {recipe.epochs}, {recipe.batch_size}, {recipe.seed} |",
         f"| training time | {sum(epochs) / 60:.1f} min on {torch.get_num_threads()} CPU "
@@ -77,6 +89,13 @@ def write_card(
             for name, layer in layers.items()
         ]
         lines.append("")
+    if density(network) < 1 or dense_weights is not None:
+        lines += ["| layer | weights | not zero | density |", "|---|---|---|---|"]
+        lines += [
+            f"| {layer.name} | {layer.weights:,} | {layer.kept:,} | {100 * layer.density:.2f} % |"
+            for layer in densities(network)
+        ]
+        lines.append("")
     lines += [
         "Reproduce: `robustsnn train recipe.yaml --data-root DATA`, with the recipe in this "
         "folder; `training.csv` is its log, a line an epoch.",
@@ -86,11 +105,59 @@ def write_card(
     write_atomically(folder / "card.md", ("\n".join(lines) + "\n").encode())
 
 
+def _method(recipe: Recipe) -> str:
+    """How the network was trained, as the rest of a sentence."""
+    further = recipe.init is not None and recipe.conversion is None
+    how = (FURTHER if further else METHODS)[recipe.method]
+    return f"{how}{_ball(recipe)}{_sparse(recipe)}"
+
+
+def _compression(network: Network, dense_weights: int | None) -> list[str]:
+    """The row of the table that says how many weights are left; none for a dense network."""
+    layers = densities(network)
+    kept = sum(layer.kept for layer in layers)
+    before = dense_weights or sum(layer.weights for layer in layers)
+    if kept == before:
+        return []
+    return [
+        f"| synaptic weights | {kept:,} of {before:,} are not zero: "
+        f"{compression(before, kept):.2f}x fewer |"
+    ]
+
+
+def _sparse(recipe: Recipe) -> str:
+    """The end of the sentence on masks and guidance; empty for a dense network."""
+    words = ""
+    if recipe.guidance is not None:
+        words += f", guided by the attention maps of {recipe.guidance.teacher}"
+        if recipe.guidance.distillation:
+            words += " and by its logits"
+    settings = recipe.sparsity
+    if settings is None:
+        return words
+    if settings.start == "held":
+        return f"{words}, with the zeros of its weights held"
+    what = "channels" if settings.pattern == "channel" else "weights"
+    chosen = {
+        "random": f"{what} drawn at random",
+        "magnitude": "the largest weights of all layers (one-shot magnitude pruning)",
+        "predefined": "the weights of fixed patterns (pSC4)",
+    }[settings.start]
+    share = f"{100 * (settings.density or 0):g} %"
+    if settings.rewiring is None:
+        return f"{words}, with {share} of its weights kept: {chosen}"
+    return (
+        f"{words}, with {share} of its weights kept: {chosen}, then pruned by size and grown by "
+        f"momentum every {settings.rewiring.every} updates"
+    )
+
+
 def _ball(recipe: Recipe) -> str:
     """The end of the sentence on adversarial training; empty for another method."""
     settings = recipe.adversarial
     if settings is None:
         return ""
     start = "a random start" if settings.random_start else "the clean image"
-    origin = "" if recipe.init is None else ", after conversion from its ANN"
-    return f" of Linf {settings.epsilon}, {settings.steps} step(s) from {start}{origin}"
+    mixed = "" if not settings.clean_weight else f" and on clean ones ({settings.clean_weight:g})"
+    origin = "" if recipe.conversion is None else ", after conversion from its ANN"
+    return f" of Linf {settings.epsilon}, {settings.steps} step(s) from {start}{mixed}{origin}"

@@ -76,18 +76,71 @@ class Adversarial(_Strict):
     """The settings of adversarial training; see `robustsnn.training.adversarial`.
 
     `epsilon` and `step` are sizes in pixel units, as a paper writes them: `8/255`. `step` is by
-    default 1.25 epsilon for a single step, and 2.5 epsilon / steps for more.
+    default 1.25 epsilon for a single step, and 2.5 epsilon / steps for more. The loss is
+    `clean_weight` times that of the clean images plus the rest times that of the adversarial ones.
     """
 
     epsilon: str
     step: str | None = None
     steps: Positive = 1
     random_start: bool = True
+    clean_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
     def _sizes(self) -> Adversarial:
         _check_sizes(self.epsilon, *(() if self.step is None else (self.step,)))
         return self
+
+
+class Rewiring(_Strict):
+    """How masks change during training; see `robustsnn.training.rewiring`.
+
+    Every `every` updates each layer loses a share of its weights, which falls from `rate` to
+    `last_rate` along a cosine over the whole of training, and as many grow elsewhere.
+    """
+
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    last_rate: Annotated[float, Field(ge=0, lt=1)] = 0.005
+    every: Positive = 200
+
+
+class Sparsity(_Strict):
+    """Which weights stay zero; see `robustsnn.training.masks`.
+
+    `start` says where the masks come from: `random` draws them, `magnitude` keeps the largest
+    weights of `init`, `held` keeps the zeros of `init`, and `predefined` takes fixed patterns.
+    `density` is the share of the synaptic weights that is kept, which `held` takes from `init`.
+    With `rewiring` the masks change during training, and without it they stay. With `pattern:
+    channel` whole channels go, and the network that is saved is that much smaller.
+    """
+
+    start: Literal["random", "magnitude", "held", "predefined"]
+    density: Annotated[float, Field(gt=0, lt=1)] | None = None
+    pattern: Literal["weight", "channel"] = "weight"
+    rewiring: Rewiring | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sparsity:
+        if (self.start == "held") != (self.density is None):
+            raise ValueError("density goes with every start but held, which has that of init")
+        if self.rewiring is not None and self.start in ("held", "predefined"):
+            raise ValueError(f"start: {self.start} holds its masks, so it takes no rewiring")
+        if self.pattern == "channel" and self.start != "random":
+            raise ValueError("pattern: channel starts at random")
+        return self
+
+
+class Guidance(_Strict):
+    """What a trained network teaches; see `robustsnn.training.guidance`.
+
+    `teacher` is a zoo name, or a folder relative to the recipe. `attention` weighs the distance of
+    the attention maps, and `distillation`, in [0, 1), the teacher's logits at `temperature`.
+    """
+
+    teacher: str
+    attention: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    distillation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    temperature: Rate = 4.0
 
 
 def _check_sizes(*sizes: str) -> None:
@@ -101,11 +154,12 @@ def _check_sizes(*sizes: str) -> None:
 class Recipe(_Strict):
     """How a checkpoint came to be: data, architecture, method, settings and seed.
 
-    `init` names the ANN checkpoint that a spiking network is converted from: a zoo name, or a
-    folder relative to the recipe. Adversarial training takes an ANN or an SNN, and converts the
-    SNN from an ANN too. `holdout` is the number of training images that are kept out, for
-    choosing settings; `train_images` is the number of images to train on, the first ones of the
-    rest, and all of them by default.
+    `init` names the checkpoint that training starts from: a zoo name, or a folder relative to the
+    recipe. With `conversion` a spiking network is converted from it, which is an ANN then, and
+    without it the weights are taken as they are. Adversarial training takes an ANN or an SNN.
+    `sparsity` goes with every method, `guidance` with the method `ann`. `holdout` is the number of
+    training images that are kept out, for choosing settings; `train_images` is the number of images
+    to train on, the first ones of the rest, and all of them by default.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
@@ -116,6 +170,8 @@ class Recipe(_Strict):
     conversion: Conversion | None = None
     hire: Hire | None = None
     adversarial: Adversarial | None = None
+    sparsity: Sparsity | None = None
+    guidance: Guidance | None = None
     optimizer: Optimizer = Optimizer()
     augmentation: Augmentation = Augmentation()
     epochs: Positive
@@ -130,10 +186,22 @@ class Recipe(_Strict):
         kind = self.network.kind
         if self.method != "adversarial" and (self.method == "ann") != (kind == "ann"):
             raise ValueError(f"method {self.method} does not train a {kind}")
-        if kind == "snn" and (self.init is None or self.conversion is None):
-            raise ValueError(f"method {self.method} of an SNN needs init and conversion")
-        if kind == "ann" and (self.init is not None or self.conversion is not None):
-            raise ValueError("an ANN takes neither init nor conversion")
+        if kind == "snn" and self.init is None:
+            raise ValueError(f"method {self.method} of an SNN needs init")
+        if kind == "ann" and self.conversion is not None:
+            raise ValueError("an ANN takes no conversion")
+        if self.guidance is not None and self.method != "ann":
+            raise ValueError("guidance goes with method ann")
+        if (
+            self.init is None
+            and self.sparsity is not None
+            and self.sparsity.start
+            in (
+                "magnitude",
+                "held",
+            )
+        ):
+            raise ValueError(f"sparsity.start: {self.sparsity.start} needs init")
         for section in ("hire", "adversarial"):
             if (self.method == section) != (getattr(self, section) is not None):
                 raise ValueError(
@@ -148,10 +216,15 @@ class Recipe(_Strict):
 
     def digest(self) -> str:
         """The identity of the recipe: the sha256 of its canonical JSON."""
-        # This section is newer than checkpoints whose recipe does not have it; left out where it
-        # is empty, it does not change their digest.
-        newer = {"adversarial"} if self.adversarial is None else set()
-        canonical = json.dumps(self.model_dump(mode="json", exclude=newer), sort_keys=True)
+        # These fields are newer than checkpoints whose recipe does not have them; left out where
+        # they are empty, they do not change their digest.
+        found = self.model_dump(mode="json")
+        for section in ("adversarial", "sparsity", "guidance"):
+            if found[section] is None:
+                del found[section]
+        if self.adversarial is not None and self.adversarial.clean_weight == 0:
+            del found["adversarial"]["clean_weight"]
+        canonical = json.dumps(found, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -28,14 +28,18 @@ from robustsnn.common.files import write_atomically
 from robustsnn.common.randomness import derive
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
-from robustsnn.models.checkpoint import load_network, read_checkpoint, save_checkpoint
+from robustsnn.models.checkpoint import Checkpoint, load_network, read_checkpoint, save_checkpoint
+from robustsnn.snn.channels import slim
 from robustsnn.snn.conversion import convert
 from robustsnn.snn.network import Network
+from robustsnn.snn.sparsity import weights_of
 from robustsnn.training.adversarial import adversarial_update
 from robustsnn.training.augmentation import augment
 from robustsnn.training.card import write_card
+from robustsnn.training.guidance import guided_update
 from robustsnn.training.hire import hire_update
 from robustsnn.training.recipe import Recipe, load_recipe
+from robustsnn.training.sparse import SparseTraining
 from robustsnn.training.state import STATE, load_state, save_state
 from robustsnn.training.step import BatchOutcome, plain_update
 
@@ -50,6 +54,7 @@ class _Run:
     """What every epoch works with.
 
     `data` is the whole train split; `images` and `labels` are the part of it that is trained on.
+    `dense_weights` is None unless channels are removed, here or from the network of `init`.
     """
 
     recipe: Recipe
@@ -61,6 +66,8 @@ class _Run:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.CosineAnnealingLR
     update: Update
+    sparse: SparseTraining | None
+    dense_weights: int | None
     console: Console
 
     def say(self, text: str) -> None:
@@ -111,16 +118,26 @@ def train(
     for epoch in range(done, recipe.epochs):
         log.append(_logged_epoch(run, epoch))
         save_state(
-            folder, run.network, run.optimizer, run.scheduler, epoch + 1, recipe.digest(), log
+            folder,
+            run.network,
+            run.optimizer,
+            run.scheduler,
+            epoch + 1,
+            recipe.digest(),
+            log,
+            {} if run.sparse is None else run.sparse.masks,
         )
         _write_log(folder / LOG, log)
         run.say("  ".join(f"{k} {v}" for k, v in log[-1].items()))
     network = run.network.to("cpu").to(memory_format=torch.contiguous_format)
+    if recipe.sparsity is not None and recipe.sparsity.pattern == "channel":
+        network = slim(network)
     digest = _save(run, network)
     if not recipe.holdout and recipe.train_images is None:
         test = load_dataset(recipe.data, data_root, split="test")
         score = accuracy(network, test.tensor(slice(None)), test.labels)
-        write_card(folder, recipe, network, score, len(test), len(run.images), log, digest)
+        about = (score, len(test), len(run.images), log, digest, run.dense_weights)
+        write_card(folder, recipe, network, *about)
         run.say(f"test accuracy {score:.4f} on {len(test):,} images")
     (folder / STATE).unlink(missing_ok=True)
     return folder
@@ -137,6 +154,9 @@ def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: 
     network = _start(recipe, path, images).to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(recipe, network)
     updates = recipe.epochs * (len(images) // recipe.batch_size)
+    sparse = None
+    if recipe.sparsity is not None:
+        sparse = SparseTraining(recipe, network, optimizer, updates)
     return _Run(
         recipe=recipe,
         folder=folder,
@@ -146,14 +166,21 @@ def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: 
         network=network,
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates),
-        update=_update(recipe),
+        update=_update(recipe, path, device),
+        sparse=sparse,
+        dense_weights=_dense_weights(recipe, path),
         console=Console(stderr=True),
     )
 
 
 def _begun(run: _Run) -> tuple[int, Log]:
     """The number of finished epochs and their log, after the state of the folder was put back."""
-    return load_state(run.folder, run.network, run.optimizer, run.scheduler, run.recipe.digest())
+    done, log, masks = load_state(
+        run.folder, run.network, run.optimizer, run.scheduler, run.recipe.digest()
+    )
+    if run.sparse is not None:
+        run.sparse.put_back(masks)
+    return done, log
 
 
 def _anew(run: _Run) -> tuple[int, Log]:
@@ -189,6 +216,7 @@ def _save(run: _Run, network: Network) -> str:
         data=recipe.data,
         class_names=run.data.class_names,
         substitute=recipe.substitute,
+        dense_weights=run.dense_weights,
         provenance={
             "recipe": recipe.name,
             "method": recipe.method,
@@ -225,20 +253,28 @@ def _start(recipe: Recipe, path: Path, images: Tensor) -> Network:
     """The network before its first update: drawn from the seed, or converted from its ANN."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(recipe.seed, "weights"))
-        if recipe.init is None or recipe.conversion is None:
+        if recipe.init is None:
             return Network(recipe.network)
-        nearby = path.parent / recipe.init
-        teacher = load_network(
-            read_checkpoint(nearby if nearby.is_dir() else recipe.init), device="cpu"
-        )
-        theirs, ours = teacher.config, recipe.network
-        same = ("architecture", "widths", "classifier", "classes", "image", "mean", "std")
+        origin = _named(recipe.init, path)
+        theirs, ours = origin.config, recipe.network
+        same = ["architecture", "widths", "classifier", "classes", "image", "mean", "std"]
+        if recipe.conversion is None:
+            same += ["kind", "encoding", "readout"]
+        elif theirs.kind != "ann":
+            raise InputError(f"init {recipe.init} is an SNN: leave out conversion.")
         for field in same:
             if getattr(theirs, field) != getattr(ours, field):
-                raise InputError(f"init {recipe.init}: its {field} differs from the recipe's.")
+                raise InputError(
+                    f"init {recipe.init}: its {field} is {getattr(theirs, field)}, and the "
+                    f"recipe's is {getattr(ours, field)}."
+                )
+        if recipe.conversion is None:
+            network = Network(ours)
+            network.load_state_dict(origin.state_dict())
+            return network
         settings = recipe.conversion
         return convert(
-            teacher,
+            origin,
             ours,
             [images[: settings.images]],
             scale=settings.scale,
@@ -246,6 +282,28 @@ def _start(recipe: Recipe, path: Path, images: Tensor) -> Network:
             q=settings.percentile,
             leak=settings.leak,
         )
+
+
+def _checkpoint(name: str, path: Path) -> Checkpoint:
+    """The checkpoint of a zoo name, or of a folder relative to the recipe at `path`."""
+    nearby = path.parent / name
+    return read_checkpoint(nearby if nearby.is_dir() else name)
+
+
+def _named(name: str, path: Path) -> Network:
+    """The network of a zoo name, or of a folder relative to the recipe at `path`."""
+    return load_network(_checkpoint(name, path), device="cpu")
+
+
+def _dense_weights(recipe: Recipe, path: Path) -> int | None:
+    """The synaptic weights before channels were removed; None if all are there."""
+    if recipe.init is not None:
+        before = _checkpoint(recipe.init, path).meta.get("dense_weights")
+        if before is not None:
+            return int(before)
+    if recipe.sparsity is None or recipe.sparsity.pattern != "channel":
+        return None
+    return sum(w.numel() for w in weights_of(Network(recipe.network)).values())
 
 
 def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
@@ -263,8 +321,16 @@ def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=settings.lr)
 
 
-def _update(recipe: Recipe) -> Update:
+def _update(recipe: Recipe, path: Path, device: str) -> Update:
     """What the method of the recipe does with a batch."""
+    if recipe.guidance is not None:
+        teacher = _named(recipe.guidance.teacher, path).to(device)
+        if teacher.config.architecture != recipe.network.architecture or teacher.kind != "ann":
+            raise InputError(
+                f"guidance.teacher {recipe.guidance.teacher} is a {teacher.kind} of "
+                f"{teacher.config.architecture}: name an ANN of {recipe.network.architecture}."
+            )
+        return partial(guided_update, settings=recipe.guidance, teacher=teacher)
     if recipe.hire is not None:
         return partial(hire_update, settings=recipe.hire)
     if recipe.adversarial is not None:
@@ -284,18 +350,21 @@ def _epoch(run: _Run, epoch: int) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]), _bar(run.console) as bar:
         torch.manual_seed(derive(recipe.seed, "dropout", epoch))
         task = bar.add_task(f"epoch {epoch + 1}/{recipe.epochs}", total=len(batches), loss=0.0)
-        for index in batches:
+        for number, index in enumerate(batches, start=1):
             batch = augment(run.images[index], recipe.augmentation, generator)
             batch = batch.to(device, memory_format=torch.channels_last)
             part = run.update(network, run.optimizer, batch, run.labels[index].to(device))
             run.scheduler.step()
+            if run.sparse is not None:
+                run.sparse.after_update(epoch * len(batches) + number)
             loss, correct, seen = loss + part.loss, correct + part.correct, seen + part.images
             bar.update(task, advance=1, loss=loss / seen)
-    return {
+    row = {
         "loss": round(loss / seen, 5),
         "train_accuracy": round(correct / seen, 5),
         "lr": f"{run.scheduler.get_last_lr()[0]:.3g}",
     }
+    return row if run.sparse is None else {**row, "kept": run.sparse.kept()}
 
 
 def _bar(console: Console) -> Progress:

@@ -7,6 +7,7 @@ the position stands for the random state too.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def save_state(
     epoch: int,
     recipe: str,
     log: list[dict[str, Any]],
+    masks: Mapping[str, torch.Tensor],
 ) -> None:
     """Write the state after an epoch, which replaces the state before it in one step.
 
@@ -41,10 +43,12 @@ def save_state(
         epoch: The number of epochs that are finished.
         recipe: The digest of the recipe.
         log: The log so far, one row an epoch.
+        masks: The masks of a sparse network, by the name of the layer; empty for another.
     """
     tensors = {
         f"network.{n}": t.detach().cpu().contiguous() for n, t in network.state_dict().items()
     }
+    tensors |= {f"mask.{n}": m.detach().cpu().contiguous() for n, m in masks.items()}
     scalars: dict[str, dict[str, float]] = {}
     described = optimizer.state_dict()
     for index, entries in described["state"].items():
@@ -77,8 +81,8 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     recipe: str,
-) -> tuple[int, list[dict[str, Any]]]:
-    """Put a saved state back, and return the number of finished epochs and their log.
+) -> tuple[int, list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Put a saved state back, and return the number of finished epochs, their log and the masks.
 
     The arguments are those of `save_state`; network, optimizer and scheduler are changed in place.
 
@@ -109,4 +113,8 @@ def load_state(
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": about["optimizer_groups"]})
     scheduler.load_state_dict(about["scheduler"])
-    return int(about["epoch"]), list(about["log"])
+    device = next(network.parameters()).device
+    masks = {
+        n.removeprefix("mask."): t.to(device) for n, t in tensors.items() if n.startswith("mask.")
+    }
+    return int(about["epoch"]), list(about["log"]), masks

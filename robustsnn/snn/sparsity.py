@@ -1,0 +1,81 @@
+"""Which weights of a network are zero, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+#: The layers whose weights are synapses, which can be pruned.
+SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class LayerDensity(NamedTuple):
+    """The weights of one layer, and how many of them are not zero.
+
+    >>> LayerDensity("fc", weights=200, kept=20).density
+    0.1
+    """
+
+    name: str
+    weights: int
+    kept: int
+
+    @property
+    def density(self) -> float:
+        """The share of the weights that are not zero, in [0, 1]."""
+        return self.kept / self.weights
+
+
+def synapses(network: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions and linear layers by name, in the order in which they were registered.
+
+    >>> list(synapses(nn.Sequential(nn.Linear(4, 2), nn.ReLU())))
+    ['0']
+    """
+    return {name: m for name, m in network.named_modules() if isinstance(m, SYNAPSES)}
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """The weight that each layer of `synapses` computes with, by the name of the layer.
+
+    Of a layer that `torch.nn.utils.prune` or a parametrisation changes it is the effective weight.
+    """
+    return {name: module.weight.detach() for name, module in synapses(network).items()}  # type: ignore[union-attr]
+
+
+def densities(network: nn.Module) -> tuple[LayerDensity, ...]:
+    """The density of each layer with synapses, in order.
+
+    >>> layer = nn.Linear(4, 2)
+    >>> _ = nn.init.zeros_(layer.weight[0])
+    >>> densities(nn.Sequential(layer))
+    (LayerDensity(name='0', weights=8, kept=4),)
+    """
+    return tuple(
+        LayerDensity(name, weight.numel(), int(torch.count_nonzero(weight)))
+        for name, weight in weights_of(network).items()
+    )
+
+
+def density(network: nn.Module) -> float:
+    """The share of all synaptic weights that are not zero, in [0, 1]; NaN without any."""
+    every = densities(network)
+    total = sum(layer.weights for layer in every)
+    return sum(layer.kept for layer in every) / total if total else float("nan")
+
+
+def compression(dense_weights: int, kept: int) -> float:
+    """How many times fewer weights are kept; infinite if none is.
+
+    >>> compression(1000, 30)
+    33.333333333333336
+    """
+    return dense_weights / kept if kept else float("inf")
+
+
+def pattern(network: nn.Module) -> Mapping[str, Tensor]:
+    """Where each layer has weights that are not zero, bool, shaped like its weight."""
+    return {name: weight != 0 for name, weight in weights_of(network).items()}
