@@ -8,6 +8,7 @@ Source: Kundu et al., DNR, ASP-DAC 2021, as described; the budget in weights is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -142,26 +143,37 @@ def fitted(
 
 
 def _nearest(network: Network, numbers: list[int], target: int) -> list[int]:
-    """One channel more or less at a time, whichever comes nearest to the target, until none does.
+    """Small steps, each the one that comes nearest to the target, until it is met or none helps.
 
-    The largest number of each boundary is that of the network, and the least is 1.
+    A step adds or removes a channel at one boundary, or up to two at each of two boundaries where
+    no single one helps. The largest number of each boundary is that of the network, and the least
+    is 1.
     """
     limits = [b.channels for b in boundaries(network)]
 
-    def off(some: list[int]) -> int:
+    def off(some: Sequence[int]) -> int:
         return abs(weights_left(network, some) - target)
 
-    while True:
-        steps = [
-            [n + step if i == place else n for i, n in enumerate(numbers)]
-            for place in range(len(numbers))
-            for step in (-1, 1)
-            if 1 <= numbers[place] + step <= limits[place]
-        ]
-        best = min(steps, key=off, default=numbers)
-        if off(best) >= off(numbers):
+    def moved(*moves: tuple[int, int]) -> list[int]:
+        some = list(numbers)
+        for place, step in moves:
+            some[place] += step
+        return some
+
+    singles = [(place, step) for place in range(len(limits)) for step in (-1, 1)]
+    doubles = [(place, step) for place in range(len(limits)) for step in (-2, -1, 1, 2)]
+    pairs = [p for p in itertools.combinations(doubles, 2) if p[0][0] != p[1][0]]
+    while off(numbers) > TOLERANCE * target:
+        for kind in ([(one,) for one in singles], pairs):
+            steps = [moved(*moves) for moves in kind]
+            allowed = [s for s in steps if all(1 <= n <= m for n, m in zip(s, limits, strict=True))]
+            best = min(allowed, key=off, default=numbers)
+            if off(best) < off(numbers):
+                numbers = best
+                break
+        else:
             return numbers
-        numbers = best
+    return numbers
 
 
 def _norms(weight: Tensor, boundary: Boundary) -> Tensor:

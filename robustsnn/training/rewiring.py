@@ -141,10 +141,7 @@ def rewired(
     grow = total - sum(left.values())
     if grow < 0:
         raise ValueError(f"{sum(left.values())} weights are kept, more than {total}")
-    empty = [mask.numel() - left[name] for name, mask in pruned.items()]
-    rooms = [math.floor(ROOM * e) for e in empty]
-    if sum(rooms) < grow:
-        rooms = empty
+    rooms = _rooms(pruned, momenta, grow)
     gains = allocate(grow, [shares[name] for name in pruned], rooms)
     for (name, mask), gain in zip(pruned.items(), gains, strict=True):
         sizes = momenta[name].abs().nan_to_num(nan=0.0).masked_fill(mask, -1.0).reshape(-1)
@@ -152,6 +149,21 @@ def rewired(
         larger[torch.topk(sizes, gain).indices] = True
         pruned[name] = larger.reshape(mask.shape)
     return pruned
+
+
+def _rooms(masks: Mapping[str, Tensor], momenta: Mapping[str, Tensor], grow: int) -> list[int]:
+    """How many weights each layer can take.
+
+    A weight without momentum would stay at zero, so it counts only where the others do not
+    suffice, as the last share of the empty positions does.
+    """
+    empty = [mask.numel() - int(mask.sum()) for mask in masks.values()]
+    moving = [int((momenta[name][~mask] != 0).sum()) for name, mask in masks.items()]
+    share = [math.floor(ROOM * e) for e in empty]
+    for rooms in ([min(s, m) for s, m in zip(share, moving, strict=True)], share):
+        if sum(rooms) >= grow:
+            return rooms
+    return empty
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -116,3 +116,24 @@ def test_sizes_are_checked():
     for wrong in ({"epsilon": "many"}, {"epsilon": "8/255", "step": "-1"}, {}):
         with pytest.raises(ValidationError):
             Adversarial.model_validate(wrong)
+
+
+def test_the_hybrid_loss_weighs_clean_and_adversarial_images():
+    """DNR: b times the clean cross-entropy and 1 - b times that of the crafted images."""
+    net = network("ann")
+    images, labels = batch()
+    settings = Adversarial(epsilon="8/255", steps=2, clean_weight=0.3)
+    torch.manual_seed(5)
+    crafted = craft(net, images, labels, settings)
+    loss = 0.3 * F.cross_entropy(net(images), labels)
+    loss = loss + 0.7 * F.cross_entropy(net(crafted), labels)
+    expected = torch.autograd.grad(loss, net.features[0].weight)[0]
+    learner = copy.deepcopy(net)
+    torch.manual_seed(5)
+    said = adversarial_update(
+        learner, torch.optim.SGD(learner.parameters(), lr=1.0), images, labels, settings
+    )
+    moved = net.features[0].weight.detach() - learner.features[0].weight.detach()
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert said.loss == pytest.approx(16 * F.cross_entropy(net(crafted), labels).item())
