@@ -113,7 +113,8 @@ def attention(activations: Tensor) -> Tensor:
     tensor([[1., 0.]])
     """
     raw = activations.square().mean(1).flatten(1)
-    return raw / (raw.norm(dim=1, keepdim=True) + TINY)
+    length: Tensor = raw.norm(dim=1, keepdim=True)
+    return raw / (length + TINY)
 
 
 def distance(ours: Tensor, theirs: Tensor) -> Tensor:

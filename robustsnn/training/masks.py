@@ -128,7 +128,7 @@ def predefined(network: nn.Module, density: float) -> Masks:
             free.append(name)
         elif tuple(weight.shape[2:]) == (3, 3):
             masks[name] = _psc4(weight.shape).to(weight.device)
-    fixed = sum(int(m.sum()) for n, m in masks.items() if n not in free)
+    fixed = sum(int(mask.sum()) for name, mask in masks.items() if name not in free)
     room = sum(weights[n].numel() for n in free)
     share = (budget(network, density) - fixed) / room if room else -1.0
     if not 0 < share <= 1:
@@ -155,7 +155,8 @@ def _diagonals(shape: torch.Size, share: float) -> Tensor:
     """The mask of a linear layer `[output, input]`: weights at an even distance in every row."""
     outputs, inputs = shape
     place = (torch.arange(outputs)[:, None] + torch.arange(inputs)).double()
-    return ((place + 1) * share).floor() > (place * share).floor()
+    mask: Tensor = ((place + 1) * share).floor() > (place * share).floor()
+    return mask
 
 
 @torch.no_grad()
@@ -169,8 +170,10 @@ def apply_(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """
     layers = synapses(network)
     for name, mask in masks.items():
+        weight = layers[name].weight
+        assert isinstance(weight, Tensor)
         # A product would leave NaN and infinity where they are.
-        layers[name].weight.masked_fill_(~mask, 0.0)  # type: ignore[union-attr,operator]
+        weight.masked_fill_(~mask, 0.0)
 
 
 def kept(masks: Mapping[str, Tensor]) -> int:

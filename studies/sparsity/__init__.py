@@ -1,0 +1,1 @@
+"""What sparsity does to accuracy, robustness, spikes and energy."""
