@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -148,6 +148,41 @@ def combined(
 def say(text: str) -> None:
     """Print progress on stderr."""
     typer.echo(text, err=True)
+
+
+@app.command()
+def sparsity(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    samples: Annotated[int, typer.Option(help="Images of each network.")] = 500,
+    suites: Annotated[
+        str | None, typer.Option(help="Suites, separated by commas [default: all three].")
+    ] = None,
+    output: OutputOption = Path("docs/results/sparsity"),
+    runs: RunsOption = Path("runs/sparsity"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Compare pruned networks with dense ones: accuracy, robustness, spikes and energy."""
+    import pandas as pd
+
+    from studies.sparsity import study
+    from studies.sparsity.page import write
+
+    names = chosen("--only", only, study.trained())
+    parts = chosen("--suites", suites, study.SUITES)
+    table = output / "sparsity.csv"
+    earlier = pd.read_csv(table) if table.exists() else None
+    asked: dict[str, Any] = {"data_root": data_root, "earlier": earlier, "say": say}
+    rows = {
+        name: study.study(name, samples, runs, finished_only=True, **asked)
+        for name in study.trained()
+    }
+    write(pd.DataFrame(rows.values()), output, "python -m studies sparsity")
+    for name in [] if tables_only else names:
+        found = study.study(name, samples, runs, suites=parts, **asked)
+        rows[name] = {**rows[name], **found}
+        write(pd.DataFrame(rows.values()), output, "python -m studies sparsity")
+    say(f"{output / 'sparsity.md'} is written, with {len(rows)} rows.")
 
 
 def chosen(option: str, given: str | None, known: Iterable[str]) -> tuple[str, ...]:

@@ -143,17 +143,17 @@ def predefined(network: nn.Module, density: float) -> Masks:
 
 def _psc4(shape: torch.Size) -> Tensor:
     """The mask of a convolution `[filter, channel, 3, 3]`."""
-    filters, channels = shape[:2]
+    filters, channels = int(shape[0]), int(shape[1])
     patterns = torch.zeros(PERIOD, 9, dtype=torch.bool)
     for phase, positions in PSC4.items():
         patterns[phase, list(positions)] = True
-    phase = torch.arange(filters)[:, None] + torch.arange(channels) + 1
-    return patterns[phase % PERIOD].reshape(shape)
+    phases = torch.arange(filters)[:, None] + torch.arange(channels) + 1
+    return patterns[phases % PERIOD].reshape(shape)
 
 
 def _diagonals(shape: torch.Size, share: float) -> Tensor:
     """The mask of a linear layer `[output, input]`: weights at an even distance in every row."""
-    outputs, inputs = shape
+    outputs, inputs = int(shape[0]), int(shape[1])
     place = (torch.arange(outputs)[:, None] + torch.arange(inputs)).double()
     mask: Tensor = ((place + 1) * share).floor() > (place * share).floor()
     return mask

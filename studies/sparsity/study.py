@@ -16,7 +16,7 @@ from robustsnn.models.checkpoint import load_network, read_checkpoint
 from robustsnn.models.subject import Subject, subject_of
 from robustsnn.models.zoo import zoo_names
 from robustsnn.records.runs import Run, load_runs
-from robustsnn.records.schema import CLEAN, WORST_CASE
+from robustsnn.records.schema import CLEAN, OPERATIONS, WORST_CASE
 from robustsnn.records.summary import survivors
 from robustsnn.snn.sparsity import densities
 from studies.shared import first_images, is_finished, survivors_in, written_ids
@@ -181,12 +181,20 @@ def _found(plan: Plan, output: Path, suite: str) -> dict[str, object]:
         low, high = wilson(round(left * read.samples), read.samples)
         found |= {"robust": left, "low": low, "high": high}
         found["standing"] = written_ids(survivors(done.records))
-    return found | (_spent(read) if suite == ENERGY else {})
+    return found | (_spent(read, done.results) if suite == ENERGY else {})
 
 
-def _spent(found: Run) -> dict[str, object]:
-    """Spikes and energies of the run of the attack on energy."""
-    return {"spikes": found.spikes_per_neuron_and_step, **found.energy}
+def _spent(found: Run, results: pd.DataFrame) -> dict[str, object]:
+    """Spikes, operations and energies of the run of the attack on energy."""
+    operations = dict(zip(results["attack"], results[OPERATIONS], strict=True))
+    return {
+        "spikes": found.spikes_per_neuron_and_step,
+        "operations": float(operations[CLEAN]),
+        "worst_operations": float(operations[WORST_CASE]),
+        "same_label_operations": float(operations.get("energy-same-label", float("nan"))),
+        "noise_operations": float(operations["gaussian"]),
+        **found.energy,
+    }
 
 
 def _earlier(table: pd.DataFrame | None, name: str, samples: int) -> dict[str, object]:
@@ -203,9 +211,6 @@ def trained() -> list[str]:
     return [name for name in NETWORKS if name in there]
 
 
-def common(first: Mapping[str, object], second: Mapping[str, object]) -> tuple[set[int], set[int]]:
-    """The survivors of `standard` of two rows."""
-    return (
-        survivors_in({"standing": first[f"{STRONGEST}:standing"]}),
-        survivors_in({"standing": second[f"{STRONGEST}:standing"]}),
-    )
+def survivors_of(row: pd.Series) -> set[int]:
+    """The ids of the images of a row that are right when clean and under all of `standard`."""
+    return survivors_in({"standing": row[f"{STRONGEST}:standing"]})
