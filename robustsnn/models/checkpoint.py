@@ -26,6 +26,7 @@ from robustsnn.errors import InputError
 from robustsnn.models.sparse_file import packed, unpacked
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
+from robustsnn.snn.sparsity import weights_of
 
 FORMAT = 1
 #: The format of a checkpoint that stores some tensors sparsely; see `models.sparse_file`.
@@ -159,8 +160,7 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
     if hashlib.sha256(blob).hexdigest() != checkpoint.sha256:
         # An attack would see weights that differ from those of the network that judges its images.
         raise InputError(f"{path} changed while it was in use: run the same command again.")
-    network = Network(checkpoint.config)
-    expected = network.state_dict()
+    expected = _described(checkpoint)
     try:
         tensors = unpacked(tensors, {name: t.shape for name, t in expected.items()})
     except ValueError as error:
@@ -177,8 +177,32 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
             )
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name!r} holds NaN or infinity: the checkpoint is broken.")
+    network = Network(checkpoint.config)
     network.load_state_dict(tensors)
     return freeze(network.to(device))
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The state dict of the network that a checkpoint describes, with shapes and without memory.
+
+    Raises:
+        InputError: There can be no such network, or the dense one had fewer weights.
+    """
+    where = checkpoint.folder / DESCRIPTION
+    try:
+        # Its memory is taken once its weights are there: a few bytes can describe any size.
+        with torch.device("meta"):
+            network = Network(checkpoint.config)
+    except RuntimeError as error:
+        raise InputError(f"{where} describes a network that cannot be built ({error}).") from None
+    held = sum(weight.numel() for weight in weights_of(network).values())
+    dense = checkpoint.meta.get("dense_weights")
+    if dense is not None and dense < held:
+        raise InputError(
+            f"{where}: dense_weights is {dense}, but the network without some of its channels has "
+            f"{held} weights already."
+        )
+    return network.state_dict()
 
 
 def freeze(network: Network) -> Network:
