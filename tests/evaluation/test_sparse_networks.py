@@ -12,6 +12,9 @@ from torch.nn.utils import parametrizations, prune
 import robustsnn
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError
+from robustsnn.evaluation.header import densities_of, manifest_of, with_stages
+from robustsnn.evaluation.plan import plans_of
+from robustsnn.evaluation.request import Request
 from robustsnn.models.checkpoint import load_model, read_checkpoint, save_checkpoint
 from robustsnn.records.manifest import Manifest, read_manifest
 from robustsnn.records.runs import load_runs
@@ -182,9 +185,25 @@ def test_densities_that_are_none_are_refused_in_a_line(runs, tmp_path, rows):
     assert "\n" not in str(told.value)
 
 
+def test_a_run_that_an_older_version_began_gets_its_densities(checkpoints):
+    (plan,) = plans_of(Request.of(checkpoints / "snn", None, None, samples=4, attack=["fgsm"]))
+    whole = manifest_of(plan)
+    older = with_stages(whole.but(densities=None), plan)
+    assert older.densities == whole.densities and len(older.densities) == 5
+    assert with_stages(whole, plan) is whole
+
+
+def test_our_networks_with_masks_of_torch_are_evaluated(checkpoints, data):
+    network = load_model(checkpoints / "snn")
+    for layer in synapses(network).values():
+        prune.l1_unstructured(layer, "weight", amount=0.6)
+    done = evaluated(network, data)
+    total = sum(row["weights"] for row in done.manifest.densities)
+    assert sum(row["kept"] for row in done.manifest.densities) == pytest.approx(0.4 * total, abs=3)
+    assert done.manifest.kind == "snn" and len(done.activity) > 0
+
+
 def test_a_network_without_synapses_has_no_compression():
     manifest = Manifest(model="a", data="b", suite="quick", densities=())
     assert manifest.densities == ()
-    from robustsnn.evaluation.header import densities_of
-
     assert densities_of(nn.Flatten()) == ()

@@ -316,3 +316,18 @@ def test_deep_copies_outside_are_as_before():
     copy_of(pruned())
     with pytest.raises(RuntimeError, match="graph leaves"):
         copy.deepcopy(pruned())
+
+
+def test_neurons_of_other_libraries_after_a_pass():
+    snntorch = pytest.importorskip("snntorch")
+    sequential = nn.Sequential(
+        nn.Flatten(1), nn.Linear(36, 3), snntorch.Leaky(beta=0.9, init_hidden=True)
+    )
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
+    for network in (sequential, nn.Sequential(nn.Flatten(1), nn.Linear(36, 3), neuron.LIFNode())):
+        network(shown_to(network)).sum().backward()
+        with pytest.raises(RuntimeError, match="graph leaves"):
+            copy.deepcopy(network)
+        copied = copy_of(network)
+        # Both go on from the membrane that the pass left.
+        assert torch.equal(copied(shown_to(network)), network(shown_to(network)))
