@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
+from torch.nn.utils import prune
 
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
@@ -62,7 +63,8 @@ def save_checkpoint(
 ) -> str:
     """Write a checkpoint, weights first, and return the sha256 of its weights.
 
-    Tensors with many zeros are stored sparsely.
+    Tensors with many zeros are stored sparsely. For that, -0.0 is stored as 0.0, which says the
+    same: a mask of torch leaves it where a negative weight was.
 
     Args:
         network: The network to save.
@@ -72,9 +74,18 @@ def save_checkpoint(
         provenance: How the network came to be: recipe, seed, versions.
         substitute: The zoo name of the network that a black-box attacker would use.
         dense_weights: The synaptic weights of the network before channels were removed from it.
+
+    Raises:
+        InputError: The network holds masks of torch, which a checkpoint has no place for.
     """
+    if prune.is_pruned(network):
+        raise InputError(
+            "the network holds masks of torch.nn.utils.prune, and a checkpoint holds weights: make "
+            "them permanent first (prune.remove)."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    dense = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    state = network.state_dict().items()
+    dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}
     tensors = packed(dense)
     blob = save_tensors(tensors)
     digest = hashlib.sha256(blob).hexdigest()

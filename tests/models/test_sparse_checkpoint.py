@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_network, read_checkpoint, save_checkpoint
@@ -82,6 +83,23 @@ def test_a_33x_network_is_a_file_15_times_smaller(tmp_path):
     assert big / small >= 15
     again = saved(network(0.03), tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (sparse / "model.safetensors").read_bytes()
+
+
+def test_a_mask_of_torch_made_permanent_is_stored_sparsely(tmp_path):
+    made = network(1.0)
+    for layer in synapses(made).values():
+        prune.random_unstructured(layer, "weight", amount=0.97)
+    with pytest.raises(InputError, match=r"make them permanent first \(prune\.remove\)\.$"):
+        saved(made, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    for layer in synapses(made).values():
+        prune.remove(layer, "weight")
+    assert torch.signbit(made.features[0].weight[made.features[0].weight == 0]).any()
+    folder = saved(made, tmp_path / "m")
+    big = saved(network(1.0), tmp_path / "d") / "model.safetensors"
+    assert big.stat().st_size / (folder / "model.safetensors").stat().st_size >= 15
+    image = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(load_network(read_checkpoint(folder))(image), made(image))
 
 
 def test_a_network_without_some_channels_says_what_it_had(tmp_path):
