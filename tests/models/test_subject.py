@@ -109,6 +109,16 @@ def with_bound_method(mask: Tensor) -> nn.Module:
     return network
 
 
+def with_partial(mask: Tensor) -> nn.Module:
+    network = plain()
+    network[3].register_forward_pre_hook(functools.partial(_hold, mask))
+    return network
+
+
+def _hold(mask: Tensor, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    layer.weight.data.mul_(mask)  # type: ignore[operator]
+
+
 BUILDERS = [
     with_prune,
     with_attribute,
@@ -117,6 +127,7 @@ BUILDERS = [
     with_parametrisation,
     with_closure,
     with_bound_method,
+    with_partial,
 ]
 
 
