@@ -37,7 +37,7 @@ _THEMED = {
 
 #: The keys of a manifest that are shown elsewhere on the page, or not at all.
 _ELSEWHERE = frozenset(
-    "flags preflight probe diagnostics ledger class_names verdict energy status stages "
+    "flags preflight probe diagnostics ledger class_names verdict energy status stages densities "
     "diagnosed_again".split()
 )
 
@@ -152,7 +152,7 @@ def _noted_once(table: tables.TextTable, noted: set[str]) -> tables.TextTable:
 
 
 def _rank(path: Path) -> tuple[int, str]:
-    order = ("attack-bars", "accuracy-vs-epsilon", "gallery", "spikes")
+    order = ("attack-bars", "accuracy-vs-epsilon", "gallery", "spikes", "densities")
     found = [index for index, stem in enumerate(order) if path.name.startswith(stem)]
     return (found[0] if found else len(order), path.name)
 

@@ -22,14 +22,23 @@ app.add_typer(attacks_app, name="attacks", help="List and show attacks and suite
 app.add_typer(estimators_app, name="estimators", help="List and show gradient estimators.")
 
 
-@zoo_app.command("list", short_help="The models that ship, with their clean accuracy.")
+@zoo_app.command("list", short_help="The models that ship, with accuracy and compression.")
 def zoo_list() -> None:
-    """The models that ship, with their data and clean accuracy."""
+    """The models that ship: their data and clean accuracy, and how many times fewer weights."""
     from robustsnn.models.zoo import zoo_names, zoo_summary
 
-    heads = ("architecture", "kind", "time_steps", "accuracy")
-    rows = [(name, *(zoo_summary(name)[head] for head in heads)) for name in zoo_names()]
-    print_table(("model", "architecture", "kind", "time steps", "clean accuracy"), rows)
+    found = {name: zoo_summary(name) for name in zoo_names()}
+    titles = {
+        "architecture": "architecture",
+        "kind": "kind",
+        "time_steps": "time steps",
+        "accuracy": "clean accuracy",
+        "compression": "fewer weights",
+    }
+    if not any(summary["compression"] for summary in found.values()):
+        del titles["compression"]
+    rows = [(name, *(summary[title] for title in titles)) for name, summary in found.items()]
+    print_table(("model", *titles.values()), rows)
 
 
 @zoo_app.command("show", short_help="The card of a model.")

@@ -96,6 +96,20 @@ def energy(microjoule: float) -> str:
     return f"{microjoule:.{digits}f}"
 
 
+def times(factor: float) -> str:
+    """A factor to three digits or more: "1.00×", "33.3×"; an en dash for NaN.
+
+    >>> times(2.5), times(33.333), times(1234.5), times(math.inf)
+    ('2.50×', '33.3×', '1,234×', '∞×')
+    """
+    if math.isnan(factor):
+        return "–"
+    if math.isinf(factor):
+        return "∞×"
+    digits = 2 if factor < 10 else 1 if factor < 100 else 0
+    return f"{factor:,.{digits}f}×"
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """A count with its noun in the singular or plural: "1 image", "2,000 images"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.diagnosis.finding import CAUTIONS, MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import finite_logits, margin, score
+from robustsnn.snn.copying import copy_of
 from robustsnn.snn.neuron import FixedDropout
 
 #: The number of clean images that the checks look at.
@@ -110,7 +110,7 @@ def _alone(
     # In float64 a different shape moves no membrane across its threshold; in float32 it may.
     some, few = images[:ALONE].double(), list(ids[:ALONE])
     try:
-        wide = copy.deepcopy(network).double()
+        wide = copy_of(network).double()
         together = score(wide, some, few, len(some), seed)
         alone = torch.cat(
             [score(wide, some[i : i + 1], few[i : i + 1], 1, seed) for i in range(len(some))]
@@ -168,7 +168,7 @@ def _leaves_nothing(
     """Whether other images leave a trace in the logits of the next ones, or in buffers."""
     few, some = images[:ALONE], list(ids[:ALONE])
     others = images[-ALONE:].flip(0)
-    network = copy.deepcopy(network)
+    network = copy_of(network)
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     before = score(network, few, some, micro_batch, seed)
     score(network, 1 - others, some[: len(others)], micro_batch, seed)
@@ -220,7 +220,7 @@ def _modes_agree(
 
     Some libraries take gradients in that mode.
     """
-    network = copy.deepcopy(network)
+    network = copy_of(network)
     neurons = [module for module in network.modules() if _is_neuron(module)]
     for module in neurons:
         module.training = True

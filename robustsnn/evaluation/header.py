@@ -9,8 +9,10 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
+from torch import nn
 
 from robustsnn.evaluation.diagnose import stages_of
 from robustsnn.evaluation.plan import Plan, classes_of, kind_of
@@ -19,6 +21,7 @@ from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import RUNNING
 from robustsnn.snn.network import Network
 from robustsnn.snn.neuron import kernel
+from robustsnn.snn.sparsity import densities
 
 #: The packages that numbers depend on, where they are installed.
 PACKAGES = (
@@ -50,10 +53,14 @@ def with_stages(manifest: Manifest, plan: Plan) -> Manifest:
         manifest: The manifest of a run that is not finished.
         plan: The plan that is carried out; it has the same identity.
     """
-    if manifest.stages is not None:
+    missing: tuple[str, ...] = ()
+    if manifest.stages is None:
+        missing += ("spiking", "classes", "estimator", "files", "stages")
+    if manifest.densities is None:
+        missing += ("densities", "dense_weights")
+    if not missing:
         return manifest
     now = manifest_of(plan)
-    missing = ("spiking", "classes", "estimator", "files", "stages")
     return manifest.but(**{name: getattr(now, name) for name in missing})
 
 
@@ -83,6 +90,8 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
         stochastic=bool(getattr(network, "stochastic", False)),
         spiking=kind_of(network) == "snn",
         classes=classes_of(network, plan.images, plan.device),
+        densities=densities_of(network),
+        dense_weights=plan.subject.meta.get("dense_weights"),
         data=plan.images.name,
         data_fingerprint=plan.images.fingerprint,
         class_names=tuple(plan.images.class_names),
@@ -113,6 +122,18 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
         lif_kernel=kernel(plan.device) if ours and ours.kind == "snn" else "",
         start=datetime.now(UTC).isoformat(timespec="seconds"),
         status=RUNNING,
+    )
+
+
+def densities_of(network: nn.Module) -> tuple[dict[str, Any], ...]:
+    """The layers with synapses as rows of a manifest, in order.
+
+    >>> densities_of(nn.Sequential(nn.Linear(2, 1)))
+    ({'layer': '0', 'weights': 2, 'kept': 2},)
+    """
+    return tuple(
+        {"layer": layer.name, "weights": layer.weights, "kept": layer.kept}
+        for layer in densities(network)
     )
 
 

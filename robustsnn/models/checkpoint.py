@@ -20,12 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
+from torch.nn.utils import prune
 
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.sparse_file import packed, unpacked
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
+from robustsnn.snn.sparsity import weights_of
 
 FORMAT = 1
 #: The format of a checkpoint that stores some tensors sparsely; see `models.sparse_file`.
@@ -61,7 +63,8 @@ def save_checkpoint(
 ) -> str:
     """Write a checkpoint, weights first, and return the sha256 of its weights.
 
-    Tensors with many zeros are stored sparsely.
+    Tensors with many zeros are stored sparsely. For that, -0.0 is stored as 0.0, which says the
+    same: a mask of torch leaves it where a negative weight was.
 
     Args:
         network: The network to save.
@@ -71,9 +74,18 @@ def save_checkpoint(
         provenance: How the network came to be: recipe, seed, versions.
         substitute: The zoo name of the network that a black-box attacker would use.
         dense_weights: The synaptic weights of the network before channels were removed from it.
+
+    Raises:
+        InputError: The network holds masks of torch, which a checkpoint has no place for.
     """
+    if prune.is_pruned(network):
+        raise InputError(
+            "the network holds masks of torch.nn.utils.prune, and a checkpoint holds weights: make "
+            "them permanent first (prune.remove)."
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    dense = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    state = network.state_dict().items()
+    dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}
     tensors = packed(dense)
     blob = save_tensors(tensors)
     digest = hashlib.sha256(blob).hexdigest()
@@ -159,8 +171,7 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
     if hashlib.sha256(blob).hexdigest() != checkpoint.sha256:
         # An attack would see weights that differ from those of the network that judges its images.
         raise InputError(f"{path} changed while it was in use: run the same command again.")
-    network = Network(checkpoint.config)
-    expected = network.state_dict()
+    expected = _described(checkpoint)
     try:
         tensors = unpacked(tensors, {name: t.shape for name, t in expected.items()})
     except ValueError as error:
@@ -177,8 +188,32 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
             )
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name!r} holds NaN or infinity: the checkpoint is broken.")
+    network = Network(checkpoint.config)
     network.load_state_dict(tensors)
     return freeze(network.to(device))
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The state dict of the network that a checkpoint describes, with shapes and without memory.
+
+    Raises:
+        InputError: There can be no such network, or the dense one had fewer weights.
+    """
+    where = checkpoint.folder / DESCRIPTION
+    try:
+        # Its memory is taken once its weights are there: a few bytes can describe any size.
+        with torch.device("meta"):
+            network = Network(checkpoint.config)
+    except RuntimeError as error:
+        raise InputError(f"{where} describes a network that cannot be built ({error}).") from None
+    held = sum(weight.numel() for weight in weights_of(network).values())
+    dense = checkpoint.meta.get("dense_weights")
+    if dense is not None and dense < held:
+        raise InputError(
+            f"{where}: dense_weights is {dense}, but the network without some of its channels has "
+            f"{held} weights already."
+        )
+    return network.state_dict()
 
 
 def freeze(network: Network) -> Network:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -15,6 +14,8 @@ from torch import nn
 
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
+from robustsnn.models.identity import digest_of
+from robustsnn.snn.copying import copy_of
 from robustsnn.snn.network import Network
 
 
@@ -57,12 +58,12 @@ def subject_of(
         InputError: The model cannot be found or read.
     """
     if isinstance(model, nn.Module):
-        kept = copy.deepcopy(model)
+        kept = copy_of(model)
         kept.eval().requires_grad_(False)
-        digest = _digest(kept)
+        digest = digest_of(kept)
         return Subject(
             name or type(model).__name__,
-            lambda: copy.deepcopy(kept).to(device),
+            lambda: copy_of(kept).to(device),
             digest,
             digest,
             "memory",
@@ -72,8 +73,8 @@ def subject_of(
         # It is called once: a factory may draw new weights at every call, or always return one
         # and the same module.
         made = load_model(text, weights, device)
-        digest = _digest(made)
-        return Subject(name or text, lambda: copy.deepcopy(made), digest, digest, text)
+        digest = digest_of(made)
+        return Subject(name or text, lambda: copy_of(made), digest, digest, text)
     return checkpoint_subject(text, device=device, name=name)
 
 
@@ -131,14 +132,3 @@ def recomputing(subject: Subject, steps: int | None) -> Subject:
         return network
 
     return dataclasses.replace(subject, load=load)
-
-
-def _digest(network: nn.Module) -> str:
-    """A sha256 that changes with the structure and with any weight of a network."""
-    digest = hashlib.sha256(str(network).encode())
-    if isinstance(network, Network):
-        digest.update(f"{network.config.model_dump_json()} {network.time_steps}".encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -31,18 +31,20 @@ def zoo_folder(name: str) -> Path:
 
 
 def zoo_summary(name: str) -> dict[str, str]:
-    """Architecture, kind, time steps and clean accuracy of a model that ships, as printed.
+    """Architecture, kind, time steps, clean accuracy and compression of a model, as printed.
 
-    The accuracy is the one on its card, empty where there is none.
+    Accuracy and compression are those on its card; the compression of a dense model is empty.
     """
     place = zoo_folder(name)
     network = json.loads((place / "model.json").read_text(encoding="utf-8"))["network"]
     card = place / "card.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     stated = re.search(r"clean accuracy \| ([\d.]+ %)", text)
+    weights = re.search(r"synaptic weights \|.*?([\d.]+)x fewer", text)
     return {
         "architecture": str(network["architecture"]),
         "kind": str(network["kind"]),
         "time_steps": str(network["time_steps"]),
         "accuracy": stated[1] if stated else "",
+        "compression": f"{weights[1]}×" if weights else "",
     }

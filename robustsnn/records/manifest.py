@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
 
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
@@ -41,6 +41,9 @@ class Manifest(BaseModel):
         stochastic: Whether the network draws at every pass.
         spiking: Whether estimators reach layers of spiking neurons; None in older runs.
         classes: The number of classes; None in older runs.
+        densities: One row for each layer with synapses, in order: `layer`, its number of
+            `weights`, and how many are not zero, `kept`; None in older runs.
+        dense_weights: The synaptic weights before channels were removed; None if none were.
         data: The name of the data set.
         data_fingerprint: A digest of all its pixels and labels.
         class_names: The names of the classes in the order of the labels; empty if unknown.
@@ -106,6 +109,8 @@ class Manifest(BaseModel):
     stochastic: bool = False
     spiking: bool | None = None
     classes: int | None = None
+    densities: tuple[dict[str, Any], ...] | None = None
+    dense_weights: PositiveInt | None = None
     data: str
     data_fingerprint: str = ""
     class_names: tuple[str, ...] = ()
@@ -148,6 +153,16 @@ class Manifest(BaseModel):
     energy: dict[str, float] = {}
     activity_images: int | None = None
     diagnosed_again: str = ""
+
+    @field_validator("densities")
+    @classmethod
+    def _counted(cls, rows: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
+        for row in rows or ():
+            weights, kept = row.get("weights"), row.get("kept")
+            numbers = type(weights) is int and type(kept) is int and 0 <= kept <= weights
+            if not isinstance(row.get("layer"), str) or not numbers:
+                raise ValueError("a row is a layer, its weights, and how many of them are kept")
+        return rows
 
     @property
     def done(self) -> bool:

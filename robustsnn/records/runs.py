@@ -23,6 +23,9 @@ _FILES = (MANIFEST, "records.parquet", "results.csv")
 _RECORDS = "image_id label attack norm epsilon clean_prediction prediction margin".split()
 _RESULTS = "attack norm epsilon accuracy ci_low ci_high".split()
 
+#: What is lost at most where a compression is printed.
+ROUNDED = 0.005
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -104,6 +107,38 @@ class Run:
         return self.manifest.energy
 
     @property
+    def weights(self) -> int | None:
+        """The number of synaptic weights that are not zero; None for an older run."""
+        layers = self.manifest.densities
+        return None if layers is None else sum(layer["kept"] for layer in layers)
+
+    @property
+    def density(self) -> float:
+        """The share of its synaptic weights that are not zero, in [0, 1]; NaN if unknown."""
+        total = sum(layer["weights"] for layer in self.manifest.densities or ())
+        return (self.weights or 0) / total if total else float("nan")
+
+    @property
+    def compression(self) -> float:
+        """How many times fewer weights there are than in the dense network; NaN if unknown.
+
+        The dense network has every weight of every layer, and the channels that were removed.
+        """
+        total = sum(layer["weights"] for layer in self.manifest.densities or ())
+        dense = self.manifest.dense_weights or total
+        if not dense:
+            return float("nan")
+        return dense / self.weights if self.weights else float("inf")
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the compression is above 1 in the two digits that are printed.
+
+        A dense network may hold a few weights that happen to be zero.
+        """
+        return self.compression >= 1 + ROUNDED
+
+    @property
     def flags(self) -> tuple[Mapping[str, Any], ...]:
         """The findings that speak against the numbers."""
         return self.manifest.flags
@@ -177,6 +212,24 @@ class Runs:
     def activity(self) -> pd.DataFrame:
         """The activity of all runs, with the label in a column `model`."""
         return self._stack("activity")
+
+    @cached_property
+    def densities(self) -> pd.DataFrame:
+        """The layers with synapses of each model, once: model, layer, weights, kept, density."""
+        # Several runs of a model differ only in their images.
+        first = {run.label: run for run in reversed(self.runs)}
+        rows = [
+            {
+                "model": model,
+                "layer": layer["layer"],
+                "weights": layer["weights"],
+                "kept": layer["kept"],
+                "density": layer["kept"] / layer["weights"] if layer["weights"] else float("nan"),
+            }
+            for model in self.models
+            for layer in first[model].manifest.densities or ()
+        ]
+        return pd.DataFrame(rows, columns=["model", "layer", "weights", "kept", "density"])
 
     def _stack(self, name: str) -> pd.DataFrame:
         tables: list[pd.DataFrame] = [getattr(run, name) for run in self.runs]

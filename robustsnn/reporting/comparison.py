@@ -112,8 +112,11 @@ class Comparison:
         `difference` is the accuracy less that of the baseline. `gained` counts the images that
         only this model gets right, `lost` those that only the baseline gets right. `p` is the
         p-value of the exact McNemar test on these two counts, and `p_holm` its Holm adjustment
-        over the attacks and worst cases of the model.
+        over the attacks and worst cases of the model. If some network is sparse, `weights` counts
+        the synaptic weights that are not zero, and `compression` says how many times as many the
+        dense network has.
         """
+        sparse = any(run.sparse for run in self.runs)
         rows = []
         for run in self.runs:
             tests = self._tests(run.label)
@@ -147,6 +150,7 @@ class Comparison:
                         "spikes_per_neuron_and_step": run.spikes_per_neuron_and_step,
                         "energy_uj": energy(run),
                         "energy_same_layer_uj": energy(run, same_layer=True),
+                        **(_weights(run) if sparse else {}),
                     }
                 )
         return pd.DataFrame(rows)
@@ -184,6 +188,11 @@ class Comparison:
 
 _NAN = float("nan")
 _NO_TEST = {"difference": _NAN, "gained": _NAN, "lost": _NAN, "p": _NAN, "p_holm": _NAN}
+
+
+def _weights(run: Run) -> dict[str, float]:
+    weights = _NAN if run.weights is None else float(run.weights)
+    return {"weights": weights, "compression": run.compression}
 
 
 _KNOWN: WeakKeyDictionary[Runs, list[Comparison]] = WeakKeyDictionary()

@@ -80,7 +80,7 @@ def tables_of(comparison: Comparison) -> Iterator[TextTable]:
 
 
 def accuracy_table(comparison: Comparison) -> TextTable:
-    """The accuracy of each model under each attack, then its spikes and energy."""
+    """The accuracy of each model under each attack, then its spikes, energy and weights."""
     runs = comparison.runs
     rows = [
         (
@@ -101,6 +101,8 @@ def accuracy_table(comparison: Comparison) -> TextTable:
     if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
         cells = (Cell(wording.energy(o), _relative(o, own[0])) for o in own)
         rows.append((Cell("Energy, own spikes", "µJ per image"), *cells))
+    if any(run.sparse for run in runs):
+        rows.append((Cell("Weights", "not zero"), *map(_weights, runs)))
     return TextTable(
         name=f"accuracy-{comparison.slug}",
         title=f"Accuracy, {comparison.title}, {wording.count(comparison.samples, 'image')}",
@@ -165,6 +167,17 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
             " multiply-accumulates, and one accumulate for every spike that enters a layer. With"
             " own spikes it counts the spikes that leave the layer instead, as several papers do."
         )
+    if any(run.sparse for run in comparison.runs):
+        yield (
+            "The weights are those of convolutions and linear layers that are not zero. The factor"
+            " says how many times as many the same network has when it is dense."
+        )
+
+
+def _weights(run: Run) -> Cell:
+    if run.weights is None or math.isnan(run.compression):
+        return Cell("–")
+    return Cell(f"{run.weights:,}", f"({wording.times(run.compression)})" if run.sparse else "")
 
 
 def _relative(joules: float, baseline: float) -> str:

@@ -116,11 +116,18 @@ def slim(network: Network) -> Network:
         network: An ANN or an SNN without shortcuts; it is left as it is.
 
     Returns:
-        A network of the same mode whose `config` has the smaller sizes.
+        A network in the same mode, on the same device and of the same type, whose `config` has
+        the smaller sizes; the network itself if every channel is of use.
 
     Raises:
-        InputError: The network has shortcuts.
+        InputError: The network has shortcuts, or weights that are computed in each pass.
     """
+    for name in synapses(network):
+        if f"{name}.weight" not in network.state_dict():
+            raise InputError(
+                f"the weight of {name} is computed in each pass, as torch.nn.utils.prune does: "
+                "make it permanent (prune.remove) before channels are removed."
+            )
     while True:
         removed = {name: mask.clone() for name, mask in unused(network).items()}
         for mask in removed.values():
@@ -154,10 +161,16 @@ def _without(network: Network, removed: Mapping[str, Tensor]) -> Network:
             "classifier": tuple(sizes[convolutions:]),
         }
     )
-    smaller = Network(config)
+    first = next(network.parameters())
+    smaller = Network(config).to(first.device, first.dtype)
     smaller.load_state_dict(tensors)
     smaller.train(network.training)
+    smaller.time_steps, smaller.recompute = network.time_steps, network.recompute
+    spiking = (n.spiking_layers().values() for n in (smaller, network))
+    for ours, theirs in zip(*spiking, strict=True):
+        ours.surrogate, ours.reset = theirs.surrogate, theirs.reset
+        ours.detach_reset, ours.rule = theirs.detach_reset, theirs.rule
     wanted = {name: p.requires_grad for name, p in network.named_parameters()}
     for name, parameter in smaller.named_parameters():
         parameter.requires_grad_(wanted[name])
-    return smaller.to(next(network.parameters()).device)
+    return smaller

@@ -7,9 +7,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from robustsnn.snn.copying import copy_of
 
 #: The layers whose weights are synapses, which can be pruned.
 SYNAPSES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+#: The hooks of torch that compute a weight before each pass.
+COMPUTING = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 
 
 class LayerDensity(NamedTuple):
@@ -25,8 +32,8 @@ class LayerDensity(NamedTuple):
 
     @property
     def density(self) -> float:
-        """The share of the weights that are not zero, in [0, 1]."""
-        return self.kept / self.weights
+        """The share of the weights that are not zero, in [0, 1]; NaN without weights."""
+        return self.kept / self.weights if self.weights else float("nan")
 
 
 def synapses(network: nn.Module) -> dict[str, nn.Module]:
@@ -41,9 +48,27 @@ def synapses(network: nn.Module) -> dict[str, nn.Module]:
 def weights_of(network: nn.Module) -> dict[str, Tensor]:
     """The weight that each layer of `synapses` computes with, by the name of the layer.
 
-    Of a layer that `torch.nn.utils.prune` or a parametrisation changes it is the effective weight.
+    Of a layer that `torch.nn.utils.prune`, `weight_norm`, `spectral_norm` or a parametrisation
+    changes, it is the effective weight. The network is left as it is.
+
+    >>> layer = prune.l1_unstructured(nn.Linear(4, 2), "weight", amount=6)
+    >>> int(torch.count_nonzero(weights_of(layer)[""]))
+    2
     """
-    return {name: module.weight.detach() for name, module in synapses(network).items()}  # type: ignore[union-attr]
+    return {name: _effective(module) for name, module in synapses(network).items()}
+
+
+def _effective(module: nn.Module) -> Tensor:
+    """The weight of a layer as its next pass will compute it."""
+    if any(isinstance(hook, COMPUTING) for hook in module._forward_pre_hooks.values()):
+        # The attribute is that of the last pass, and masks or weights may have been loaded since.
+        module = copy_of(module).requires_grad_(False)
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, COMPUTING):
+                hook(module, ())
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
 
 
 def densities(network: nn.Module) -> tuple[LayerDensity, ...]:

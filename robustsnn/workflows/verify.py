@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,10 @@ from safetensors.torch import load_file
 
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.errors import InputError
+from robustsnn.evaluation.header import densities_of
 from robustsnn.evaluation.plan import check_device
 from robustsnn.models.scoring import verdict
-from robustsnn.models.subject import checkpoint_subject, subject_of
+from robustsnn.models.subject import Subject, checkpoint_subject, subject_of
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, RESULTS_TEXT, Condition
@@ -48,6 +51,9 @@ class Verification:
         incomplete: The number of attacks without exactly one record for each image of the run.
         diagnosis: The differences between the flags and the level that follow from manifest and
             records and those that the run states, one sentence each.
+        unknowable: Whether the run is too old to tell.
+        densities: The differences between the weights that the model has and those that the run
+            states, one sentence each.
     """
 
     images: int
@@ -59,13 +65,14 @@ class Verification:
     incomplete: int = 0
     diagnosis: tuple[str, ...] = ()
     unknowable: bool = False
+    densities: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether at most 0.5 % of verdicts differ, and nothing else is wrong."""
         few = len(self.differing) <= TOLERATED * self.verdicts
         rest = self.outside + self.rows + self.contradictory + self.incomplete
-        return few and rest == 0 and not self.diagnosis
+        return few and rest == 0 and not self.diagnosis and not self.densities
 
     @property
     def sentence(self) -> str:
@@ -83,6 +90,7 @@ class Verification:
         if self.incomplete:
             parts.append(f"{self.incomplete} attacks have not a record of each image")
         parts += self.diagnosis
+        parts += self.densities
         if self.unknowable:
             parts.append(
                 "flags and level were not taken again, as the run is too old to say what its "
@@ -128,7 +136,8 @@ def verify(
     manifest = run.manifest()
     if not manifest.done:
         raise InputError(f"{folder} is not finished: run the same evaluation again first.")
-    network = _network(manifest, model, weights, device)
+    subject = _subject(manifest, model, weights, device)
+    network = subject.load()
     records, results, saved = _held(run)
     ids = saved["image_id"].tolist()
     labels, clean = saved["label"].to(device), saved["clean"].to(device)
@@ -158,6 +167,7 @@ def verify(
         incomplete=_incomplete(records, manifest.samples),
         diagnosis=differing_diagnosis,
         unknowable=unknowable,
+        densities=_densities(manifest, subject.meta, network),
     )
 
 
@@ -202,9 +212,7 @@ def _differing(
     return [int(i) for i in wrong.nonzero()[0]]
 
 
-def _network(
-    manifest: Manifest, model: str | None, weights: Path | None, device: str
-) -> torch.nn.Module:
+def _subject(manifest: Manifest, model: str | None, weights: Path | None, device: str) -> Subject:
     if model is None and manifest.origin == "memory":
         raise InputError("the run's network was in memory: name its checkpoint with --model.")
     if model is not None:
@@ -226,7 +234,35 @@ def _network(
             f"{asked} is not the model of this run (sha256 {subject.sha256[:12]}, the run has "
             f"{manifest.checkpoint_sha256[:12]}): name the right one with --model."
         )
-    return subject.load()
+    return subject
+
+
+def _densities(
+    manifest: Manifest, meta: Mapping[str, Any], network: torch.nn.Module
+) -> tuple[str, ...]:
+    """What the run states about the weights of the model and is not so; nothing if it is older."""
+    if manifest.densities is None:
+        return ()
+    found = {row["layer"]: row for row in densities_of(network)}
+    stated = {row["layer"]: row for row in manifest.densities}
+    differing = [
+        f"the run states {_weights(stated.get(layer))} for {layer}, the model has "
+        f"{_weights(found.get(layer))}"
+        for layer in {**stated, **found}
+        if stated.get(layer) != found.get(layer)
+    ]
+    # Only a checkpoint knows what it had before channels were removed.
+    dense = meta.get("dense_weights")
+    if meta and dense != manifest.dense_weights:
+        differing.append(
+            f"the run states {manifest.dense_weights} weights before channels were removed, the "
+            f"checkpoint {dense}"
+        )
+    return tuple(differing)
+
+
+def _weights(row: Mapping[str, Any] | None) -> str:
+    return "no weights" if row is None else f"{row['kept']} of {row['weights']} weights"
 
 
 def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:

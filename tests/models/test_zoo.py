@@ -9,8 +9,10 @@ import re
 import pytest
 import torch
 
+from robustsnn.cli.main import _main
 from robustsnn.models.checkpoint import load_network, read_checkpoint
-from robustsnn.models.zoo import zoo_folder, zoo_names
+from robustsnn.models.zoo import zoo_folder, zoo_names, zoo_summary
+from robustsnn.snn.sparsity import compression, densities
 from robustsnn.training.recipe import load_recipe
 from robustsnn.training.run import accuracy
 from tests.real_data import real_images, whole
@@ -110,3 +112,39 @@ def test_descriptions_are_plain_json():
     for name in zoo_names():
         text = (zoo_folder(name) / "model.json").read_text(encoding="utf-8")
         assert json.loads(text)["format"] == 1
+
+
+def test_the_compression_of_a_sparse_model_is_that_of_its_card(tmp_path, monkeypatch, capsys):
+    known = {name: zoo_folder(name) for name in zoo_names()}
+    network = json.loads((known["fashion-mnist/vgg5-snn"] / "model.json").read_text())["network"]
+    for name, row in (
+        ("dense", ""),
+        ("sparse", "| synaptic weights | 7,000 of 232,946 are not zero: 33.28x fewer |\n"),
+    ):
+        folder = tmp_path / "made" / name
+        folder.mkdir(parents=True)
+        (folder / "model.json").write_text(json.dumps({"network": network}))
+        card = f"| clean accuracy | 91.50 % of 10,000 test images |\n{row}| seed | 1.5x fewer |\n"
+        (folder / "card.md").write_text(card)
+    monkeypatch.setattr("robustsnn.models.zoo.folder", lambda _: tmp_path)
+    assert zoo_summary("made/sparse")["compression"] == "33.28×"
+    assert zoo_summary("made/dense")["compression"] == ""
+    assert _main(["zoo", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "fewer weights" in printed
+    assert [line.split()[-1] for line in printed.splitlines()[1:] if line] == ["%", "33.28×"]
+    assert _main(["zoo", "show", "made/sparse"]) == 0
+    assert "33.28x fewer" in capsys.readouterr().out
+    (tmp_path / "made" / "sparse" / "card.md").unlink()
+    assert _main(["zoo", "list"]) == 0
+    assert "fewer weights" not in capsys.readouterr().out
+
+
+def test_cards_of_sparse_models_say_what_their_weights_are():
+    for name in zoo_names():
+        checkpoint = read_checkpoint(name)
+        layers = densities(load_network(checkpoint))
+        kept = sum(layer.kept for layer in layers)
+        dense = checkpoint.meta.get("dense_weights") or sum(layer.weights for layer in layers)
+        stated = zoo_summary(name)["compression"]
+        assert stated == ("" if kept == dense else f"{compression(dense, kept):.2f}×"), name
