@@ -81,21 +81,7 @@ def write_card(
         f"| sha256 of the weights | `{sha256}` |",
         "",
     ]
-    if config.kind == "snn":
-        layers = network.spiking_layers()
-        lines += ["| layer | threshold | leak |", "|---|---|---|"]
-        lines += [
-            f"| {name} | {layer.threshold.item():.4f} | {layer.leak.item():.4f} |"
-            for name, layer in layers.items()
-        ]
-        lines.append("")
-    if density(network) < 1 or dense_weights is not None:
-        lines += ["| layer | weights | not zero | density |", "|---|---|---|---|"]
-        lines += [
-            f"| {layer.name} | {layer.weights:,} | {layer.kept:,} | {100 * layer.density:.2f} % |"
-            for layer in densities(network)
-        ]
-        lines.append("")
+    lines += [*_dynamics(network), *_densities(network, dense_weights)]
     lines += [
         "Reproduce: `robustsnn train recipe.yaml --data-root DATA`, with the recipe in this "
         "folder; `training.csv` is its log, a line an epoch.",
@@ -103,6 +89,29 @@ def write_card(
         "Intended for measuring attacks and defences; not for use on anything that matters.",
     ]
     write_atomically(folder / "card.md", ("\n".join(lines) + "\n").encode())
+
+
+def _dynamics(network: Network) -> list[str]:
+    """The thresholds and leaks of an SNN as a table; nothing for an ANN."""
+    layers = network.spiking_layers()
+    if not layers:
+        return []
+    rows = [
+        f"| {name} | {layer.threshold.item():.4f} | {layer.leak.item():.4f} |"
+        for name, layer in layers.items()
+    ]
+    return ["| layer | threshold | leak |", "|---|---|---|", *rows, ""]
+
+
+def _densities(network: Network, dense_weights: int | None) -> list[str]:
+    """The density of each layer as a table; nothing for a dense network."""
+    if density(network) == 1 and dense_weights is None:
+        return []
+    rows = [
+        f"| {layer.name} | {layer.weights:,} | {layer.kept:,} | {100 * layer.density:.2f} % |"
+        for layer in densities(network)
+    ]
+    return ["| layer | weights | not zero | density |", "|---|---|---|---|", *rows, ""]
 
 
 def _method(recipe: Recipe) -> str:
