@@ -193,8 +193,8 @@ def operations_of_rows(x: Tensor, fan: Tensor, images: int) -> Tensor:
         fan: The fan-out of each input, shaped like one row.
         images: The number of images.
     """
-    active = (x != 0).unflatten(0, (-1, images)).sum(0, dtype=fan.dtype)
-    return (active * fan).flatten(1).sum(1)
+    active = torch.unflatten(x != 0, 0, (-1, images)).sum(0, dtype=fan.dtype)
+    return torch.mul(active, fan).flatten(1).sum(1)
 
 
 @contextmanager

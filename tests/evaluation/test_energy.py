@@ -27,7 +27,7 @@ SAMPLES = 20
 
 @pytest.fixture(scope="module")
 def counted(checkpoints, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("energy") / "run"
+    folder: Path = tmp_path_factory.mktemp("energy") / "run"
     evaluate(checkpoints / "snn", suite="energy", samples=SAMPLES, output=folder, save_images=True)
     return folder
 
