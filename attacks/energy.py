@@ -70,7 +70,7 @@ class Energy:
                 found = victim.activity_gradient(x)
                 kept = best.note(x, found.loss, found.logits, self.keep_label)
                 gradient = found.gradient
-                lost = (~kept & (best.label >= 0)).nonzero().flatten()
+                lost = (~kept & (best.label >= 0)).nonzero().flatten().cpu()
                 if self.keep_label and len(lost):
                     back = victim.select(lost).gradient(x[lost], best.label[lost], "margin")
                     gradient[lost] = -back.gradient

@@ -13,7 +13,7 @@ from robustsnn.snn.network import Network
 from robustsnn.snn.operations import FanOuts, operations_of_rows, with_synapses
 
 
-class Activity(NamedTuple):
+class Counted(NamedTuple):
     """What a pass of each image says about it.
 
     Args:
@@ -120,11 +120,11 @@ def activity_of(logits: Tensor, labels: Tensor) -> Tensor:
     return logits[:, -1]
 
 
-def apart(extended: Tensor, dtype: torch.dtype) -> Activity:
+def apart(extended: Tensor, dtype: torch.dtype) -> Counted:
     """Operations and logits apart.
 
     Examples:
         >>> apart(torch.tensor([[0.5, 2.0, 40.0]]), torch.float32).operations
         tensor([40.])
     """
-    return Activity(extended[:, -1], extended[:, :-1].to(dtype))
+    return Counted(extended[:, -1], extended[:, :-1].to(dtype))

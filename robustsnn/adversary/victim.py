@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustsnn.adversary.activity import Activity, Counting, activity_of, apart
+from robustsnn.adversary.activity import Counted, Counting, activity_of, apart
 from robustsnn.adversary.ledger import Ledger
 from robustsnn.adversary.losses import Loss, TargetedLoss, loss_function, targeted_loss
 from robustsnn.adversary.passes import Exposed, VictimPasses
@@ -221,7 +221,7 @@ class Victim:
             images, labels, lambda here: partial(_towards, goal, wanted[here].clone())
         )
 
-    def activity(self, images: Tensor, draws: int = 1) -> Activity:
+    def activity(self, images: Tensor, draws: int = 1) -> Counted:
         """Synaptic operations and logits, without gradient; a forward pass of each image and draw.
 
         Args:
@@ -231,7 +231,7 @@ class Victim:
         Raises:
             InputError: The network does not spike, or its operations cannot be counted.
         """
-        return apart(self._counted().logits(images, draws), images.dtype)
+        return apart(self._with_counts().logits(images, draws), images.dtype)
 
     def activity_gradient(self, images: Tensor) -> Gradient:
         """Synaptic operations, logits and the direction in which the operations grow.
@@ -246,11 +246,11 @@ class Victim:
             InputError: The network does not spike, or its operations cannot be counted.
         """
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        found = self._counted()._gradient(images, labels, lambda here: activity_of)
+        found = self._with_counts()._gradient(images, labels, lambda here: activity_of)
         operations, logits = apart(found.logits, images.dtype)
         return Gradient(operations, logits, found.gradient)
 
-    def _counted(self) -> Victim:
+    def _with_counts(self) -> Victim:
         """The same victim, whose logits carry the synaptic operations of each image."""
         self._counting.check()
         other = self._copy()

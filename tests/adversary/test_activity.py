@@ -38,6 +38,7 @@ def by_another_way(made: Network, images: torch.Tensor, drawn=None) -> torch.Ten
     for place, (layer, entering) in enumerate(seen):
         if place == 0 and drawn is None:
             continue  # the image itself
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
         weight = layer.weight.detach()
         pattern = torch.where(weight == 0, 0.0, torch.ones_like(weight))
         if place == 0:

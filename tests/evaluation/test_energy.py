@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from robustsnn.errors import InputError
 from robustsnn.evaluation.plan import prepare
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import evaluate
@@ -143,6 +144,12 @@ def test_networks_without_spikes_are_counted_and_attacked_on_their_class_only(ch
     found = evaluate(checkpoints / "ann", suite="energy", samples=8)
     assert found.manifest.left_out == ("Energy same label", "Energy any label")
     assert found.records[OPERATIONS].notna().all()
+
+
+def test_an_attack_on_spikes_that_are_not_there_is_refused_before_the_run(checkpoints, tmp_path):
+    with pytest.raises(InputError, match=r"^energy: .* has no spikes, so there are none to raise"):
+        evaluate(checkpoints / "ann", attack=["energy"], samples=4, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_network_that_draws_is_counted_over_its_draws():
