@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import robustsnn
+from robustsnn.adversary.activity import Counted
 from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.threat import ThreatModel
-from robustsnn.adversary.victim import Victim
+from robustsnn.adversary.victim import Gradient, Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError
@@ -95,6 +96,47 @@ def test_it_works_on_a_network_that_draws():
     )
     assert raised > clean
     assert victim.backward_passes.tolist() == [18] * 4
+
+
+class OnePixel:
+    """A victim of one pixel, whose operations grow with it and whose label is lost above 0.5."""
+
+    draws = 1
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def fresh(self) -> None:
+        pass
+
+    def select(self, index):
+        return self
+
+    def activity(self, x, draws=1):
+        return Counted(x.flatten().double(), torch.cat([0.5 - x, x - 0.5], 1).flatten(1))
+
+    def activity_gradient(self, x):
+        self.seen.append(x.item())
+        found = self.activity(x)
+        return Gradient(found.operations, found.logits, torch.ones_like(x))
+
+    def gradient(self, x, labels, loss):
+        assert labels.tolist() == [0] and loss == "margin"
+        return Gradient(x.flatten(), x.flatten(1), torch.ones_like(x))
+
+
+@pytest.mark.parametrize("keep_label", [True, False])
+def test_an_iterate_that_lost_its_label_goes_back(keep_label):
+    attack = load_attack(f"energy:steps=8,step_size=0.2,random_start=no,keep_label={keep_label}")
+    victim = OnePixel()
+    image = torch.full((1, 1, 1, 1), 0.25)
+    found = attack(victim, image, torch.tensor([0]), ThreatModel("Linf", "0.7"), Rng(0, [0]))
+    if keep_label:
+        # 0.25, 0.45, 0.65: lost, and back.
+        torch.testing.assert_close(victim.seen[1:], 3 * [0.45, 0.65] + [0.45])
+        assert found.item() == pytest.approx(0.45)
+    else:
+        assert victim.seen[-1] == pytest.approx(0.95) and found.item() == pytest.approx(0.95)
 
 
 @pytest.mark.parametrize(
