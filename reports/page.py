@@ -38,7 +38,7 @@ _THEMED = {
 #: The keys of a manifest that are shown elsewhere on the page, or not at all.
 _ELSEWHERE = frozenset(
     "flags preflight probe diagnostics ledger class_names verdict energy status stages densities "
-    "diagnosed_again".split()
+    "diagnosed_again operations".split()
 )
 
 

@@ -1,10 +1,12 @@
-"""The passes of one micro-batch, which a victim lends to its estimator and counts per image."""
+"""What a victim lends: the passes of a micro-batch to its estimator, the network to libraries."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -68,3 +70,32 @@ class VictimPasses:
     def nonfinite(self, counts: Tensor) -> None:
         """Add to the counts of gradients that hold NaN or infinity, int64 `[batch]`."""
         self.victim._ledger.nonfinite.index_add_(0, self.rows, counts)
+
+
+class Exposed(nn.Module):
+    """The victim's network, counted and evaluated as in the victim's own calls, in any mode."""
+
+    def __init__(self, victim: Victim) -> None:
+        super().__init__()
+        # In a tuple, so that no outer call reaches the network's own mode through this module.
+        self._victim = (victim,)
+        self.training = False
+
+    def train(self, mode: bool = True) -> Exposed:
+        """Do nothing: the victim sets the mode in each call."""
+        return self
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The parameters of the network, from which libraries take the device."""
+        return self._victim[0]._network.parameters(recurse)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[batch, class]` of images in pixel units."""
+        victim = self._victim[0]
+        keys = victim._count_forward(len(images))
+        x = images
+        if torch.is_grad_enabled() and images.requires_grad:
+            x = images.view_as(images)
+            x.register_hook(victim._count_backward)
+        with victim._attacked():
+            return victim._exposed(x, keys)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from robustsnn.adversary.activity import Counted, Counting, activity_of, apart
 from robustsnn.adversary.ledger import Ledger
-from robustsnn.adversary.losses import TargetedLoss, loss_function, targeted_loss
-from robustsnn.adversary.passes import VictimPasses
+from robustsnn.adversary.losses import Loss, TargetedLoss, loss_function, targeted_loss
+from robustsnn.adversary.passes import Exposed, VictimPasses
 from robustsnn.common.randomness import derive, positions
 from robustsnn.estimators.base import Estimator, Found
 from robustsnn.estimators.make import make_estimator
@@ -83,6 +84,8 @@ class Victim:
         if start is not None and len(start) != len(ids):
             raise ValueError("start holds another number of images")
         self._network = network
+        self._pass: Callable[..., Tensor] = network
+        self._counting = Counting(network)
         self.estimator = estimator
         self.start = start
         self.shrink = shrink
@@ -140,8 +143,7 @@ class Victim:
             micro_batch: The number of images in a forward pass; by default that of this victim.
         """
         chosen = positions(index, len(self))
-        sub = Victim.__new__(Victim)
-        sub.__dict__.update(self.__dict__)
+        sub = self._copy()
         sub.image_ids = tuple(self.image_ids[i] for i in chosen.tolist())
         sub.micro_batch = self.micro_batch if micro_batch is None else micro_batch
         sub._rows = self._rows[chosen]
@@ -159,8 +161,7 @@ class Victim:
         """
         if isinstance(estimator, str):
             estimator = make_estimator(estimator, self._network)
-        other = Victim.__new__(Victim)
-        other.__dict__.update(self.__dict__)
+        other = self._copy()
         other.estimator = estimator
         return other
 
@@ -212,11 +213,60 @@ class Victim:
         Raises:
             InputError: There is no such loss.
         """
-        self._check(images)
         if targets is None:
             function = loss_function(loss)
-        else:
-            goal = targeted_loss(loss)
+            return self._gradient(images, labels, lambda here: function)
+        goal, wanted = targeted_loss(loss), targets
+        return self._gradient(
+            images, labels, lambda here: partial(_towards, goal, wanted[here].clone())
+        )
+
+    def activity(self, images: Tensor, draws: int = 1) -> Counted:
+        """Synaptic operations and logits, without gradient; a forward pass of each image and draw.
+
+        Args:
+            images: The images, `[batch, channel, height, width]`, in pixel units.
+            draws: The number of draws of a stochastic network, as in `logits`.
+
+        Raises:
+            InputError: The network does not spike, or its operations cannot be counted.
+        """
+        return apart(self._with_counts().logits(images, draws), images.dtype)
+
+    def activity_gradient(self, images: Tensor) -> Gradient:
+        """Synaptic operations, logits and the direction in which the operations grow.
+
+        It costs what `gradient` costs and is counted in the same way; its loss is the number of
+        synaptic operations of each image. See `robustsnn.adversary.activity`.
+
+        Args:
+            images: The images, `[batch, channel, height, width]`, in pixel units.
+
+        Raises:
+            InputError: The network does not spike, or its operations cannot be counted.
+        """
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        found = self._with_counts()._gradient(images, labels, lambda here: activity_of)
+        operations, logits = apart(found.logits, images.dtype)
+        return Gradient(operations, logits, found.gradient)
+
+    def _with_counts(self) -> Victim:
+        """The same victim, whose logits carry the synaptic operations of each image."""
+        self._counting.check()
+        other = self._copy()
+        other._pass = self._counting
+        return other
+
+    def _copy(self) -> Victim:
+        other = Victim.__new__(Victim)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def _gradient(
+        self, images: Tensor, labels: Tensor, loss_of: Callable[[slice], Loss]
+    ) -> Gradient:
+        """The gradient of a loss that may be another function for each part of the images."""
+        self._check(images)
         # All draws of an image go through the network together.
         size = max(1, self.micro_batch // self.draws)
         parts: list[Found] = []
@@ -224,10 +274,9 @@ class Victim:
             for begin in range(0, len(images), size):
                 here = slice(begin, begin + size)
                 some = labels[here].clone()
-                if targets is not None:
-                    function = partial(_towards, goal, targets[here].clone())
                 x = images[here].detach().clone()
-                parts.append(self.estimator.gradient(VictimPasses(self, here), x, some, function))
+                passes = VictimPasses(self, here)
+                parts.append(self.estimator.gradient(passes, x, some, loss_of(here)))
         if not parts:
             logits = self.logits(images)
             return Gradient(logits.new_empty(0), logits, torch.zeros_like(images))
@@ -241,7 +290,7 @@ class Victim:
         It is evaluated as in every other call. In a batch of another length than this victim's,
         rows cannot be matched with images: the passes are spread over all images, rounded up.
         """
-        return _Exposed(self)
+        return Exposed(self)
 
     def _check(self, images: Tensor) -> None:
         if len(images) != len(self):
@@ -280,12 +329,12 @@ class Victim:
             if missing:
                 chunk = torch.cat([chunk, chunk[-1:].detach().expand(missing, *chunk.shape[1:])])
             if keys is None:
-                outputs.append(self._network(chunk)[:real])
+                outputs.append(self._pass(chunk)[:real])
                 continue
             some = keys[start : start + size]
             if missing:
                 some = torch.cat([some, some[-1:].expand(missing)])
-            outputs.append(self._network(chunk, keys=some)[:real])
+            outputs.append(self._pass(chunk, keys=some)[:real])
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _exposed(self, images: Tensor, keys: Tensor | None) -> Tensor:
@@ -377,35 +426,6 @@ class Victim:
 
     def _add(self, counts: Tensor, amount: Tensor) -> None:
         counts.index_add_(0, self._rows, amount.to("cpu", torch.int64))
-
-
-class _Exposed(nn.Module):
-    """The victim's network, counted and evaluated as in the victim's own calls, in any mode."""
-
-    def __init__(self, victim: Victim) -> None:
-        super().__init__()
-        # In a tuple, so that no outer call reaches the network's own mode through this module.
-        self._victim = (victim,)
-        self.training = False
-
-    def train(self, mode: bool = True) -> _Exposed:
-        """Do nothing: the victim sets the mode in each call."""
-        return self
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The parameters of the network, from which libraries take the device."""
-        return self._victim[0]._network.parameters(recurse)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits `[batch, class]` of images in pixel units."""
-        victim = self._victim[0]
-        keys = victim._count_forward(len(images))
-        x = images
-        if torch.is_grad_enabled() and images.requires_grad:
-            x = images.view_as(images)
-            x.register_hook(victim._count_backward)
-        with victim._attacked():
-            return victim._exposed(x, keys)
 
 
 def _towards(goal: TargetedLoss, targets: Tensor, logits: Tensor, labels: Tensor) -> Tensor:

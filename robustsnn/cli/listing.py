@@ -97,7 +97,10 @@ def attacks_show(
 
     if name in suite_names():
         print(suite_path(name).read_text(encoding="utf-8").strip())
-        return
+        if name not in attack_names():
+            return
+        # One name may be that of an attack and of the suite that runs it.
+        print()
     if name not in attack_names():
         raise unknown("attack or suite", name, [*attack_names(), *suite_names()])
     from robustsnn.adversary.catalogue import attack_class

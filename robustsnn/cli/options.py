@@ -50,7 +50,7 @@ def attacks_that_ship(incomplete: str) -> list[str]:
 
 def attacks_and_suites(incomplete: str) -> list[str]:
     """The names of attacks and suites that begin so, for shell completion."""
-    return [*attacks_that_ship(incomplete), *suites_that_ship(incomplete)]
+    return list(dict.fromkeys([*attacks_that_ship(incomplete), *suites_that_ship(incomplete)]))
 
 
 def data_sets(incomplete: str) -> list[str]:

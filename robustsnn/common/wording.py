@@ -110,6 +110,16 @@ def times(factor: float) -> str:
     return f"{factor:,.{digits}f}×"
 
 
+def millions(number: float) -> str:
+    """A number in millions to three digits, without the word; an en dash for NaN.
+
+    Examples:
+        >>> millions(1_557_533.0)
+        '1.56'
+    """
+    return energy(number / 1e6)
+
+
 def count(number: int, one: str, many: str | None = None) -> str:
     """A count with its noun in the singular or plural: "1 image", "2,000 images"."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -10,6 +10,7 @@ import pandas as pd
 
 from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.kinds import ENERGY
 from robustsnn.diagnosis.finding import MARGIN, MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.diagnosis.stages import Stage
 from robustsnn.records.schema import CLEAN, CONDITION, WORST_CASE, Condition
@@ -214,10 +215,12 @@ def _of_several(
 
     The number is invalid unless another attack of that norm and size has a gradient that is not
     all zero. If one has, the failure is a caution; in a cascade then, it is one only for the
-    network's own derivative.
+    network's own derivative. It is a caution too for an attack that aims at no class.
     """
     about = {stage.condition: stage for stage in stages}
     stage = about.get(key)
+    if stage is not None and stage.kind == ENERGY:
+        return "caution"
     moving = [
         k
         for k, other in about.items()
@@ -243,7 +246,7 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Findi
         return kinds.get(row["attack"]) == "noise"
 
     def white(row: Mapping[str, Any]) -> bool:
-        return kinds.get(row["attack"]) not in ("noise", "transfer", "none", None)
+        return kinds.get(row["attack"]) not in ("noise", "transfer", "none", ENERGY, None)
 
     def black(row: Mapping[str, Any]) -> bool:
         return kinds.get(row["attack"]) == "transfer"
@@ -303,7 +306,7 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Findi
 def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> list[Finding]:
     flags = []
     for (attack, norm), some in attacks.groupby(["attack", "norm"], sort=False):
-        if some["epsilon"].nunique() < 3 or kinds.get(str(attack)) == "noise":
+        if some["epsilon"].nunique() < 3 or kinds.get(str(attack)) in ("noise", ENERGY):
             continue
         some = some.assign(radius=[parse_epsilon(str(e)) for e in some["epsilon"]])
         rows = _rows(some.sort_values("radius"))

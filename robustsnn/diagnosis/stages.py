@@ -16,7 +16,7 @@ import pandas as pd
 
 from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
-from robustsnn.common.kinds import BEST, GRADIENT_FREE
+from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.records.schema import Condition, Size
@@ -79,8 +79,8 @@ class Stage:
 
     @property
     def white(self) -> bool:
-        """Whether the attack follows a gradient of the network itself."""
-        return not self.black and self.kind not in GRADIENT_FREE
+        """Whether the attack follows a gradient of the network itself to a wrong class."""
+        return not self.black and self.kind not in (*GRADIENT_FREE, ENERGY)
 
     @property
     def own(self) -> bool:

@@ -27,9 +27,9 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Batch, Networks, _kept, inputs_of, labelled
 from robustsnn.evaluation.memory import _calls
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
-from robustsnn.models.scoring import finite_logits, verdict
+from robustsnn.models.scoring import Verdict, finite_logits, verdict, verdict_and_operations
 from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, OPERATIONS
 
 #: The columns of what is counted for each image.
 COUNTS = ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
@@ -53,7 +53,7 @@ def clean_batch(
     began = time.perf_counter()
     images, labels, ids = inputs_of(plan, where)
     finite_logits(judging, images, ids, plan.batch_size, plan.seed)
-    said = verdict(judging, images, labels, ids, plan.batch_size, plan.seed, plan.suite.draws)
+    said, counted = _said(plan, judging, images, labels, ids, plan.batch_size)
     predictions, margins = said.predictions, said.margins
     zeros = np.zeros(len(ids), dtype=np.int64)
     rows = pd.DataFrame(
@@ -71,6 +71,7 @@ def clean_batch(
             "forward_passes": zeros + 1,
             **dict.fromkeys(("backward_passes", "zero_grad", "nonfinite_grad", "projected"), zeros),
             "seconds": (time.perf_counter() - began) / len(ids),
+            **counted,
         }
     )
     kept = _kept(plan, where)
@@ -152,9 +153,7 @@ def judged(
             for name, values in spent.items():
                 counts[name][some.cpu().numpy()] = values
     proposals, projected = _admitted(task.threat, proposals, images)
-    said = verdict(
-        networks.judging, proposals, labels, ids, micro_batch, plan.seed, plan.suite.draws
-    )
+    said, counted = _said(plan, networks.judging, proposals, labels, ids, micro_batch)
     predictions = said.predictions
     delta = (proposals.double() - images.double()).flatten(1)
     right = batch.clean == labels
@@ -173,9 +172,26 @@ def judged(
             **counts,
             "projected": projected.to(torch.int64).cpu().numpy(),
             "seconds": (time.perf_counter() - began) / len(ids),
+            **counted,
         }
     )
     return rows, proposals
+
+
+def _said(
+    plan: Plan,
+    judging: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ids: list[int],
+    micro_batch: int,
+) -> tuple[Verdict, dict[str, Any]]:
+    """The verdict on each image, and the columns of what it costs, if the suite asks for them."""
+    asked = (judging, images, labels, ids, micro_batch, plan.seed, plan.suite.draws)
+    if not plan.suite.energy:
+        return verdict(*asked), {}
+    said, operations = verdict_and_operations(*asked)
+    return said, {OPERATIONS: operations.cpu().numpy()}
 
 
 def _propose(

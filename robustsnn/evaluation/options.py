@@ -58,6 +58,8 @@ class Options:
             long sequences then need less memory and a second forward pass. None keeps all.
         threads: The number of CPU threads; None for torch's choice.
         save_images: Whether every adversarial image is kept, for `verify`.
+        energy: Whether the synaptic operations of every clean image and every proposal are
+            counted, as in suites that ask for it.
         allow_code: Whether the Python files that a suite file names may be run.
         name: The name of a network in memory.
     """
@@ -129,6 +131,10 @@ class Options:
     )
     save_images: bool = field(
         default=False, metadata=_cli(bool, "Keep every adversarial image, for verify.")
+    )
+    energy: bool = field(
+        default=False,
+        metadata=_cli(bool, "Count the synaptic operations of each image, for worst-case energy."),
     )
     allow_code: bool = field(
         default=False,

@@ -17,7 +17,7 @@ from robustsnn.adversary.catalogue import load_attack
 from robustsnn.adversary.contract import Attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.content import digest, files_in
-from robustsnn.common.kinds import BEST, GRADIENT_FREE
+from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
@@ -141,6 +141,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
             f"({kind_of(network).upper()}): choose another suite."
         )
     tasks = tasks_of(suite, images, meant)
+    _check_spikes(tasks, network, subject.name)
     second = None
     if any(task.substitute for task in tasks):
         second = _substitute(request, subject, images)
@@ -174,6 +175,16 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         save_images=request.save_images,
         identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
     )
+
+
+def _check_spikes(tasks: Sequence[Task], network: nn.Module, name: str) -> None:
+    """Refuse an attack on the energy of a network without spikes before anything is run."""
+    wanting = [task.label for task in tasks if task.attack.kind == ENERGY]
+    if wanting and kind_of(network) == "ann":
+        raise InputError(
+            f"{wanting[0]}: {name} has no spikes, so there are none to raise: write kinds: [snn] "
+            "for the entry, or attack the energy of a spiking network."
+        )
 
 
 def plans_of(request: Request) -> list[Plan]:

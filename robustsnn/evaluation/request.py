@@ -119,6 +119,8 @@ class Request(Options):
     def chosen(self) -> Suite:
         """The suite that is asked for, with the norm, the sizes and the estimator asked for."""
         suite = self._suite()
+        if self.energy:
+            suite = suite.model_copy(update={"energy": True})
         if self.estimator is None:
             return suite
         check_estimator(self.estimator)

@@ -35,8 +35,9 @@ from robustsnn.records.folder import RunFolder, open_folder
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
 from robustsnn.snn.activity import record_activity
-from robustsnn.snn.energy import energy
+from robustsnn.snn.energy import energies, energy
 from robustsnn.snn.network import Network
+from robustsnn.snn.operations import tallied
 
 #: The number of images whose spikes are counted.
 ACTIVITY_IMAGES = 1000
@@ -197,11 +198,10 @@ def _finish(
     else:
         records, examples = cascade.records(), cascade.examples()
     found = diagnose(manifest, records)
-    activity, joules, counted = _activity(plan)
+    activity, measured = _activity(plan)
     manifest = manifest.but(
         **found.fields(),
-        energy=joules,
-        activity_images=counted,
+        **measured,
         seconds=round(float(records["seconds"].sum()), 3),
         status=DONE,
     )
@@ -209,23 +209,30 @@ def _finish(
     return _read(folder, folder.manifest())
 
 
-def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, float], int]:
-    """Spikes per neuron by layer and step, energy in microjoule, and the number of images."""
+def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Spikes per neuron by layer and step, and the fields of the manifest about what they cost."""
     network = plan.subject.load()
     if not isinstance(network, Network):
-        return pd.DataFrame({name: [] for name in ACTIVITY}), {}, 0
+        return pd.DataFrame({name: [] for name in ACTIVITY}), {"activity_images": 0}
     count = min(ACTIVITY_IMAGES, len(plan.images))
     images, _, ids = inputs_of(plan, slice(0, count))
     keys = torch.tensor(ids, dtype=torch.int64) if network.stochastic else None
-    recorded = record_activity(network, images, keys, batch_size=plan.batch_size)
+    with tallied(network) as tally:
+        recorded = record_activity(network, images, keys, batch_size=plan.batch_size)
     rows = [
         (layer.name, layer.neurons, step, spikes)
         for layer in recorded.layers
         for step, spikes in enumerate(layer.spikes_per_step)
     ]
-    joules = energy(network, recorded)._asdict()
-    finite = {name: value for name, value in joules.items() if value == value}
-    return pd.DataFrame(rows, columns=list(ACTIVITY)), finite, count
+    operations = tally.operations(network)
+    joules = {**energy(network, recorded)._asdict(), **energies(operations)}
+    measured = {
+        "energy": {name: value for name, value in joules.items() if value == value},
+        "counts": operations.counts(),
+        "operations": [layer._asdict() for layer in operations.layers],
+        "activity_images": count,
+    }
+    return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
 
 
 def _read(folder: RunFolder, manifest: Manifest, reprinted: bool = False) -> Evaluation:

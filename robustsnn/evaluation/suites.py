@@ -39,6 +39,7 @@ _LATER = {
     "kinds": None,
     "least_classes": 2,
     "deterministic": False,
+    "energy": False,
 }
 
 
@@ -141,6 +142,8 @@ class Suite(_Strict):
         cascade: Whether each entry attacks only the survivors of those before it, at each size
             anew.
         draws: The number of fresh draws on which each image of a stochastic network is judged.
+        energy: Whether the synaptic operations of each clean image and each proposal are counted,
+            so that the worst-case energy is known.
         entries: The attacks.
 
     Examples:
@@ -158,6 +161,7 @@ class Suite(_Strict):
     attack_misclassified: bool = False
     cascade: bool = False
     draws: Annotated[int, Field(ge=1)] = 1
+    energy: bool = False
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
     @model_validator(mode="after")

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from robustsnn.common.randomness import derive
 from robustsnn.errors import InputError
 from robustsnn.models.batching import out_of_memory, padding
+from robustsnn.snn.network import Network
+from robustsnn.snn.operations import counted
 
 
 @torch.no_grad()
@@ -126,6 +128,38 @@ def verdict(
     silent = votes.argmax(1) == classes
     predictions = torch.where(silent, -1, votes.argmax(1))
     return Verdict(predictions, torch.where(silent, torch.nan, margins), right)
+
+
+def verdict_and_operations(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    image_ids: Sequence[int],
+    micro_batch: int,
+    seed: int = 0,
+    draws: int = 1,
+) -> tuple[Verdict, Tensor]:
+    """The verdict on each image, and the synaptic operations that it took, float64 `[batch]`.
+
+    The operations are counted in the passes of the verdict, which stays as it is; over several
+    draws they are a mean. They are NaN for networks of other libraries, into which nothing here can
+    look. The arguments are those of `verdict`.
+
+    Examples:
+        >>> image = torch.tensor([[[[0.25, 0.5]]]])
+        >>> verdict_and_operations(nn.Flatten(), image, torch.tensor([0]), [0], micro_batch=1)[1]
+        tensor([nan], dtype=torch.float64)
+    """
+    judging = (network, images, labels, image_ids, micro_batch, seed, draws)
+    if not isinstance(network, Network):
+        return verdict(*judging), torch.full((len(images),), torch.nan, dtype=torch.float64)
+    with counted(network) as passes:
+        said = verdict(*judging)
+    # The last pass of each draw is padded with copies, which are not counted.
+    starts = range(0, len(images), micro_batch)
+    real = [min(micro_batch, len(images) - start) for start in starts]
+    own = [found[: real[place % len(real)]] for place, found in enumerate(passes)]
+    return said, torch.cat(own).unflatten(0, (-1, len(images))).mean(0)
 
 
 def judge_all(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

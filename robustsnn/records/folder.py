@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from robustsnn.common.files import check_output, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
-from robustsnn.records.schema import MANIFEST, RECORDS, RESULTS_TEXT
+from robustsnn.records.schema import MANIFEST, RESULTS_TEXT, records_schema
 
 
 def parquet(frame: pd.DataFrame, schema: pa.Schema | None = None) -> bytes:
@@ -94,7 +94,7 @@ class RunFolder:
 
             contiguous = {name: np.ascontiguousarray(array) for name, array in images.items()}
             write_atomically(path.with_suffix(".safetensors"), save(contiguous))
-        write_atomically(path, parquet(rows, RECORDS))
+        write_atomically(path, parquet(rows, records_schema(rows.columns)))
 
     def read_part(self, entry: str, batch: int) -> pd.DataFrame:
         """The rows of a finished batch."""
@@ -153,7 +153,8 @@ class RunFolder:
         """Write every file of a finished run, the manifest last, then remove the parts."""
         from safetensors.numpy import save
 
-        write_atomically(self.path / "records.parquet", parquet(records, RECORDS))
+        table = parquet(records, records_schema(records.columns))
+        write_atomically(self.path / "records.parquet", table)
         write_atomically(self.path / "activity.parquet", parquet(activity))
         contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
         write_atomically(self.path / "examples.safetensors", save(contiguous))

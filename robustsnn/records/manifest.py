@@ -87,7 +87,12 @@ class Manifest(BaseModel):
         diagnostics: The findings that were measured on the records, flagged or not.
         ledger: What each stage broke and cost.
         verdict: The level A, B or C with its reasons and what to do next.
-        energy: The estimated energy in microjoule per image, by accounting convention.
+        energy: The estimated energy in microjoule per image, by accounting convention; see
+            `robustsnn.snn.energy`.
+        counts: The operations of the whole network per image, by name, and its sparsities; empty in
+            older runs.
+        operations: The operations of each layer with synapses per image, one row each; see
+            `robustsnn.snn.operations.LayerOperations`.
         activity_images: The number of images whose spikes were counted.
         diagnosed_again: The note on a diagnosis that was made again; never written to disk.
     """
@@ -151,6 +156,8 @@ class Manifest(BaseModel):
     ledger: tuple[dict[str, Any], ...] = ()
     verdict: dict[str, Any] = {}
     energy: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    operations: tuple[dict[str, Any], ...] = ()
     activity_images: int | None = None
     diagnosed_again: str = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -51,6 +52,22 @@ that are right.
 `prediction` is -1 if the logits were not finite. `success` says that the image is right when clean
 and its proposal is wrong, and `projected` that the proposal was outside the ball or the range.
 """
+
+#: The column of `records.parquet` and `results.csv` that only runs of suites with `energy: true`
+#: have: the synaptic operations of an image, and in results their mean; in the worst case, that of
+#: the largest of each image.
+OPERATIONS = "synaptic_operations"
+
+
+def records_schema(columns: Iterable[str]) -> pa.Schema:
+    """The columns of `records.parquet` for rows with those columns.
+
+    Examples:
+        >>> records_schema(["model", "synaptic_operations"]).names[-1]
+        'synaptic_operations'
+    """
+    return RECORDS.append(pa.field(OPERATIONS, pa.float64())) if OPERATIONS in columns else RECORDS
+
 
 RESULTS = (
     "model data samples suite attack estimator substitute norm epsilon steps restarts seed "

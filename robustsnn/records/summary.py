@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.statistics import wilson, worst_case
-from robustsnn.records.schema import CLEAN, CONDITION, RESULTS, WORST_CASE, Condition, Size
+from robustsnn.records.schema import (
+    CLEAN,
+    CONDITION,
+    OPERATIONS,
+    RESULTS,
+    WORST_CASE,
+    Condition,
+    Size,
+)
 
 
 def classified_right(rows: pd.DataFrame, cascade: bool = False) -> NDArray[np.bool_]:
@@ -97,7 +105,8 @@ def summarise(
     for size, several in by_size.items():
         margins = np.stack([clean["margin"], *(some["margin"] for some in several)])
         row(Condition(WORST_CASE, *size), worst_case(margins), **_together(clean, several))
-    return pd.DataFrame(rows, columns=RESULTS)
+    counted = [OPERATIONS] if OPERATIONS in records else []
+    return pd.DataFrame(rows, columns=[*RESULTS, *counted])
 
 
 def _measured(some: pd.DataFrame, steps: object, restarts: object) -> dict[str, object]:
@@ -113,6 +122,7 @@ def _measured(some: pd.DataFrame, steps: object, restarts: object) -> dict[str, 
         "forward_passes": some["forward_passes"].mean(),
         "backward_passes": some["backward_passes"].mean(),
         "seconds": some["seconds"].sum(),
+        **_spent([some]),
     }
 
 
@@ -129,7 +139,18 @@ def _together(clean: pd.DataFrame, several: Sequence[pd.DataFrame]) -> dict[str,
         "forward_passes": sum(some["forward_passes"].mean() for some in several),
         "backward_passes": sum(some["backward_passes"].mean() for some in several),
         "seconds": sum(some["seconds"].sum() for some in several),
+        **_spent([clean, *several]),
     }
+
+
+def _spent(several: Sequence[pd.DataFrame]) -> dict[str, object]:
+    """The largest synaptic operations of each image in some records, in the mean over images.
+
+    Empty for runs that did not count them. Counts that are missing are left out.
+    """
+    if any(OPERATIONS not in some for some in several):
+        return {}
+    return {OPERATIONS: pd.concat([s[OPERATIONS] for s in several], axis=1).max(axis=1).mean()}
 
 
 def broken_by(records: pd.DataFrame) -> dict[Condition, set[int]]:

@@ -15,7 +15,14 @@ from robustsnn.common import wording
 from robustsnn.common.statistics import holm, paired, wilson, worst_case
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Run, Runs
-from robustsnn.records.schema import CLEAN, CLEAN_IMAGES, CONDITION, WORST_CASE, Condition
+from robustsnn.records.schema import (
+    CLEAN,
+    CLEAN_IMAGES,
+    CONDITION,
+    OPERATIONS,
+    WORST_CASE,
+    Condition,
+)
 from robustsnn.records.summary import classified_right
 
 
@@ -151,6 +158,9 @@ class Comparison:
                         "energy_uj": energy(run),
                         "energy_same_layer_uj": energy(run, same_layer=True),
                         **(_weights(run) if sparse else {}),
+                        "compute_uj": run.energy.get("compute_fp32_uj", _NAN),
+                        "memory_uj": run.energy.get("memory_fp32_uj", _NAN),
+                        "synaptic_operations": operations(run, condition),
                     }
                 )
         return pd.DataFrame(rows)
@@ -301,6 +311,27 @@ def energy(run: Run, same_layer: bool = False) -> float:
     if run.kind == "ann":
         return run.energy.get("ann_uj", _NAN)
     return run.energy.get("snn_same_layer_uj" if same_layer else "snn_input_uj", _NAN)
+
+
+def operations(run: Run, condition: Condition = CLEAN_IMAGES) -> float:
+    """The mean synaptic operations of an image in a condition; NaN if they were not counted.
+
+    In the worst case it is the mean of the largest number of each image over the clean image and
+    every proposal of that size.
+
+    Args:
+        run: The run.
+        condition: The condition. Every run counts clean images; only those of suites that ask for
+            it count proposals.
+    """
+    results = run.results
+    if OPERATIONS in results:
+        same = (results[CONDITION].astype(str) == list(condition)).all(axis=1)
+        if same.any():
+            return float(results[same][OPERATIONS].iloc[0])
+    if condition == CLEAN_IMAGES:
+        return run.manifest.counts.get("synaptic_operations", _NAN)
+    return _NAN
 
 
 def strongest(comparison: Comparison, model: str) -> Condition | None:

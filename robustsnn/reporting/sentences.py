@@ -10,7 +10,7 @@ import numpy as np
 from robustsnn.common import wording
 from robustsnn.records.runs import Run
 from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
-from robustsnn.reporting.comparison import Comparison, strongest
+from robustsnn.reporting.comparison import Comparison, operations, strongest
 
 #: An adjusted p-value below this counts as a difference.
 SIGNIFICANCE = 0.05
@@ -148,7 +148,20 @@ def _single(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     if condition.attack == WORST_CASE and hardest is not None and not _is_cascade(comparison):
         least = wording.percent(comparison.cells[run.label, hardest]["accuracy"])
         sentence += f" The strongest single attack, {hardest.title}, leaves {least}."
+    sentence += _spent(run, condition)
     return number, interval, f"{sentence} {_against(comparison, run.label, condition)}".strip()
+
+
+def _spent(run: Run, condition: Condition) -> str:
+    """The worst-case energy at that size, if the run counted it."""
+    worst = operations(run, Condition(WORST_CASE, condition.norm, condition.epsilon))
+    if np.isnan(worst) or not operations(run) > 0:
+        return ""
+    more = 100 * (worst / operations(run) - 1)
+    return (
+        f" In the worst case found it takes {wording.millions(worst)} million synaptic operations,"
+        f" {more:.1f}{wording.NBSP}% more than on clean images."
+    )
 
 
 def _against(comparison: Comparison, model: str, condition: Condition) -> str:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
-from robustsnn.records.schema import CLEAN, WORST_CASE, Condition
-from robustsnn.reporting.comparison import Comparison, comparisons, energy
+from robustsnn.records.schema import CLEAN, OPERATIONS, WORST_CASE, Condition
+from robustsnn.reporting.comparison import Comparison, comparisons, energy, operations
 from robustsnn.reporting.published import published, published_data
+
+_NAN = float("nan")
 
 
 class Cell(NamedTuple):
@@ -77,6 +79,10 @@ def tables_of(comparison: Comparison) -> Iterator[TextTable]:
         yield success_table(comparison)
     if (literature := published_table(comparison)) is not None:
         yield literature
+    if any(OPERATIONS in run.results for run in comparison.runs):
+        yield operations_table(comparison)
+    if any(run.manifest.operations for run in comparison.runs):
+        yield layers_table(comparison)
 
 
 def accuracy_table(comparison: Comparison) -> TextTable:
@@ -89,18 +95,7 @@ def accuracy_table(comparison: Comparison) -> TextTable:
         )
         for condition in _shown(comparison)
     ]
-    spikes = [run.spikes_per_neuron_and_step for run in runs]
-    joules = [energy(run) for run in runs]
-    if not all(map(math.isnan, spikes)):
-        cells = (Cell("–" if math.isnan(s) else f"{s:.3f}") for s in spikes)
-        rows.append((Cell("Spikes", "per neuron, step"), *cells))
-    if not all(map(math.isnan, joules)):
-        cells = (Cell(wording.energy(j), _relative(j, joules[0])) for j in joules)
-        rows.append((Cell("Energy", "µJ per image"), *cells))
-    own = [energy(run, same_layer=True) for run in runs]
-    if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
-        cells = (Cell(wording.energy(o), _relative(o, own[0])) for o in own)
-        rows.append((Cell("Energy, own spikes", "µJ per image"), *cells))
+    rows += _cost_rows(comparison)
     if any(run.sparse for run in runs):
         rows.append((Cell("Weights", "not zero"), *map(_weights, runs)))
     return TextTable(
@@ -108,8 +103,52 @@ def accuracy_table(comparison: Comparison) -> TextTable:
         title=f"Accuracy, {comparison.title}, {wording.count(comparison.samples, 'image')}",
         head=(Cell("Attack"), *(Cell(run.label, _kind(run)) for run in runs)),
         rows=tuple(rows),
-        notes=tuple(_accuracy_notes(comparison, joules)),
+        notes=tuple(_accuracy_notes(comparison)),
     )
+
+
+def _cost_rows(comparison: Comparison) -> Iterator[tuple[Cell, ...]]:
+    """Spikes, operations and energies; each row only if a run holds it."""
+    runs = comparison.runs
+    spikes = [run.spikes_per_neuron_and_step for run in runs]
+    if not all(map(math.isnan, spikes)):
+        cells = (Cell("–" if math.isnan(s) else f"{s:.3f}") for s in spikes)
+        yield (Cell("Spikes", "per neuron, step"), *cells)
+    joules = [energy(run) for run in runs]
+    yield from _row_of("Energy", "µJ per image", joules)
+    own = [energy(run, same_layer=True) for run in runs]
+    if any(not math.isnan(o) and o != j for o, j in zip(own, joules, strict=True)):
+        yield from _row_of("Energy, own spikes", "µJ per image", own)
+    for title, part in (("Compute, exact", "compute_fp32_uj"), ("Memory", "memory_fp32_uj")):
+        yield from _row_of(title, "µJ per image", [run.energy.get(part, _NAN) for run in runs])
+    counted = [operations(run) for run in runs]
+    yield from _row_of("Operations", "million per image", [c / 1e6 for c in counted])
+    for condition in worst_cases(comparison):
+        most = [operations(run, condition) for run in runs]
+        if all(map(math.isnan, most)):
+            continue
+        cells = (
+            Cell(wording.millions(m), _times(m, c)) for m, c in zip(most, counted, strict=True)
+        )
+        yield (Cell("Worst-case operations", condition.size), *cells)
+
+
+def _row_of(title: str, unit: str, numbers: list[float]) -> Iterator[tuple[Cell, ...]]:
+    """A row of numbers, each with its ratio to the first; none if no run holds the number."""
+    if not all(map(math.isnan, numbers)):
+        cells = (Cell(wording.energy(n), _relative(n, numbers[0])) for n in numbers)
+        yield (Cell(title, unit), *cells)
+
+
+def _times(found: float, clean: float) -> str:
+    """The ratio of operations to those on clean images, to a tenth of a percent."""
+    return "" if math.isnan(found) or not clean > 0 else f"({found / clean:.3f}×)"
+
+
+def worst_cases(comparison: Comparison) -> list[Condition]:
+    """The worst case of each size above 0, also where it only repeats a single attack."""
+    sizes = dict.fromkeys((c.norm, c.epsilon) for c in comparison.attacks if c.radius != 0)
+    return [Condition(WORST_CASE, *size) for size in sizes]
 
 
 def _shown(comparison: Comparison) -> list[Condition]:
@@ -132,7 +171,7 @@ def _accuracy(comparison: Comparison, run: Run, condition: Condition) -> Cell:
     )
 
 
-def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str]:
+def _accuracy_notes(comparison: Comparison) -> Iterator[str]:
     yield (
         "Each cell holds the accuracy over all images with its 95 % Wilson interval. Under attack"
         " it is an upper bound: a stronger attack can only lower it."
@@ -161,16 +200,35 @@ def _accuracy_notes(comparison: Comparison, joules: list[float]) -> Iterator[str
             " and the p-value of the exact McNemar test on the same images. The p-value is"
             " Holm-adjusted over the attacks and worst cases, but not on clean images."
         )
-    if not all(map(math.isnan, joules)):
+    yield from _cost_notes(comparison)
+
+
+def _cost_notes(comparison: Comparison) -> Iterator[str]:
+    runs = comparison.runs
+    if not all(math.isnan(energy(run)) for run in runs):
         yield (
             "The energy is an estimate and not a measurement. It counts arithmetic only:"
             " multiply-accumulates, and one accumulate for every spike that enters a layer. With"
             " own spikes it counts the spikes that leave the layer instead, as several papers do."
         )
-    if any(run.sparse for run in comparison.runs):
+    if any(run.sparse for run in runs):
         yield (
             "The weights are those of convolutions and linear layers that are not zero. The factor"
             " says how many times as many the same network has when it is dense."
+        )
+    if any("compute_fp32_uj" in run.energy for run in runs):
+        yield (
+            "An operation is an input that is not zero meeting a weight that is not zero, counted"
+            " exactly. In the exact compute energy it costs an accumulate if the input is a spike,"
+            " and a multiply-accumulate if it is a pixel or a mean of spikes behind a pool. Memory"
+            " is one read of a weight for each operation and one read and one write of each"
+            " membrane at each step, without images, spikes and caches. All at 45 nm in FP32."
+        )
+    if any(not math.isnan(operations(run, c)) for run in runs for c in worst_cases(comparison)):
+        yield (
+            "The worst-case operations of an image are the most that the clean image or any image"
+            " proposed for it takes. In brackets stands the ratio to clean images. The mean over"
+            " the images is a lower bound, since a better attack can only raise it."
         )
 
 
@@ -261,6 +319,56 @@ def success_table(comparison: Comparison) -> TextTable:
             " clean that the attack breaks. Net loss: (clean accuracy − accuracy) / clean accuracy,"
             " so that images that the attack mends cancel images that it breaks. Of all images:"
             " 1 − accuracy, so that errors on clean images count as success.",
+        ),
+    )
+
+
+def operations_table(comparison: Comparison) -> TextTable:
+    """The synaptic operations of each model under each attack, next to those on clean images."""
+    worst = [c for c in worst_cases(comparison) if c not in comparison.conditions]
+    rows = []
+    for condition in (*_shown(comparison), *worst):
+        cells = []
+        for run in comparison.runs:
+            found, clean = operations(run, condition), operations(run)
+            cells.append(Cell(wording.millions(found), _times(found, clean)))
+        rows.append((Cell(condition.title, condition.size), *cells))
+    return TextTable(
+        name=f"operations-{comparison.slug}",
+        title=f"Synaptic operations under attack, {comparison.title}",
+        head=(Cell("Attack"), *(Cell(run.label, "million per image") for run in comparison.runs)),
+        rows=tuple(rows),
+        notes=("In brackets stands the ratio to the operations on clean images.",),
+    )
+
+
+def layers_table(comparison: Comparison) -> TextTable:
+    """The operations of each layer with synapses on clean images."""
+    rows = [
+        (
+            Cell(run.label),
+            Cell(str(layer["name"])),
+            Cell(str(layer["inputs"])),
+            Cell(str(layer["passes"])),
+            Cell(f"{layer['weights']:,}"),
+            Cell(wording.percent(layer["kept"] / layer["weights"])),
+            Cell(wording.millions(layer["dense"])),
+            Cell(wording.millions(layer["synaptic"])),
+        )
+        for run in comparison.runs
+        for layer in run.manifest.operations
+    ]
+    heads = ("Model", "Layer", "Inputs", "Passes", "Weights", "Not zero")
+    millions = (Cell("Dense", "million per image"), Cell("Operations", "million per image"))
+    return TextTable(
+        name=f"layers-{comparison.slug}",
+        title="Operations of each layer on clean images",
+        head=(*map(Cell, heads), *millions),
+        rows=tuple(rows),
+        notes=(
+            "Dense operations are those without any zero. A layer that sees a static image is"
+            " computed once, every other layer of a spiking network once for each time step. Pooled"
+            " inputs are means of spikes.",
         ),
     )
 

@@ -14,8 +14,9 @@ from robustsnn.adversary.catalogue import attack_names, load_attack
 from robustsnn.adversary.losses import cross_entropy
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
-from robustsnn.common.kinds import KINDS, NORMS
+from robustsnn.common.kinds import ENERGY, KINDS, NORMS
 from robustsnn.common.randomness import Rng
+from robustsnn.errors import InputError
 from robustsnn.estimators.backprop import Backprop
 from robustsnn.estimators.bptt import Bptt
 from robustsnn.models.scoring import judge
@@ -29,10 +30,13 @@ BUDGETS = {
     "square": "square:queries=300",
     "hop-skip-jump": "hop-skip-jump:queries=150,draws=30",
     "fmn": "fmn:steps=8",
+    "energy": "energy:steps=8",
 }
 MISSING = () if importlib.util.find_spec("foolbox") else ("hop-skip-jump",)
 SPECS = [
     *(BUDGETS.get(name, name) for name in attack_names() if name not in (*PEERS, *MISSING)),
+    "energy:steps=5,keep_label=no,restarts=2",
+    "energy:steps=5,random_start=no",
     "pgd:steps=7,iterate=last,early_exit=no",
     "pgd:steps=5,restarts=3,loss=margin",
     "pgd:steps=10,random_start=no",
@@ -47,6 +51,8 @@ CASES = [
     if norm in getattr(load_attack(spec), "norms", NORMS)
 ]
 AIMED = ("fixed-epsilon", "transfer", "minimum-norm")
+#: The attacks that need spikes, whatever network a test would choose.
+SPIKING = [spec for spec in SPECS if load_attack(spec).kind == ENERGY]
 AIMED_CASES = [case for case in CASES if load_attack(str(case.values[0])).kind in AIMED]
 # What a library does with NaN is not ours to test.
 OUR_AIMED_CASES = [c for c in AIMED_CASES if not str(c.values[0]).startswith("torchattacks:")]
@@ -56,6 +62,7 @@ DETERMINISTIC = {
     "transfer:fgsm",
     BUDGETS["fmn"],
     "pgd:steps=10,random_start=no",
+    "energy:steps=5,random_start=no",
     *(f"torchattacks:{name}" for name in ("FGSM", "BIM", "MIFGSM", "UPGD")),
 }
 RANDOM_CASES = [case for case in CASES if case.values[0] not in DETERMINISTIC]
@@ -205,10 +212,25 @@ def test_finds_where_the_network_has_no_numbers(spec: str, norm: str, value: flo
     assert judge(Fragile()(found), labels)[0].tolist() == [-1] * 4
 
 
+def network_for(spec: str, which: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """The smooth network or the spiking one; the latter for an attack that needs spikes."""
+    if which == "smooth" and spec in SPIKING:
+        pytest.skip("the attack needs spikes")
+    return smooth(dtype) if which == "smooth" else spiking().to(dtype)
+
+
+@pytest.mark.parametrize("spec", SPIKING)
+def test_says_in_one_line_that_there_are_no_spikes(spec: str) -> None:
+    network = smooth()
+    images, labels = images_for(network, 3, torch.float64)
+    with pytest.raises(InputError, match="the network has no spikes"):
+        run(spec, network, images, labels, ThreatModel("Linf", "0.06"))
+
+
 @every_attack
 @pytest.mark.parametrize("which", ["smooth", "spiking"])
 def test_stays_in_ball_and_range(spec: str, norm: str, which: str) -> None:
-    network = smooth(torch.float32) if which == "smooth" else spiking()
+    network = network_for(spec, which, torch.float32)
     images, labels = images_for(network, 5, torch.float32)
     threat = ThreatModel(norm, EPSILON[norm])
     found = run(spec, network, images, labels, threat)
@@ -255,7 +277,7 @@ def test_leaves_everything_as_it_was(spec: str, norm: str) -> None:
 
 @every_attack
 def test_epsilon_zero_is_the_identity(spec: str, norm: str) -> None:
-    network = smooth()
+    network = spiking().double() if spec in SPIKING else smooth()
     images, labels = images_for(network, 5, torch.float64)
     found = run(spec, network, images, labels, ThreatModel(norm, "0"))
     assert torch.equal(found, images)
@@ -290,7 +312,7 @@ def test_beats_its_start_and_random_noise(spec: str, norm: str) -> None:
 
 @every_attack
 def test_same_seed_same_images(spec: str, norm: str) -> None:
-    network = smooth()
+    network = spiking().double() if spec in SPIKING else smooth()
     images, labels = images_for(network, 4, torch.float64)
     threat = ThreatModel(norm, EPSILON[norm])
     first, second = (run(spec, network, images, labels, threat, 9) for _ in range(2))
@@ -303,6 +325,8 @@ def test_another_seed_draws_differently(spec: str, norm: str) -> None:
     # corner of the ball, and on any network an attack may return images that it cannot break.
     differs = False
     for network in (smooth(torch.float32), spiking()):
+        if spec in SPIKING and not isinstance(network, Network):
+            continue
         images, labels = images_for(network, 4, torch.float32)
         threat = ThreatModel(norm, EPSILON[norm])
         first, second = (run(spec, network, images, labels, threat, seed) for seed in (1, 2))
@@ -313,7 +337,7 @@ def test_another_seed_draws_differently(spec: str, norm: str) -> None:
 @every_attack
 @pytest.mark.parametrize("which", ["smooth", "spiking"])
 def test_does_not_depend_on_batching_or_order(spec: str, norm: str, which: str) -> None:
-    network = smooth() if which == "smooth" else spiking().double()
+    network = network_for(spec, which)
     images, labels = images_for(network, 7, torch.float64)
     ids = [40, 3, 17, 8, 25, 1, 99]
     attack = load_attack(spec)

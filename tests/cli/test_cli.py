@@ -116,6 +116,8 @@ def test_lists_need_no_torch(tmp_path):
 
 
 def test_show_an_attack(warm):
+    both = warm("attacks", "show", "energy")
+    assert "label: Energy same label" in both.stdout and "keep_label: bool = True" in both.stdout
     done = warm("attacks", "show", "pgd")
     assert done.returncode == 0
     assert "steps: int = 20" in done.stdout and "fixed-epsilon" in done.stdout

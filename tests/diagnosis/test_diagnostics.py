@@ -117,6 +117,28 @@ def test_stages_know_their_kind():
     assert as_recorded([stage("a")], records)[0].black
 
 
+def test_an_attack_on_energy_is_not_compared_with_attacks_on_the_class():
+    """It leaves every label where it is, and that says nothing about gradients or noise."""
+    spent = stage("energy", kind="energy", steps=100)
+    assert not spent.white and not spent.own and not spent.black
+    assert missing([spent], spiking=False)[0] == "a gradient attack of 100 steps or more"
+    rows = [record(i, "clean", 0, 0, 0, -1) for i in range(10)]
+    rows += [record(i, "noise", 0, int(i < 5), 0, 1 if i < 5 else -1) for i in range(10)]
+    rows += [record(i, "energy", 0, 0, 0, -1, zero_grad=2) for i in range(10)]
+    records = pd.DataFrame(rows)
+    noisy = stage("noise", "none", kind="noise", steps=None)
+    found = {}
+    for kind in ("energy", "fixed-epsilon"):
+        some = [noisy, dataclasses.replace(spent, kind=kind)]
+        results = summarise(records, "d", {"energy": (100, 1)})
+        kinds = {one.attack: one.kind for one in some}
+        flags = flagging.flags_of(records, results, kinds, 10, stages=some)
+        found[kind] = {flag.slug: flag.severity for flag in flags}
+    # Gradients that are all zero are told all the same: the attack stood still.
+    assert found["energy"] == {"zero-gradient": "caution"}
+    assert found["fixed-epsilon"] == {"zero-gradient": "invalid", "noise-beats-gradient": "invalid"}
+
+
 # --- D3: the surrogate gap ----------------------------------------------------------------------
 
 

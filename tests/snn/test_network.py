@@ -397,7 +397,7 @@ def test_macs_are_those_published():
         )
     network = network.to_empty(device="cpu")
     for parameter in network.parameters():
-        parameter.data.zero_()
+        parameter.data.fill_(0.01)
     activity = record_activity(network, images(1))
     assert [round(s.macs / 1e6, 2) for s in activity.synapses] == VGG11_MACS
     assert energy(network, activity).ann_uj == pytest.approx(2759, abs=1)

@@ -45,6 +45,11 @@ def test_the_layers_are_those_before_a_pool_and_the_last():
     assert maps["features.12.outer"].shape == (2, 1)
 
 
+def first(network: Network) -> torch.Tensor:
+    """The weight of the first convolution."""
+    return dict(network.named_parameters())["features.0.weight"]
+
+
 @pytest.mark.parametrize("distillation", [0.0, 0.4])
 def test_the_loss_is_that_of_its_equation(distillation: float):
     student, teacher = small(0).train(), small(1).eval()
@@ -79,10 +84,10 @@ def test_the_loss_is_that_of_its_equation(distillation: float):
     loss = loss + distillation * 9.0 * (p * (p.log() - q.log())).sum(1).mean()
     for a, b in zip(ours, theirs, strict=True):
         loss = loss + 3.5 * ((a - b.detach()) ** 2).sum(1).mean()
-    expected = torch.autograd.grad(loss, student.features[0].weight)[0]
+    (expected,) = torch.autograd.grad(loss, first(student))
 
     learner = copy.deepcopy(student)
     optimizer = torch.optim.SGD(learner.parameters(), lr=1.0)
     guided_update(learner, optimizer, images, labels, settings, teacher)
-    moved = student.features[0].weight.detach() - learner.features[0].weight.detach()
+    moved = first(student).detach() - first(learner).detach()
     torch.testing.assert_close(moved, expected.detach(), rtol=1e-4, atol=1e-6)
