@@ -19,6 +19,9 @@ from robustsnn.training.masks import Masks
 
 #: The share of its empty positions that one layer may grow into at once.
 ROOM = 0.99
+#: A momentum below this share of the largest in its layer is what is left of a gradient that
+#: vanished: a weight that grew there would hardly move.
+LEAST_MOMENTUM = 1e-6
 #: A layer that is denser than this and matters more than the mean loses fewer weights.
 NEARLY_DENSE = 0.8
 
@@ -158,12 +161,18 @@ def _rooms(masks: Mapping[str, Tensor], momenta: Mapping[str, Tensor], grow: int
     suffice, as the last share of the empty positions does.
     """
     empty = [mask.numel() - int(mask.sum()) for mask in masks.values()]
-    moving = [int((momenta[name][~mask] != 0).sum()) for name, mask in masks.items()]
+    moving = [_moving(momenta[name], mask) for name, mask in masks.items()]
     share = [math.floor(ROOM * e) for e in empty]
     for rooms in ([min(s, m) for s, m in zip(share, moving, strict=True)], share):
         if sum(rooms) >= grow:
             return rooms
     return empty
+
+
+def _moving(momentum: Tensor, mask: Tensor) -> int:
+    """The number of masked weights of a layer that would move if they grew."""
+    sizes = momentum.abs().nan_to_num(nan=0.0)
+    return int((sizes[~mask] > LEAST_MOMENTUM * sizes.max()).sum())
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -147,12 +147,7 @@ def verify(
     """
     check_device(device)
     folder = Path(folder)
-    run = RunFolder(folder)
-    if not folder.is_dir():
-        raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")
-    manifest = run.manifest()
-    if not manifest.done:
-        raise InputError(f"{folder} is not finished: run the same evaluation again first.")
+    run, manifest = _finished(folder)
     subject = _subject(manifest, model, weights, device)
     network = subject.load()
     records, results, saved = _held(run)
@@ -188,6 +183,21 @@ def verify(
         densities=_densities(manifest, subject.meta, network),
         miscounted=miscounted,
     )
+
+
+def _finished(folder: Path) -> tuple[RunFolder, Manifest]:
+    """The run of a folder and its manifest.
+
+    Raises:
+        InputError: There is no run, or it is not finished.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")
+    run = RunFolder(folder)
+    manifest = run.manifest()
+    if not manifest.done:
+        raise InputError(f"{folder} is not finished: run the same evaluation again first.")
+    return run, manifest
 
 
 def _held(run: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, torch.Tensor]]:
