@@ -51,7 +51,8 @@ LITERATURE = (
 
 def claims(table: pd.DataFrame) -> list[str]:
     """What the table says, a sentence for each question."""
-    lines = [*_accuracy(table), *_against_magnitude(table), *_robustness(table), *_hidden(table)]
+    questions = (_accuracy, _against_magnitude, _latency, _robustness, _hidden)
+    lines = [line for question in questions for line in question(table)]
     return [f"- {line}" for line in lines] or ["Nothing was run yet."]
 
 
@@ -95,6 +96,19 @@ def _against_magnitude(table: pd.DataFrame) -> list[str]:
                 f"seed: {mean:+.1f} points of clean accuracy on average ({each})."
             )
     return lines
+
+
+def _latency(table: pd.DataFrame) -> list[str]:
+    """How much faster networks without some channels are."""
+    if "latency:ratio" not in table:
+        return []
+    return [
+        f"**{_named(row)}**, which has {1 / row['compression']:.0%} of the weights of its dense "
+        f"parent, is {row['latency:ratio']:.2f} times as fast at inference (quartiles "
+        f"{row['latency:low']:.2f} to {row['latency:high']:.2f} of alternating passes of 64 "
+        "images, one thread)."
+        for _, row in table[table["latency:ratio"].notna()].iterrows()
+    ]
 
 
 def _robustness(table: pd.DataFrame) -> list[str]:

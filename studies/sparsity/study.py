@@ -20,6 +20,7 @@ from robustsnn.records.schema import CLEAN, OPERATIONS, WORST_CASE
 from robustsnn.records.summary import survivors
 from robustsnn.snn.sparsity import densities
 from studies.shared import first_images, is_finished, survivors_in, written_ids
+from studies.sparsity.latency import faster
 
 #: The number of images of each network.
 SAMPLES = 500
@@ -132,6 +133,12 @@ def study(
             continue
         say(f"{name}, {samples} images, {suite}")
         row |= {f"{suite}:{key}": value for key, value in _found(plan, output, suite).items()}
+    if row["method"] == CHANNEL:
+        row |= {key: value for key, value in before.items() if key.startswith("latency:")}
+        if images is not None and not finished_only:
+            parent = subject_of(f"{row['data']}/vgg5-{row['kind']}").load()
+            found = faster(subject.load(), parent, images.tensor())
+            row |= dict(zip(("latency:ratio", "latency:low", "latency:high"), found, strict=True))
     return row
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from robustsnn.models.zoo import zoo_names
 from robustsnn.snn.sparsity import LayerDensity
 from studies.sparsity import study
 from studies.sparsity.figures import against_compression, of_layers
+from studies.sparsity.latency import faster
 from studies.sparsity.page import claims, page
 
 
@@ -134,3 +136,16 @@ def test_members_of_the_zoo_are_what_the_study_says(name: str):
 def test_every_sparse_network_of_the_zoo_is_in_the_study():
     sparse = [n for n in zoo_names() if "x" in n.rpartition("-")[2] or "agc" in n or "dnr" in n]
     assert set(sparse) <= set(study.NETWORKS)
+
+
+def test_a_smaller_network_is_faster_and_the_page_says_by_how_much():
+    dense = torch.nn.Linear(2000, 2000)
+    small = torch.nn.Sequential(torch.nn.Linear(2000, 20))
+    ratio, low, high = faster(small, dense, torch.rand(64, 2000))
+    assert 1 < low <= ratio <= high
+    some = pd.DataFrame([row("vgg5-snn-agc-4x-channel", "AGC, channels", compression=4.0)]).assign(
+        **{"latency:ratio": 2.5, "latency:low": 2.4, "latency:high": 2.6}
+    )
+    assert "which has 25% of the weights of its dense parent, is 2.50 times as fast" in " ".join(
+        claims(some)
+    )
