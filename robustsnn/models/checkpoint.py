@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch.nn.utils import prune
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.sparse_file import packed, unpacked
+from robustsnn.models.weights import load_weights
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.sparsity import weights_of
@@ -232,8 +232,9 @@ def load_model(
         name_or_path: A zoo name such as `fashion-mnist/vgg5-snn`, a folder, or a factory that
             returns an `nn.Module` from images in [0, 1] to logits. A factory runs the code of its
             module.
-        weights: The weights of a factory's network, and only of one: a safetensors file, or a
-            plain state dict written by `torch.save`, which is read without executing code.
+        weights: The weights of a factory's network, and only of one: a safetensors file, or what
+            `torch.save` wrote: a state dict, or a dict that holds one next to other things. Its
+            keys may have a prefix such as `module.`. It is read without executing code.
         device: The device for the network.
 
     Raises:
@@ -276,47 +277,7 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
     if weights is not None:
-        tensors = read_state_dict(weights)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise InputError(f"{weights} does not fit {text!r}: {error}") from None
+        load_weights(network, weights, repr(text))
     network.eval()
     network.requires_grad_(False)
     return network
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, or of a plain state dict that `torch.save` wrote.
-
-    No code in the file is run.
-
-    Raises:
-        InputError: The file is missing, truncated, or holds anything but tensors by name.
-    """
-    if not path.is_file():
-        raise InputError(f"no file {path}: name a state dict.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_tensors(path.read_bytes())
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is not a safetensors file ({error}).") from None
-    try:
-        with warnings.catch_warnings():
-            # Torch warns of pickles that it then refuses; the error below is enough.
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch.load raises many types of error on a foreign file, and none needs its own message.
-        kind = type(error).__name__
-        raise InputError(
-            f"{path} is not a plain state dict ({kind}): it is truncated, foreign, or a pickle "
-            "that would run code, which is refused; save it with torch.save(model.state_dict())."
-        ) from None
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
-    ):
-        raise InputError(f"{path} holds {type(loaded).__name__}, not tensors by name.")
-    return dict(loaded)

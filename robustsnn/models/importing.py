@@ -51,8 +51,9 @@ def import_hire_snn(
             wrong.
     """
     check_import(file, timesteps, output, data)
-    from robustsnn.models.checkpoint import read_state_dict, save_checkpoint
+    from robustsnn.models.checkpoint import save_checkpoint
     from robustsnn.models.hire_snn import from_official
+    from robustsnn.models.weights import read_state_dict
 
     network = from_official(read_state_dict(file), arch, timesteps, normalisation)
     data = data or (normalisation if normalisation in DATASETS else "")
