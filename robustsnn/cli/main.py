@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -31,6 +32,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     command: Any = typer.main.get_command(app)
+    arguments = [_at_home(argument) for argument in arguments]
     try:
         code = command(args=arguments, prog_name="robustsnn", standalone_mode=False)
     except InputError as error:
@@ -56,6 +58,16 @@ def _main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
     return int(code or 0)
+
+
+def _at_home(argument: str) -> str:
+    """An argument with its `~` expanded, which no shell does behind the `=` of an option."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("~"):
+        return os.path.expanduser(argument)  # noqa: PTH111
+    if equals and option.startswith("--") and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
+    return argument
 
 
 def _usage(error: Any) -> str:

@@ -29,20 +29,33 @@ def console() -> Console:
     return Console(highlight=False)
 
 
+def about_images(images: object) -> list[str]:
+    """What is said of images of a folder: the order of their classes, and what was not counted."""
+    notes = [str(note) for note in getattr(images, "notes", ())]
+    order = getattr(images, "classes", "") if getattr(images, "name", "") == "folder" else ""
+    return [str(order), *notes] if order else notes
+
+
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], None]]:
     """Show progress on stderr inside the block.
 
     It is a bar in a terminal, and elsewhere a line whenever something new begins.
+
+    Args:
+        notes: Sentences that are said when the first batch is done, and thus not before an error.
     """
     from rich.console import Console
 
     stderr = Console(stderr=True)
+    left = list(notes)
     if not stderr.is_terminal:
         last = ""
 
         def line(what: str, done: int, total: int) -> None:
             nonlocal last
+            while left:
+                print(f"robustsnn: {left.pop(0)}", file=sys.stderr)
             if what != last:
                 print(f"{100 * (done - 1) // total:3d} % {what}", file=sys.stderr, flush=True)
                 last = what
@@ -62,6 +75,8 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         task = bar.add_task("", total=None)
 
         def shown(what: str, done: int, total: int) -> None:
+            while left:
+                bar.console.print(f"robustsnn: {left.pop(0)}", markup=False, highlight=False)
             bar.update(task, description=what, completed=done, total=total)
 
         yield shown

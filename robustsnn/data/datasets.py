@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from robustsnn.common.files import expanded
 from robustsnn.data import readers as image_sources
 from robustsnn.data.catalogue import DATASETS, NAMES
 from robustsnn.errors import InputError, unknown
@@ -28,6 +29,8 @@ SAMPLE = Path(__file__).parent / "bundled"
 """The bundled data root: the first 2,000 Fashion-MNIST test images in the fixed order."""
 
 SPLITS = ("test", "train")
+#: How many classes are listed with their numbers.
+MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ class ImageSet:
         split: The split, "test" or "train".
         fingerprint: The first 16 hex digits of a sha256 over these pixels and labels.
         ids: The index of each image in the fixed order of its whole source, int64 `[n]`.
+        notes: What was found next to the images and was not counted, a sentence each.
     """
 
     name: str
@@ -51,9 +55,28 @@ class ImageSet:
     split: str
     fingerprint: str
     ids: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        told = "".join(f"; {note}" for note in self.notes)
+        return f"<{self.name}, {self.split}: {len(self)} images {shape}; {self.classes}{told}>"
+
+    @property
+    def classes(self) -> str:
+        """The numbers and names of the classes, in their order, as a text.
+
+        Examples:
+            >>> load_dataset("fashion-mnist", None, samples=1).classes[:30]
+            'classes: 0 = T-shirt/top, 1 = '
+        """
+        shown = [f"{number} = {name}" for number, name in enumerate(self.class_names)]
+        if len(shown) > MOST_SHOWN:
+            shown = [*shown[: MOST_SHOWN - 1], "...", shown[-1]]
+        return f"classes: {', '.join(shown)}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,6 +119,7 @@ class ImageSet:
             self.split,
             fingerprint(images, labels),
             self.ids[:samples],
+            self.notes,
         )
 
 
@@ -151,7 +175,7 @@ def channel_statistics(
 
 def load_dataset(
     name: str,
-    root: Path | None,
+    root: Path | str | None,
     split: str = "test",
     samples: int | None = None,
     download: bool = False,
@@ -166,7 +190,8 @@ def load_dataset(
         name: A key of `DATASETS`, or "folder" for any images in class sub-folders.
         root: The folder with torchvision's files, Hugging Face Parquet files or class
             sub-folders; None for the bundled Fashion-MNIST test sample. Class folders may lie
-            below `train` and `test` (or `val`); if neither is there, they serve as either split.
+            below split folders as people spell them (`train`, `Test`, `validation_set`), or these
+            below them; if there are none, the classes serve as either split.
         split: The split, "test" or "train".
         samples: The number of first images to keep; None for all.
         download: Whether torchvision may download into `root` if nothing readable is there.
@@ -190,7 +215,7 @@ def load_dataset(
             )
         root = SAMPLE
     known = DATASETS.get(name)
-    source = image_sources.read(name, known, Path(root), split, download and not bundled)
+    source = image_sources.read(name, known, expanded(root), split, download and not bundled)
     order = fixed_order(source.images, source.labels)
     images, labels = source.images[order], source.labels[order]
     if bundled and samples is not None and samples > len(labels):
@@ -206,11 +231,12 @@ def load_dataset(
         split,
         "" if samples is not None else fingerprint(images, labels),
         np.arange(len(labels), dtype=np.int64),
+        source.notes,
     )
     return whole if samples is None else whole.first(samples)
 
 
-def load_training(name: str, root: Path | None, download: bool = False) -> ImageSet:
+def load_training(name: str, root: Path | str | None, download: bool = False) -> ImageSet:
     """The whole train split in the fixed order; see `load_dataset`."""
     return load_dataset(name, root, split="train", download=download)
 

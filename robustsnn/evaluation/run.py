@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustsnn.common.files import unwritable
+from robustsnn.common.files import expanded, unwritable
 from robustsnn.data.images import Images
 from robustsnn.diagnosis.diagnose import diagnose
 from robustsnn.errors import InputError
@@ -98,7 +98,7 @@ def evaluate(
     """
     (plan,) = plans_of(Request.of(network, data, suite, **settings))
     if output is not None:
-        return run(plan, Path(output), command=command, progress=progress)
+        return run(plan, expanded(output), command=command, progress=progress)
     with tempfile.TemporaryDirectory(prefix="robustsnn-") as scratch:
         done = run(plan, Path(scratch) / "run", command=command, progress=progress)
     return dataclasses.replace(done, folder=None)

@@ -21,6 +21,7 @@ from pydantic import (
 from robustsnn.adversary.catalogue import attack_names
 from robustsnn.common.content import files_in, folder
 from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of
+from robustsnn.common.files import expanded
 from robustsnn.common.kinds import BEST, NORMS
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.common.wording import slug
@@ -323,7 +324,7 @@ def load_suite(name_or_path: str | Path, *, allow_code: bool = False) -> Suite:
         'Linf'
     """
     text = str(name_or_path)
-    path = Path(text)
+    path = expanded(text)
     if path.suffix in (".yaml", ".yml") or "/" in text:
         if not path.is_file():
             raise InputError(

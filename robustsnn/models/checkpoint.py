@@ -21,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn.utils import prune
 
-from robustsnn.common.files import write_atomically
+from robustsnn.common.files import expanded, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.sparse_file import packed, unpacked
 from robustsnn.models.weights import load_weights
@@ -111,7 +111,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         InputError: There is no such checkpoint, it is malformed or truncated, or its weights
             were changed.
     """
-    path = Path(name_or_path)
+    path = expanded(name_or_path)
     if path.is_dir():
         folder, name = path, path.name
     elif path.exists():

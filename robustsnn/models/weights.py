@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from robustsnn.common.files import expanded
 from robustsnn.errors import InputError
 
 #: The names under which training scripts store the weights in a file, the most usual one first.
@@ -95,7 +96,7 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
         InputError: The file is missing or truncated, holds no tensors by name or several sets of
             them, or would run code.
     """
-    found = _sets_of(Path(path).expanduser())
+    found = _sets_of(expanded(path))
     if len(found) > 1:
         listed = " and ".join(repr(name) for name in found)
         raise InputError(
@@ -121,7 +122,7 @@ def load_weights(
         InputError: The file cannot be read, or its tensors do not fit the network.
     """
     wanted = {name: t for name, t in network.state_dict().items() if name not in without}
-    sets = _sets_of(Path(path).expanduser())
+    sets = _sets_of(expanded(path))
     named = {key: renamed(tensors, wanted) for key, tensors in sets.items()}
     fitting = {key: t for key, t in named.items() if t.keys() >= wanted.keys()} or named
     if len(fitting) > 1:

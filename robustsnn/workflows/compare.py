@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.files import check_output, expanded, unwritable, write_atomically
 from robustsnn.common.wording import slug
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
@@ -91,7 +91,7 @@ def compared(
     """
     plans = plans_of(request)
     runs = list(zip(names(plans), plans, strict=True))
-    folder = Path(output) if output is not None else default_folder(plans)
+    folder = expanded(output) if output is not None else default_folder(plans)
     run_all(runs, folder, progress=progress, command=command)
     return render(
         load_runs(folder / name for name, _ in runs), folder, baseline=plans[0].subject.name

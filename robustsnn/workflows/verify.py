@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robustsnn.adversary.threat import ThreatModel
+from robustsnn.common.files import expanded
 from robustsnn.errors import InputError
 from robustsnn.evaluation.header import densities_of
 from robustsnn.evaluation.plan import check_device
@@ -129,7 +130,7 @@ def verify(
         True
     """
     check_device(device)
-    folder = Path(folder)
+    folder = expanded(folder)
     run = RunFolder(folder)
     if not folder.is_dir():
         raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")
