@@ -29,6 +29,9 @@ SAMPLE = Path(__file__).parent / "bundled"
 """The bundled data root: the first 2,000 Fashion-MNIST test images in the fixed order."""
 
 SPLITS = ("test", "train")
+#: How far beyond [0, 1] the rounding of a resized or normalised image may leave a pixel, which is a
+#: four-hundredth of the step between two 8-bit pixels.
+ROUNDING = 1e-5
 #: How many classes are listed with their numbers.
 MOST_SHOWN = 20
 
@@ -236,13 +239,41 @@ def load_dataset(
     return whole if samples is None else whole.first(samples)
 
 
+def load_data(
+    name: str = "folder",
+    root: Path | str | None = None,
+    split: str = "test",
+    samples: int | None = None,
+    *,
+    download: bool = False,
+) -> ImageSet:
+    """The images of one split in the fixed order, to look at or to give to `robustsnn.evaluate`.
+
+    Args:
+        name: A data set such as `fashion-mnist`, or `folder` for any images in class folders.
+        root: The folder that holds the images; by default the sample that ships.
+        split: The split, `test` or `train`.
+        samples: The number of first images to keep; None for all.
+        download: Whether missing data are fetched to `root`.
+
+    Raises:
+        InputError: As for `load_dataset`.
+
+    Examples:
+        >>> import robustsnn
+        >>> robustsnn.load_data("fashion-mnist", samples=3).labels.tolist()
+        [0, 1, 2]
+    """
+    return load_dataset(name, root, split, samples, download)
+
+
 def load_training(name: str, root: Path | str | None, download: bool = False) -> ImageSet:
     """The whole train split in the fixed order; see `load_dataset`."""
     return load_dataset(name, root, split="train", download=download)
 
 
 def check_images(images: Tensor) -> Tensor:
-    """The same tensor, if it can be attacked in pixel units.
+    """The same tensor, if it can be attacked in pixel units, clamped where rounding left [0, 1].
 
     Args:
         images: Floating-point images `[n, channel, height, width]` in [0, 1].
@@ -262,10 +293,10 @@ def check_images(images: Tensor) -> Tensor:
     if bool(torch.isnan(images).any()):
         raise InputError("images hold NaN: give finite floats in [0, 1].")
     low, high = (float(bound) for bound in torch.aminmax(images.detach()))
-    if low < 0 or high > 1:
-        remedy = "divide 8-bit pixels by 255" if low >= 0 and high <= 255 else "rescale them"
-        raise InputError(
-            f"images lie in [{low:g}, {high:g}], not in [0, 1]: {remedy}; "
-            "normalisation belongs inside the network."
-        )
-    return images
+    if -ROUNDING <= low and high <= 1 + ROUNDING:
+        return images.clamp(0, 1) if low < 0 or high > 1 else images
+    remedy = "divide 8-bit pixels by 255" if low >= 0 and high <= 255 else "rescale them"
+    raise InputError(
+        f"images lie in [{low:g}, {high:g}], not in [0, 1]: {remedy}; "
+        "normalisation belongs inside the network."
+    )

@@ -56,23 +56,40 @@ def decode(file: Path | io.BytesIO, where: str) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=FORMATS) as image:
-                if _is_deep(image):
-                    raise InputError(f"{where} has more than 8 bits a channel: save it as 8-bit.")
-                if getattr(image, "n_frames", 1) > 1:
-                    raise InputError(f"{where} has several frames: save the one that is meant.")
-                if _is_transparent(image):
-                    raise InputError(
-                        f"{where} has transparent pixels, whose colour depends on what is behind "
-                        "them: put it on a background and save it without alpha."
-                    )
-                grey = image.mode in ("1", "L", "LA", "La")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
+                return of_pil(image, where)
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly any error on a damaged file
         raise InputError(
             f"{where} is not a readable image (damaged or foreign): replace or remove it."
         ) from error
+
+
+def of_pil(image: Image.Image, where: str) -> NDArray[np.uint8]:
+    """The pixels of a PIL image as uint8 `[height, width, 1 or 3]`.
+
+    Args:
+        image: The image.
+        where: What messages call it.
+
+    Raises:
+        InputError: It has more than 8 bits a channel, several frames or transparent pixels.
+
+    Examples:
+        >>> of_pil(Image.new("L", (2, 1), 7), "it").tolist()
+        [[[7], [7]]]
+    """
+    if _is_deep(image):
+        raise InputError(f"{where} has more than 8 bits a channel: save it as 8-bit.")
+    if getattr(image, "n_frames", 1) > 1:
+        raise InputError(f"{where} has several frames: save the one that is meant.")
+    if _is_transparent(image):
+        raise InputError(
+            f"{where} has transparent pixels, whose colour depends on what is behind them: put it "
+            "on a background and save it without alpha."
+        )
+    grey = image.mode in ("1", "L", "LA", "La")
+    pixels = np.array(image.convert("L" if grey else "RGB"))
     return pixels[..., None] if grey else pixels
 
 

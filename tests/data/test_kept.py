@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -275,7 +276,7 @@ def test_few_bits_are_scaled_to_eight():
 
 
 def parquet(
-    path: Path, labels: object, column: str = "label", image: str = "image", nested: bool = True
+    path: Path, labels: Any, column: str = "label", image: str = "image", nested: bool = True
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = labels if isinstance(labels, pa.Array) else pa.array(labels)
