@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ import typer
 from robustsnn.cli import evaluate, listing, reports, train
 from robustsnn.cli.app import app
 from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
+from robustsnn.common.wording import READABLE
 from robustsnn.errors import InputError
 
 __all__ = ["app", "main"]
@@ -25,6 +27,10 @@ def main() -> None:
     It exits with 0 if the work is done, 1 if a run is not verified or the output pipe is closed, 2
     for bad input, and 130 if it was interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a file in ASCII gets our signs in other words, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=READABLE)
     keep_freed_memory()
     let_idle_threads_sleep()
     sys.exit(_main(sys.argv[1:]))

@@ -26,7 +26,12 @@ def console() -> Console:
     """A terminal on stdout that does not highlight text."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    from robustsnn.reporting.columns import NARROWEST
+
+    out = Console(highlight=False)
+    # Rich cuts lines at the width of the terminal; in a narrower one, the terminal breaks them.
+    out.width = max(out.width, NARROWEST)
+    return out
 
 
 def about_images(images: object) -> list[str]:
@@ -133,14 +138,9 @@ def print_json(folder: Path, results: pd.DataFrame, **more: Any) -> None:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a plain table, with columns as wide as they need to be."""
-    from rich.table import Table
+    from robustsnn.reporting.columns import table
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in heads:
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    console().print(table(heads, rows))
 
 
 def print_crosscheck(found: Crosscheck) -> None:
