@@ -154,7 +154,7 @@ class Columns:
 
     def _blocks(self, width: int) -> list[tuple[int, list[tuple[Column, int]]]]:
         """The width of the first column and the columns, with theirs, of each part of the table."""
-        for key in dict.fromkeys((self.key.whole, self.key.least)):
+        for key in range(self.key.whole, self.key.least - 1, -1):
             room = width - _MARGIN - key
             if sum(column.whole + _GAP for column in self.columns) <= room:
                 return [(key, [(column, column.whole) for column in self.columns])]

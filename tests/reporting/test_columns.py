@@ -106,6 +106,16 @@ def test_files_hold_every_number(of_models, count, tmp_path):
                 assert cell.main.removesuffix("\u00a0%") in text and cell.detail in text
 
 
+def test_a_paper_gets_the_models_in_parts(of_models, tmp_path):
+    render(of_models[12], tmp_path)
+    text = (tmp_path / "tables" / "comparison.tex").read_text(encoding="utf-8")
+    table = text.partition(r"\end{table}")[0]
+    assert table.count(r"\begin{tabular}{lrrrr}") == table.count(r"\end{tabular}") == 3
+    for row in accuracy_table(comparisons(of_models[12])[0]).rows:
+        for cell in row[1:]:
+            assert cell.main.replace("\u00a0%", r"~\%") in table or cell.main == "–"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "cp437", "utf-8", "utf-16"])
 def test_lines_are_aligned_in_any_encoding(of_models, encoding):
     console = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="robustsnn-readable")
@@ -130,7 +140,9 @@ def test_a_plain_table_wraps_texts_and_keeps_numbers():
 # --- the real command line -------------------------------------------------------------------
 
 
-def run_in(environment: dict[str, str], cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
+def run_in(
+    environment: dict[str, str], cwd: Path, *arguments: str
+) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [*CLI, *arguments],
         cwd=cwd,
