@@ -23,6 +23,8 @@ from torch.nn.utils import prune
 
 from robustsnn.common.files import expanded, write_atomically
 from robustsnn.errors import InputError
+from robustsnn.models.naming import is_factory, parse_factory
+from robustsnn.models.shapes import Shaped
 from robustsnn.models.sparse_file import packed, unpacked
 from robustsnn.models.weights import load_weights
 from robustsnn.models.zoo import zoo_folder
@@ -230,8 +232,10 @@ def load_model(
 
     Args:
         name_or_path: A zoo name such as `fashion-mnist/vgg5-snn`, a folder, or a factory that
-            returns an `nn.Module` from images in [0, 1] to logits. A factory runs the code of its
-            module.
+            returns an `nn.Module` from images in [0, 1] to logits, such as `nets:build`,
+            `nets:build@weights.pt`, or, if it has a time axis,
+            `nets:build@weights.pt:steps=8,encode=direct,decode=membrane-max`; see
+            `robustsnn.models.shapes`. A factory runs the code of its module.
         weights: The weights of a factory's network, and only of one: a safetensors file, or what
             `torch.save` wrote: a state dict, or a dict that holds one next to other things. Its
             keys may have a prefix such as `module.`. It is read without executing code.
@@ -246,8 +250,12 @@ def load_model(
         torch.Size([1, 10])
     """
     text = str(name_or_path)
-    if ":" in text and not Path(text).exists():
-        return _from_factory(text, weights).to(device)
+    if is_factory(text):
+        named = parse_factory(text)
+        if weights is not None and named.weights is not None:
+            raise InputError(f"{text!r} names its weights already: drop --weights.")
+        network = _from_factory(named.factory, weights or named.weights).to(device)
+        return network if named.shape is None else Shaped(network, named.shape)
     if weights is not None:
         raise InputError(f"--weights goes with python.module:factory, not with {text!r}.")
     return load_network(read_checkpoint(name_or_path), device)
