@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from robustsnn.data.datasets import load_dataset
 from robustsnn.data.images import Images
+from robustsnn.data.splits import plain
 from robustsnn.errors import InputError
 from robustsnn.evaluation.given import images_in_memory
 from robustsnn.evaluation.options import Data
@@ -76,6 +78,31 @@ def check_fit(network: nn.Module, name: str, images: Images) -> None:
     classes = getattr(network, "classes", None)
     if classes is not None:
         check_classes(int(classes), name, images)
+
+
+def check_order(subject: Subject, images: Images) -> None:
+    """Refuse images in folders whose classes have other names or numbers than in training.
+
+    Args:
+        subject: The model.
+        images: The images.
+
+    Raises:
+        InputError: The model was trained on other folders, or in another order.
+    """
+    if images.name != "folder" or subject.meta.get("data") != "folder":
+        return
+    trained, here = subject.meta.get("class_names") or (), images.class_names
+    if [plain(str(name)) for name in trained] != [plain(name) for name in here]:
+        raise InputError(
+            f"{subject.name} was trained on the classes {_numbered(trained)}, and the folders give "
+            f"{_numbered(here)}: name the data root it was trained on, with its training images."
+        )
+
+
+def _numbered(names: Sequence[object]) -> str:
+    shown = [f"{number} = {name}" for number, name in enumerate(names)][:6]
+    return ", ".join([*shown, "..."] if len(names) > len(shown) else shown)
 
 
 def check_classes(classes: int, name: str, images: Images) -> None:

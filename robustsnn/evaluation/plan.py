@@ -22,7 +22,7 @@ from robustsnn.common.kinds import BEST, GRADIENT_FREE
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
-from robustsnn.evaluation.inputs import check_fit, images_of
+from robustsnn.evaluation.inputs import check_fit, check_order, images_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Entry, Suite
@@ -135,6 +135,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
     network = subject.load()
     check_fit(network, subject.name, images)
+    check_order(subject, images)
     meant = entries_for(suite, network, images, request.device)
     run_here = {entry.slug for entry in meant}
     if not meant:

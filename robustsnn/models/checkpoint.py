@@ -85,6 +85,7 @@ def save_checkpoint(
             "the network holds masks of torch.nn.utils.prune, and a checkpoint holds weights: make "
             "them permanent first (prune.remove)."
         )
+    folder = expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict().items()
     dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustsnn.common.files import check_output
+from robustsnn.common.files import check_output, expanded
 from robustsnn.data.catalogue import DATASETS
 from robustsnn.errors import InputError, unknown
 
@@ -50,6 +50,7 @@ def import_hire_snn(
         InputError: The file does not hold such a network, or would run code, or an argument is
             wrong.
     """
+    file, output = expanded(file), expanded(output)
     check_import(file, timesteps, output, data)
     from robustsnn.models.checkpoint import save_checkpoint
     from robustsnn.models.hire_snn import from_official

@@ -254,7 +254,7 @@ def _sets_of(path: Path) -> dict[str, dict[str, Tensor]]:
     if not path.is_file():
         raise InputError(f"no file {path}: name a state dict.")
     try:
-        if path.suffix.lower() == ".safetensors":
+        if path.suffix.lower() == ".safetensors" or _is_safetensors(path):
             return {"": load_tensors(path.read_bytes())}
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -274,6 +274,12 @@ def _sets_of(path: Path) -> dict[str, dict[str, Tensor]]:
         f"{path} holds {type(loaded).__name__.removeprefix('_')}, not tensors by name: save the "
         "weights with torch.save(model.state_dict(), file)."
     )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of another name begins as safetensors files do: a length, then JSON."""
+    with path.open("rb") as file:
+        return file.read(10)[8:] == b'{"'
 
 
 def _candidates(loaded: object, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:

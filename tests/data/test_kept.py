@@ -166,6 +166,28 @@ def test_the_terminal_tells_the_order_of_the_classes_and_what_is_left_out(tmp_pa
     assert "1 file of type .heic" in done.stderr
 
 
+def test_a_model_is_not_judged_by_classes_in_another_order(tmp_path):
+    import torch
+
+    import robustsnn
+    from robustsnn.models.checkpoint import save_checkpoint
+    from robustsnn.snn.network import Network, NetworkConfig
+
+    config = {"architecture": "vgg5", "kind": "ann", "classes": 2, "image": (1, 8, 8)}
+    config |= {"widths": (2, 2, 2), "classifier": (4,), "mean": (0.5,), "std": (0.5,)}
+    torch.manual_seed(0)
+    network = Network(NetworkConfig.model_validate(config)).eval()
+    names = ("cat", "dog")
+    save_checkpoint(network, tmp_path / "m", data="folder", class_names=names, provenance={})
+    for root, classes in (("same", ("Cat", "Dog")), ("other", ("bird", "cat"))):
+        for name in classes:
+            (tmp_path / root / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 90).save(tmp_path / root / name / "a.png")
+    robustsnn.evaluate(tmp_path / "m", tmp_path / "same", attack="fgsm")
+    with pytest.raises(InputError, match=r"0 = cat, 1 = dog.* 0 = bird, 1 = cat"):
+        robustsnn.evaluate(tmp_path / "m", tmp_path / "other", attack="fgsm")
+
+
 # --- pixels --------------------------------------------------------------------------------
 
 
