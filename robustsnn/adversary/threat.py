@@ -9,7 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from robustsnn.common.epsilon import norm as norm_named
 from robustsnn.common.epsilon import parse_epsilon as parse_epsilon
+from robustsnn.common.epsilon import sizes
 from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
@@ -43,6 +45,10 @@ class ThreatModel:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        # A program may give 2 and 0.5 for L2 and "0.5".
+        if not isinstance(self.norm, str):
+            object.__setattr__(self, "norm", norm_named(self.norm))
+        object.__setattr__(self, "epsilon", sizes(self.epsilon))
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         object.__setattr__(self, "epsilon", str(self.epsilon).strip())

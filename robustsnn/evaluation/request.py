@@ -61,7 +61,7 @@ class Request(Options):
             suite: The suite, as in `Options`.
             **settings: The other fields of `Options`.
         """
-        return cls.of_all((model,), data=data, suite=suite, **settings)
+        return cls.of_all((forms.model(model),), data=data, suite=suite, **settings)
 
     @classmethod
     def of_all(

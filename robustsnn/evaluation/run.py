@@ -87,7 +87,7 @@ def evaluate(
     """
     what = {"attack": attack, "epsilon": epsilon, "norm": norm}
     (plan,) = plans_of(Request.of(network, data, suite, **what, **settings))
-    folder = forms.path("output", output)
+    folder, progress = forms.path("output", output), forms.called("progress", progress)
     if folder is not None:
         return run(plan, folder, command=command, progress=progress)
     with tempfile.TemporaryDirectory(prefix="robustsnn-") as scratch:

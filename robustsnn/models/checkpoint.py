@@ -250,6 +250,8 @@ def load_model(
         >>> network(torch.zeros(1, 1, 28, 28)).shape
         torch.Size([1, 10])
     """
+    if isinstance(name_or_path, nn.Module):
+        raise InputError("load_model takes a name or a folder: a network in memory is loaded.")
     text = str(name_or_path)
     if is_factory(text):
         named = parse_factory(text)

@@ -40,7 +40,7 @@ class Compared:
 
     Args:
         page: The path of index.html.
-        evaluations: The finished run of each model, by the name of its folder, the baseline first.
+        evaluations: The finished run of each model by its name, the baseline first.
     """
 
     page: Path
@@ -49,7 +49,7 @@ class Compared:
     @cached_property
     def runs(self) -> Runs:
         """The runs as reports read them."""
-        return load_runs(self.page.parent / name for name in self.evaluations)
+        return load_runs(found.folder for found in self.evaluations.values() if found.folder)
 
     @property
     def results(self) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def compare(
     """
     what = {"attack": attack, "epsilon": epsilon, "norm": norm}
     request = Request.of_all(models, data=data, suite=suite, **what, **settings)
-    folder = forms.path("output", output)
+    folder, progress = forms.path("output", output), forms.called("progress", progress)
     return finished(request, output=folder, progress=progress, command=command)
 
 
@@ -197,7 +197,12 @@ def finished(
     done = run_all(runs, folder, progress=progress, command=command)
     read = load_runs(folder / name for name, _ in runs)
     page = render(read, folder, baseline=plans[0].subject.name)
-    return Compared(page, dict(zip((name for name, _ in runs), done, strict=True)))
+    called: dict[str, Evaluation] = {}
+    for (folder_name, plan), one in zip(runs, done, strict=True):
+        # Two models of one name are told apart as their folders are.
+        name = plan.subject.name
+        called[name if name not in called else folder_name] = one
+    return Compared(page, called)
 
 
 def names(plans: Sequence[Plan]) -> list[str]:

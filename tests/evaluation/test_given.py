@@ -248,6 +248,7 @@ def test_a_run_is_the_same_in_every_form():
         ),
         *(([2 / 255, "4/255"], "2/255,4/255"), ((0.1, 0.2), "0.1,0.2")),
         *((np.array([2 / 255, 0.5]), "2/255,0.5"), (None, None)),
+        *((torch.tensor([0.1, 0.2, 8 / 255]), "0.1,0.2,8/255"), ([torch.tensor(0.1)], "0.1")),
     ],
 )
 def test_a_size_may_be_a_number_a_text_or_several(given, means):
@@ -269,6 +270,18 @@ def test_a_size_may_be_a_number_a_text_or_several(given, means):
 )
 def test_a_norm_may_be_a_number(given, means):
     assert forms.norm(given) == means
+
+
+def test_suites_and_balls_take_the_same_forms():
+    ball = robustsnn.ThreatModel(2, 0.5)
+    assert (ball.norm, ball.epsilon, ball.radius) == ("L2", "0.5", 0.5)
+    from robustsnn.evaluation.suites import load_suite
+
+    assert (
+        load_suite("quick").at(epsilon=8 / 255).digest()
+        == load_suite("quick").at(epsilon="8/255").digest()
+    )
+    assert load_suite("quick").at(2, [0.5, "1"]).epsilon == ("0.5", "1")
 
 
 def test_an_attack_may_be_an_object(tmp_path):
@@ -305,6 +318,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"weights": 5}, "weights must be a path"),
     ({"name": 5}, "name must be a text"),
     ({"substitute": 5}, "a model cannot be 5"),
+    ({"progress": 5}, "progress must be a function"),
     ({"steps": 5}, "no setting named 'steps'"),
 ]
 
@@ -325,6 +339,7 @@ def test_a_setting_of_a_wrong_type_or_value_is_named(settings, says):
         (network().state_dict(), "load_state_dict"),
         (5, "a model cannot be 5"),
         (None, "a model cannot be None"),
+        ((IMAGES, LABELS), "a model cannot be a tuple"),
     ],
 )
 def test_what_is_not_a_model_is_named(model, says):
@@ -397,6 +412,13 @@ def test_compare_takes_lists(tmp_path, models):
 def test_compare_of_one_network_is_not_one_of_its_layers(tmp_path):
     found = robustsnn.compare(network(), (IMAGES, LABELS), attack="fgsm", output=tmp_path / "c")
     assert len(found.evaluations) == 1
+    names = robustsnn.compare(
+        {"é/∞ 1": network(), "b": nn.Sequential(nn.Flatten(), nn.Linear(48, 3))},
+        (IMAGES, LABELS),
+        attack="fgsm",
+        output=tmp_path / "names",
+    )
+    assert list(names.accuracies) == ["é/∞ 1", "b"] and len(set(names.results["model"])) == 2
     with pytest.raises(InputError, match="two models are called 'a'"):
         robustsnn.compare([("a", network()), ("a", network())], (IMAGES, LABELS))
     with pytest.raises(InputError, match="dict of names"):
