@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +47,9 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         # A program may give 2 and 0.5 for L2 and "0.5".
-        if not isinstance(self.norm, str):
-            object.__setattr__(self, "norm", norm_named(self.norm))
+        given: Any = self.norm
+        if not isinstance(given, str):
+            object.__setattr__(self, "norm", norm_named(given))
         object.__setattr__(self, "epsilon", sizes(self.epsilon))
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)

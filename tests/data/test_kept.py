@@ -150,6 +150,7 @@ def test_what_is_not_counted_is_told(tmp_path):
     assert load_dataset("folder", tmp_path, samples=2).notes == data.notes
 
 
+@pytest.mark.slow
 def test_the_terminal_tells_the_order_of_the_classes_and_what_is_left_out(tmp_path, cli):
     for number in range(30):
         for label, name in enumerate(("10", "2", "cat")):

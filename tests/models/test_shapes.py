@@ -280,7 +280,8 @@ def result(done: subprocess.CompletedProcess[str]) -> Any:
     return [row["accuracy"] for row in json.loads(done.stdout)["results"]]
 
 
-def test_models_with_a_time_axis_on_the_command_line(tmp_path: Path, warm: Cli, cli: Cli):
+@pytest.mark.slow
+def test_models_with_a_time_axis_on_the_command_line(tmp_path: Path, cli: Cli):
     (tmp_path / "nets.py").write_text(NETS)
     torch.manual_seed(4)
     linear = nn.Linear(784, 10).state_dict()
@@ -319,9 +320,9 @@ def test_models_with_a_time_axis_on_the_command_line(tmp_path: Path, warm: Cli, 
         ("nets:Loop:steps=2,decode=spikes-sum", "[2, 4, "),
     ],
 )
-def test_without_a_decoding_the_shape_seen_and_the_choices_are_named(tmp_path, cli, name, seen):
+def test_without_a_decoding_the_shape_seen_and_the_choices_are_named(tmp_path, warm, name, seen):
     (tmp_path / "nets.py").write_text(NETS)
-    done = cli("evaluate", name, *ASKED)
+    done = warm("evaluate", name, *ASKED)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert seen in line and "decode=spikes-sum" in line and "membrane-last" in line

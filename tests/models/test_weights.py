@@ -212,6 +212,7 @@ def test_no_type_stays_allowed_after_a_file_was_read(state, tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
+@pytest.mark.slow
 def test_a_file_of_a_training_script_is_evaluated(state, tmp_path, cli):
     (tmp_path / "net.py").write_text(NET)
     held = {"net": {f"module.{k}": v for k, v in state.items()}, "acc": np.float64(1)}

@@ -56,7 +56,7 @@ def numbers(text: str) -> list[str]:
     return sorted(NUMBER.findall(text))
 
 
-@pytest.mark.parametrize("width", [12, 14, 17, 20, 25, 30, 34, 40, 50, 60, 72, 80, 100, 132, 300])
+@pytest.mark.parametrize("width", [12, 17, 25, 34, 50, 72, 80, 100, 132, 300])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 12])
 def test_no_number_is_cut_at_any_width(of_models, count, width):
     runs = of_models[count]
@@ -153,7 +153,8 @@ def run_in(
     )
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:strict", "cp1252"])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1"])
 def test_any_encoding_of_stdout_works(tmp_path, encoding):
     asked = ["compare", "fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"]
     asked += ["--samples", "4", "--attack", "fgsm", "--output", "c"]
@@ -161,12 +162,13 @@ def test_any_encoding_of_stdout_works(tmp_path, encoding):
     assert done.returncode == 0, done.stderr
     text = done.stdout.decode(encoding.partition(":")[0]).replace("\u00a0", " ")
     assert "Linf 8/255" in text and "Traceback" not in done.stderr.decode()
-    for arguments in (["--help"], ["attacks", "list"], ["zoo", "show", "cifar10/vgg5-ann"]):
+    for arguments in (["--help"], ["attacks", "list"], ["report", "c"]):
         done = run_in({"PYTHONIOENCODING": encoding}, tmp_path, *arguments)
         assert done.returncode == 0 and done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("columns", ["1", "20", "47"])
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", ["1", "47"])
 def test_a_narrow_terminal_gets_every_number(tmp_path, columns, checkpoints):
     asked = ["evaluate", str(checkpoints / "snn"), "--samples", "7", "--attack", "fgsm"]
     done = run_in({"COLUMNS": columns}, tmp_path, *asked, "--output", "r")
