@@ -84,12 +84,12 @@ def from_parquet(name: str, known: DataSet | None, root: Path, split: str) -> So
 
 def _files(root: Path, split: str) -> list[Path]:
     """The files of a split anywhere below the root, each once; of what serves as it, the first."""
-    below = [
+    below = sorted(
         path
-        for path in sorted(root.rglob("*"))
+        for path in root.rglob("*")
         if path.suffix.lower() == ".parquet"
         and not any(left_behind(Path(part)) for part in path.relative_to(root).parts)
-    ]
+    )
     for kind in SERVES[split]:
         found = [path for path in below if _kind(path, root) == kind]
         if found:
