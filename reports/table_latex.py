@@ -31,6 +31,9 @@ _ESCAPES = {
     "\n": " ",
 }
 
+#: How many models, each with an interval, fit next to each other on a page.
+MODELS = 4
+
 
 def render(runs: Runs, output: Path) -> list[Path]:
     """Write all tables to `comparison.tex`, each in a `table` environment of its own."""
@@ -42,7 +45,6 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 
 def _table(table: TextTable) -> str:
-    columns = "".join("r" if right else "l" for right in table.numeric)
     notes = " ".join(escape(note) for note in table.notes)
     return "\n".join(
         [
@@ -50,14 +52,34 @@ def _table(table: TextTable) -> str:
             r"  \centering",
             rf"  \caption{{{escape(table.title)}. {notes}}}",
             rf"  \label{{tab:{_label(table.name)}}}",
+            "\n  \\par\\bigskip\n".join(_tabular(table, part) for part in _parts(table)),
+            r"\end{table}",
+        ]
+    )
+
+
+def _parts(table: TextTable) -> list[list[int]]:
+    """The columns of each part of a table: with many models it would leave the paper."""
+    every = list(range(1, len(table.head)))
+    if not table.name.startswith("accuracy-") or len(every) <= MODELS:
+        return [[0, *every]]
+    count = -(-len(every) // MODELS)
+    size = -(-len(every) // count)
+    return [[0, *every[start : start + size]] for start in range(0, len(every), size)]
+
+
+def _tabular(table: TextTable, part: list[int]) -> str:
+    columns = "".join("r" if table.numeric[index] else "l" for index in part)
+    rows = [tuple(row[index] for index in part) for row in (table.head, *table.rows)]
+    return "\n".join(
+        [
             rf"  \begin{{tabular}}{{{columns}}}",
             r"    \toprule",
-            _row(table.head),
+            _row(rows[0]),
             r"    \midrule",
-            *map(_row, table.rows),
+            *map(_row, rows[1:]),
             r"    \bottomrule",
             r"  \end{tabular}",
-            r"\end{table}",
         ]
     )
 

@@ -12,8 +12,8 @@ from robustsnn.reporting.terminal import comparison_table, comparison_tables
 
 __all__ = ["comparison_table", "render"]
 
-#: The usual number of columns of a terminal.
-WIDTH = 80
+#: The number of columns of the file; a table of more models is split.
+WIDTH = 100
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
@@ -21,8 +21,7 @@ def render(runs: Runs, output: Path) -> list[Path]:
     path = output / "tables" / "comparison.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.StringIO()
-    width = max(WIDTH, 20 + 21 * len(runs.models))
-    Console(file=stream, width=width, color_system=None).print(comparison_tables(runs))
+    Console(file=stream, width=WIDTH, color_system=None).print(comparison_tables(runs))
     lines = (line.rstrip() for line in stream.getvalue().splitlines())
     path.write_text("\n".join(lines).strip("\n") + "\n", encoding="utf-8")
     return [path]

@@ -2,8 +2,8 @@
 
 Examples:
     >>> import robustsnn
-    >>> found = robustsnn.evaluate("fashion-mnist/vgg5-snn", samples=4, attack=["fgsm"])
-    >>> found.manifest.suite, found.manifest.level
+    >>> found = robustsnn.evaluate("fashion-mnist/vgg5-snn", samples=4, attack="fgsm")
+    >>> found.manifest.suite, found.level
     ('custom', 'B')
 """
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustsnn.adversary.threat import ThreatModel
     from robustsnn.adversary.victim import Victim
     from robustsnn.common.randomness import Rng
+    from robustsnn.data.datasets import load_data
     from robustsnn.errors import InputError
     from robustsnn.estimators.base import Estimator
     from robustsnn.evaluation.request import Request
@@ -46,6 +47,7 @@ _WHERE = {
     "compare": "robustsnn.workflows.compare",
     "crosscheck": "robustsnn.workflows.crosscheck.run",
     "evaluate": "robustsnn.evaluation.run",
+    "load_data": "robustsnn.data.datasets",
     "load_model": "robustsnn.models.checkpoint",
     "load_runs": "robustsnn.records.runs",
     "report": "robustsnn.workflows.report",
@@ -67,6 +69,7 @@ __all__ = [
     "compare",
     "crosscheck",
     "evaluate",
+    "load_data",
     "load_model",
     "load_runs",
     "report",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -287,6 +288,20 @@ def test_the_shown_model_is_evaluated(tmp_path: Path, cli: Cli) -> None:
     done = cli(*arguments)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "r" / "results.csv").is_file()
+
+
+@pytest.mark.slow
+def test_the_shown_network_that_draws_keeps_the_protocol(tmp_path: Path, cli: Cli) -> None:
+    network = loaded(example("adding.md", "noisy_model.py", tmp_path)).build()
+    images, keys = torch.rand(3, 1, 28, 28), torch.tensor([5, 1, 9])
+    alone = network(images[1:2], keys=keys[1:2])
+    assert torch.allclose(network(images, keys=keys)[1:2], alone, atol=1e-6)
+    assert not torch.allclose(network(images, keys=keys + 1)[1:2], alone, atol=1e-3)
+    arguments = ["evaluate", "noisy_model:build", "--data", "fashion-mnist", "--samples", "4"]
+    done = cli(*arguments, "--attack", "pgd:steps=2", "--estimator", "backprop:draws=2", "--json")
+    assert done.returncode == 0, done.stderr
+    flags = [flag["flag"] for flag in json.loads(done.stdout)["flags"]]
+    assert not {"two-passes-differ", "batch-matters"} & set(flags), flags
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustsnn.models.checkpoint import read_state_dict
 from robustsnn.models.hire_snn import from_official
+from robustsnn.models.weights import read_state_dict
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.neuron import LIF
 

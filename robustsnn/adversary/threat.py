@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustsnn.common.epsilon import norm as norm_named
 from robustsnn.common.epsilon import parse_epsilon as parse_epsilon
+from robustsnn.common.epsilon import sizes
 from robustsnn.common.kinds import NORMS
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError, unknown
@@ -43,6 +46,11 @@ class ThreatModel:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        # A program may give 2 and 0.5 for L2 and "0.5".
+        given: Any = self.norm
+        if not isinstance(given, str):
+            object.__setattr__(self, "norm", norm_named(given))
+        object.__setattr__(self, "epsilon", sizes(self.epsilon))
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
         object.__setattr__(self, "epsilon", str(self.epsilon).strip())

@@ -20,6 +20,7 @@ from robustsnn.cli.options import (
     use_threads,
 )
 from robustsnn.cli.screen import (
+    about_images,
     asked,
     print_crosscheck,
     print_json,
@@ -67,7 +68,7 @@ def evaluate(
     use_threads(request.threads)
     plan = prepare(request)
     folder = output if output is not None else plan.default_folder
-    with progress() as told:
+    with progress(about_images(plan.images)) as told:
         done = run(plan, folder, command=asked(), progress=told)
     if json_output:
         said = {"flags": list(done.manifest.flags), "verdict": done.manifest.verdict}
@@ -98,7 +99,7 @@ def compare(
     from robustsnn.workflows.compare import compared
 
     use_threads(request.threads)
-    with progress() as told:
+    with progress(about_images(request.images)) as told:
         page = compared(request, output=output, progress=told, command=asked())
     if json_output:
         from robustsnn.records.runs import load_runs
@@ -142,7 +143,7 @@ def crosscheck(
     theirs = peers_suite(peers, request.chosen, allow_code=request.allow_code)
     _list_code((*request.code, *theirs.files()))
     use_threads(request.threads)
-    with progress() as told:
+    with progress(about_images(request.images)) as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
     if json_output:
         from robustsnn.workflows.crosscheck.page import frame

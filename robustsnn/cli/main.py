@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import Any
 
@@ -10,6 +12,7 @@ import typer
 from robustsnn.cli import evaluate, listing, reports, train
 from robustsnn.cli.app import app
 from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
+from robustsnn.common.wording import READABLE
 from robustsnn.errors import InputError
 
 __all__ = ["app", "main"]
@@ -24,6 +27,10 @@ def main() -> None:
     It exits with 0 if the work is done, 1 if a run is not verified or the output pipe is closed, 2
     for bad input, and 130 if it was interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a file in ASCII gets our signs in other words, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=READABLE)
     keep_freed_memory()
     let_idle_threads_sleep()
     sys.exit(_main(sys.argv[1:]))
@@ -31,6 +38,7 @@ def main() -> None:
 
 def _main(arguments: list[str]) -> int:
     command: Any = typer.main.get_command(app)
+    arguments = [_at_home(argument) for argument in arguments]
     try:
         code = command(args=arguments, prog_name="robustsnn", standalone_mode=False)
     except InputError as error:
@@ -56,6 +64,16 @@ def _main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
     return int(code or 0)
+
+
+def _at_home(argument: str) -> str:
+    """An argument with its `~` expanded, which no shell does behind the `=` of an option."""
+    option, equals, value = argument.partition("=")
+    if argument.startswith("~"):
+        return os.path.expanduser(argument)  # noqa: PTH111
+    if equals and option.startswith("--") and value.startswith("~"):
+        return f"{option}={os.path.expanduser(value)}"  # noqa: PTH111
+    return argument
 
 
 def _usage(error: Any) -> str:

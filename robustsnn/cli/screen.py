@@ -26,23 +26,41 @@ def console() -> Console:
     """A terminal on stdout that does not highlight text."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    from robustsnn.reporting.columns import NARROWEST
+
+    out = Console(highlight=False)
+    # Rich cuts lines at the width of the terminal; in a narrower one, the terminal breaks them.
+    out.width = max(out.width, NARROWEST)
+    return out
+
+
+def about_images(images: object) -> list[str]:
+    """What is said of images of a folder: the order of their classes, and what was not counted."""
+    notes = [str(note) for note in getattr(images, "notes", ())]
+    order = getattr(images, "classes", "") if getattr(images, "name", "") == "folder" else ""
+    return [str(order), *notes] if order else notes
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
+def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], None]]:
     """Show progress on stderr inside the block.
 
     It is a bar in a terminal, and elsewhere a line whenever something new begins.
+
+    Args:
+        notes: Sentences that are said when the first batch is done, and thus not before an error.
     """
     from rich.console import Console
 
     stderr = Console(stderr=True)
+    left = list(notes)
     if not stderr.is_terminal:
         last = ""
 
         def line(what: str, done: int, total: int) -> None:
             nonlocal last
+            while left:
+                print(f"robustsnn: {left.pop(0)}", file=sys.stderr)
             if what != last:
                 print(f"{100 * (done - 1) // total:3d} % {what}", file=sys.stderr, flush=True)
                 last = what
@@ -62,6 +80,8 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         task = bar.add_task("", total=None)
 
         def shown(what: str, done: int, total: int) -> None:
+            while left:
+                bar.console.print(f"robustsnn: {left.pop(0)}", markup=False, highlight=False)
             bar.update(task, description=what, completed=done, total=total)
 
         yield shown
@@ -118,14 +138,9 @@ def print_json(folder: Path, results: pd.DataFrame, **more: Any) -> None:
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a plain table, with columns as wide as they need to be."""
-    from rich.table import Table
+    from robustsnn.reporting.columns import table
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in heads:
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    console().print(table(heads, rows))
 
 
 def print_crosscheck(found: Crosscheck) -> None:

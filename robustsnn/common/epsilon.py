@@ -1,11 +1,19 @@
-"""Sizes of perturbations as papers write them: `8/255`, `0.031`. This needs no torch."""
+"""Sizes and norms as papers and programs write them: `8/255`, 0.031, 2. This needs no torch."""
 
 from __future__ import annotations
 
 import math
+import numbers
 import re
+from typing import Any
 
 from robustsnn.errors import InputError
+
+#: What is meant by each norm, without case, dashes and underscores.
+_NORMS = {"inf": "Linf", "linf": "Linf", "infinity": "Linf", "∞": "Linf", "l∞": "Linf"}
+_NORMS |= {"2": "L2", "2.0": "L2", "l2": "L2"}
+#: A float is taken for a number of 255ths if it lies that close to one, in 255ths.
+_NEAR = 1e-5
 
 
 def parse_epsilon(text: str, what: str = "epsilon") -> float:
@@ -61,3 +69,79 @@ def size_of(text: str) -> float:
     """
     match = _PER_VALUE.fullmatch(text)
     return parse_epsilon(text) if match is None else parse_epsilon(match[1])
+
+
+def sizes(value: Any) -> str | None:
+    """The sizes that an epsilon stands for, as a text with commas; None stays None.
+
+    Args:
+        value: A number, a text, or several of these in a list, a tuple or an array.
+
+    Raises:
+        InputError: The value has another type.
+
+    Examples:
+        >>> sizes(8 / 255), sizes([0.031, "4/255"]), sizes("2/255, 4/255")
+        ('8/255', '0.031,4/255', '2/255, 4/255')
+    """
+    if value is None or isinstance(value, str):
+        return value
+    digits = None
+    if hasattr(value, "tolist"):  # a scalar or array of NumPy or torch
+        narrow = "float32" in str(value.dtype) or "float16" in str(value.dtype)
+        digits = 7 if narrow else None
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InputError("epsilon is empty: give a size such as 8/255, or leave it out.")
+        return ",".join(_size(one, digits) for one in value)
+    return _size(value, digits)
+
+
+def _size(value: Any, digits: int | None = None) -> str:
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "tolist"):
+        return str(sizes(value))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise InputError(
+            f"epsilon must be a number or a text such as 8/255, or several of them, not "
+            f"{said(value)}."
+        )
+    if isinstance(value, numbers.Rational):
+        return str(value)
+    number = float(value)
+    short = repr(number) if digits is None else f"{number:.{digits}g}"
+    levels = number * 255
+    if math.isfinite(levels) and len(short) > 8 and abs(levels - round(levels)) < _NEAR:
+        return f"{round(levels)}/255"
+    return short
+
+
+def norm(value: Any) -> str | None:
+    """The norm as records name it: `Linf` for inf, `L2` for 2; other texts stay as they are.
+
+    Raises:
+        InputError: The value is neither a number nor a text.
+
+    Examples:
+        >>> norm(2), norm(float("inf")), norm("l_inf"), norm("L2")
+        ('L2', 'Linf', 'Linf', 'L2')
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
+        raise InputError(f"norm must be 2 or inf, or Linf or L2 as a text, not {said(value)}.")
+    text = f"{float(value):g}" if isinstance(value, numbers.Real) else value.strip()
+    return _NORMS.get(text.lower().replace("_", "").replace("-", ""), text)
+
+
+def said(value: Any) -> str:
+    """A value in a message: a class or function by its name, short values as they are."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    shown = repr(value)
+    kind = type(value).__name__
+    return f"{shown} ({kind})" if len(shown) <= 40 and "\n" not in shown else f"a {kind}"

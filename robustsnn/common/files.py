@@ -8,6 +8,17 @@ from pathlib import Path
 from robustsnn.errors import InputError
 
 
+def expanded(path: Path | str) -> Path:
+    """A path in which a `~` in front stands for the home folder, as in a shell.
+
+    Examples:
+        >>> expanded("~/data") == Path.home() / "data", expanded("runs/a~b")
+        (True, PosixPath('runs/a~b'))
+    """
+    # Unlike `Path.expanduser`, this leaves a user whom nobody knows as it is.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under another name, then rename it.
 

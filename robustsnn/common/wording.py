@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 
@@ -28,6 +29,43 @@ _DATA = {
     "cifar100": "CIFAR-100",
     "svhn": "SVHN",
 }
+
+
+#: What stands for the characters of our texts in an encoding that lacks them.
+_PLAIN = {
+    **{"∞": "inf", "−": "-", "–": "-", "—": "-", "±": "+/-", "×": "x", "µ": "u", "μ": "u"},
+    **{NBSP: " ", "─": "-", "…": "...", "≤": "<=", "≥": ">=", "²": "2", "√": "sqrt", "·": "."},
+    **{"’": "'", "‘": "'", "“": '"', "”": '"', "→": "->", "⌀": "mean "},
+}
+#: The name of the handler of `codecs` that writes what an encoding lacks in its own characters.
+READABLE = "robustsnn-readable"
+
+
+def _readable(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(character, "?") for character in missing), error.end
+
+
+codecs.register_error(READABLE, _readable)
+
+
+def readable(text: str, encoding: str) -> str:
+    """A text in the characters that an encoding has.
+
+    Args:
+        text: The text.
+        encoding: The name of the encoding, such as `ascii`.
+
+    Examples:
+        >>> readable("L∞ ±0.1", "ascii"), readable("L∞ ±0.1", "latin-1")
+        ('Linf +/-0.1', 'Linf ±0.1')
+    """
+    try:
+        return text.encode(encoding, READABLE).decode(encoding)
+    except LookupError:
+        return text
 
 
 def percent(fraction: float, digits: int = 1) -> str:

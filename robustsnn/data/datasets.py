@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from robustsnn.common.files import expanded
 from robustsnn.data import readers as image_sources
 from robustsnn.data.catalogue import DATASETS, NAMES
 from robustsnn.errors import InputError, unknown
@@ -28,6 +29,11 @@ SAMPLE = Path(__file__).parent / "bundled"
 """The bundled data root: the first 2,000 Fashion-MNIST test images in the fixed order."""
 
 SPLITS = ("test", "train")
+#: How far beyond [0, 1] the rounding of a resized or normalised image may leave a pixel, which is a
+#: four-hundredth of the step between two 8-bit pixels.
+ROUNDING = 1e-5
+#: How many classes are listed with their numbers.
+MOST_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,7 @@ class ImageSet:
         split: The split, "test" or "train".
         fingerprint: The first 16 hex digits of a sha256 over these pixels and labels.
         ids: The index of each image in the fixed order of its whole source, int64 `[n]`.
+        notes: What was found next to the images and was not counted, a sentence each.
     """
 
     name: str
@@ -51,9 +58,28 @@ class ImageSet:
     split: str
     fingerprint: str
     ids: NDArray[np.int64]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.shape))
+        told = "".join(f"; {note}" for note in self.notes)
+        return f"<{self.name}, {self.split}: {len(self)} images {shape}; {self.classes}{told}>"
+
+    @property
+    def classes(self) -> str:
+        """The numbers and names of the classes, in their order, as a text.
+
+        Examples:
+            >>> load_dataset("fashion-mnist", None, samples=1).classes[:30]
+            'classes: 0 = T-shirt/top, 1 = '
+        """
+        shown = [f"{number} = {name}" for number, name in enumerate(self.class_names)]
+        if len(shown) > MOST_SHOWN:
+            shown = [*shown[: MOST_SHOWN - 1], "...", shown[-1]]
+        return f"classes: {', '.join(shown)}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,6 +122,7 @@ class ImageSet:
             self.split,
             fingerprint(images, labels),
             self.ids[:samples],
+            self.notes,
         )
 
 
@@ -151,7 +178,7 @@ def channel_statistics(
 
 def load_dataset(
     name: str,
-    root: Path | None,
+    root: Path | str | None,
     split: str = "test",
     samples: int | None = None,
     download: bool = False,
@@ -166,7 +193,8 @@ def load_dataset(
         name: A key of `DATASETS`, or "folder" for any images in class sub-folders.
         root: The folder with torchvision's files, Hugging Face Parquet files or class
             sub-folders; None for the bundled Fashion-MNIST test sample. Class folders may lie
-            below `train` and `test` (or `val`); if neither is there, they serve as either split.
+            below split folders as people spell them (`train`, `Test`, `validation_set`), or these
+            below them; if there are none, the classes serve as either split.
         split: The split, "test" or "train".
         samples: The number of first images to keep; None for all.
         download: Whether torchvision may download into `root` if nothing readable is there.
@@ -190,7 +218,7 @@ def load_dataset(
             )
         root = SAMPLE
     known = DATASETS.get(name)
-    source = image_sources.read(name, known, Path(root), split, download and not bundled)
+    source = image_sources.read(name, known, expanded(root), split, download and not bundled)
     order = fixed_order(source.images, source.labels)
     images, labels = source.images[order], source.labels[order]
     if bundled and samples is not None and samples > len(labels):
@@ -206,17 +234,46 @@ def load_dataset(
         split,
         "" if samples is not None else fingerprint(images, labels),
         np.arange(len(labels), dtype=np.int64),
+        source.notes,
     )
     return whole if samples is None else whole.first(samples)
 
 
-def load_training(name: str, root: Path | None, download: bool = False) -> ImageSet:
+def load_data(
+    name: str = "folder",
+    root: Path | str | None = None,
+    split: str = "test",
+    samples: int | None = None,
+    *,
+    download: bool = False,
+) -> ImageSet:
+    """The images of one split in the fixed order, to look at or to give to `robustsnn.evaluate`.
+
+    Args:
+        name: A data set such as `fashion-mnist`, or `folder` for any images in class folders.
+        root: The folder that holds the images; by default the sample that ships.
+        split: The split, `test` or `train`.
+        samples: The number of first images to keep; None for all.
+        download: Whether missing data are fetched to `root`.
+
+    Raises:
+        InputError: As for `load_dataset`.
+
+    Examples:
+        >>> import robustsnn
+        >>> robustsnn.load_data("fashion-mnist", samples=3).labels.tolist()
+        [0, 1, 2]
+    """
+    return load_dataset(name, root, split, samples, download)
+
+
+def load_training(name: str, root: Path | str | None, download: bool = False) -> ImageSet:
     """The whole train split in the fixed order; see `load_dataset`."""
     return load_dataset(name, root, split="train", download=download)
 
 
 def check_images(images: Tensor) -> Tensor:
-    """The same tensor, if it can be attacked in pixel units.
+    """The same tensor, if it can be attacked in pixel units, clamped where rounding left [0, 1].
 
     Args:
         images: Floating-point images `[n, channel, height, width]` in [0, 1].
@@ -236,10 +293,10 @@ def check_images(images: Tensor) -> Tensor:
     if bool(torch.isnan(images).any()):
         raise InputError("images hold NaN: give finite floats in [0, 1].")
     low, high = (float(bound) for bound in torch.aminmax(images.detach()))
-    if low < 0 or high > 1:
-        remedy = "divide 8-bit pixels by 255" if low >= 0 and high <= 255 else "rescale them"
-        raise InputError(
-            f"images lie in [{low:g}, {high:g}], not in [0, 1]: {remedy}; "
-            "normalisation belongs inside the network."
-        )
-    return images
+    if -ROUNDING <= low and high <= 1 + ROUNDING:
+        return images.clamp(0, 1) if low < 0 or high > 1 else images
+    remedy = "divide 8-bit pixels by 255" if low >= 0 and high <= 255 else "rescale them"
+    raise InputError(
+        f"images lie in [{low:g}, {high:g}], not in [0, 1]: {remedy}; "
+        "normalisation belongs inside the network."
+    )

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from robustsnn.data.datasets import check_images, load_dataset
-from robustsnn.data.images import Images, TensorSet
+from robustsnn.data.datasets import load_dataset
+from robustsnn.data.images import Images
+from robustsnn.data.splits import plain
 from robustsnn.errors import InputError
+from robustsnn.evaluation.given import images_in_memory
+from robustsnn.evaluation.options import Data
 from robustsnn.models.subject import Subject
 
 
 def images_of(
-    data: Images | tuple[Tensor, Tensor] | str | None,
+    data: Data,
     subject: Subject,
     *,
-    root: Path | None = None,
+    root: Path | str | None = None,
     samples: int | None = None,
 ) -> Images:
     """The images that a model is evaluated on.
 
     Args:
-        data: A data set, its name, images `[n, channel, height, width]` in [0, 1] with labels
-            `[n]`, or None for the data set that the model was trained on.
+        data: A data set, its name, images with labels in any form of `images_in_memory`, or None
+            for the data set that the model was trained on.
         subject: The model.
         root: The folder of the data set; None for the sample that ships.
         samples: The number of images, from the first one on; None for all.
@@ -34,9 +36,9 @@ def images_of(
     Raises:
         InputError: There is no such data set, or its images have another form.
     """
-    if isinstance(data, tuple):
-        return _from_tensors(*data, subject, samples)
     if data is not None and not isinstance(data, str):
+        if not _is_set(data):
+            return images_in_memory(data, samples, subject.meta.get("class_names") or ())
         if samples is None or samples == len(data):
             return data
         first = getattr(data, "first", None)
@@ -51,31 +53,9 @@ def images_of(
     return load_dataset(data, root, samples=samples)
 
 
-def _from_tensors(
-    pixels: Tensor, labels: Tensor, subject: Subject, samples: int | None
-) -> TensorSet:
-    check_images(pixels)
-    if labels.shape != (len(pixels),) or labels.is_floating_point():
-        raise InputError(
-            f"labels must be {len(pixels)} whole numbers, one an image, "
-            f"not {list(labels.shape)} of {labels.dtype}."
-        )
-    if samples is not None and not 1 <= samples <= len(pixels):
-        raise InputError(f"cannot take {samples} samples: ask for 1 to {len(pixels)}.")
-    pixels = pixels[:samples].detach().to("cpu", torch.float32).clone()
-    values = labels[:samples].detach().cpu().numpy().astype(np.int64)
-    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
-    digest.update(pixels.contiguous().numpy().tobytes())
-    digest.update(values.astype("<i8").tobytes())
-    names = subject.meta.get("class_names") or ()
-    return TensorSet(
-        "memory",
-        pixels,
-        values,
-        np.arange(len(pixels), dtype=np.int64),
-        tuple(map(str, names)),
-        digest.hexdigest()[:16],
-    )
+def _is_set(data: Any) -> TypeGuard[Images]:
+    """Whether something is a set of images as evaluations take it."""
+    return all(hasattr(data, name) for name in ("fingerprint", "tensor", "ids", "labels"))
 
 
 def check_fit(network: nn.Module, name: str, images: Images) -> None:
@@ -98,6 +78,31 @@ def check_fit(network: nn.Module, name: str, images: Images) -> None:
     classes = getattr(network, "classes", None)
     if classes is not None:
         check_classes(int(classes), name, images)
+
+
+def check_order(subject: Subject, images: Images) -> None:
+    """Refuse images in folders whose classes have other names or numbers than in training.
+
+    Args:
+        subject: The model.
+        images: The images.
+
+    Raises:
+        InputError: The model was trained on other folders, or in another order.
+    """
+    if images.name != "folder" or subject.meta.get("data") != "folder":
+        return
+    trained, here = subject.meta.get("class_names") or (), images.class_names
+    if [plain(str(name)) for name in trained] != [plain(name) for name in here]:
+        raise InputError(
+            f"{subject.name} was trained on the classes {_numbered(trained)}, and the folders give "
+            f"{_numbered(here)}: name the data root it was trained on, with its training images."
+        )
+
+
+def _numbered(names: Sequence[object]) -> str:
+    shown = [f"{number} = {name}" for number, name in enumerate(names)][:6]
+    return ", ".join([*shown, "..."] if len(names) > len(shown) else shown)
 
 
 def check_classes(classes: int, name: str, images: Images) -> None:

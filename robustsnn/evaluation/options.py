@@ -13,14 +13,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from robustsnn.data.images import Images
     from robustsnn.evaluation.suites import Suite
     from robustsnn.models.subject import Subject
 
-Model: TypeAlias = "nn.Module | str | Path | Subject"
-Data: TypeAlias = "Images | tuple[Tensor, Tensor] | str | None"
+Model: TypeAlias = "nn.Module | str | Path | Subject | Named"
+#: Images with labels are a pair, a DataLoader, a Dataset or a list of pairs, which have no type in
+#: common; `evaluation.given` reads them.
+Data: TypeAlias = "Images | str | Path | Any | None"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A model under the name that records and pages give it.
+
+    Args:
+        name: The name.
+        model: The model.
+    """
+
+    name: str
+    model: Any
 
 
 def _cli(kind: Any, text: str, **more: Any) -> dict[str, Any]:
@@ -39,16 +54,19 @@ class Options:
     """What can be asked of an evaluation of any model.
 
     Args:
-        data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
-            `[n]`; by default the data set that the first model was trained on.
+        data: A data set, its name, or images in [0, 1] with labels: a pair of tensors, arrays or
+            lists, a DataLoader, a Dataset or Subset, or a list of pairs. A path is that of images
+            in class folders. By default the data set that the first model was trained on.
         data_root: The folder that holds the data set; by default the sample that ships.
         download: Whether missing data are fetched to `data_root`.
         samples: The number of images, from the first one on; None for all.
         suite: A suite, its name or its YAML file; by default `quick`.
-        attack: Specifications of attacks in place of a suite.
+        attack: One or several attacks in place of a suite: specifications such as `pgd:steps=20`,
+            paths of files, or attacks that lie in a file.
         estimator: The estimator that takes the place of every entry's gradient estimator.
-        norm: The norm in place of the suite's, `Linf` or `L2`.
-        epsilon: A size or several in place of the suite's, in pixel units, such as `8/255`.
+        norm: The norm in place of the suite's: `Linf` or `L2`, inf or 2.
+        epsilon: A size or several in place of the suite's, in pixel units: a number, a text such
+            as `8/255`, or a list of these.
         substitute: The model that a black-box attacker crafts on.
         weights: The state dict of a `python.module:factory`.
         seed: The seed of every draw.
@@ -67,7 +85,7 @@ class Options:
     data: Data = field(
         default=None, metadata=_cli(str | None, "Data set [default: the model's own].")
     )
-    data_root: Path | None = field(
+    data_root: Path | str | None = field(
         default=None,
         metadata=_cli(
             Path | None,
@@ -85,7 +103,7 @@ class Options:
             str | None, "standard, light, quick, curve, ..., or a YAML file [default: quick]."
         ),
     )
-    attack: Sequence[str] = field(
+    attack: Sequence[Any] | str | Path | Any = field(
         default=(),
         metadata=_cli(
             list[str] | None, "NAME[:field=value,...] or FILE.py in place of a suite; repeatable."
@@ -98,10 +116,10 @@ class Options:
             "NAME[:field=value,...] or FILE.py in place of each entry's gradient estimator.",
         ),
     )
-    norm: str | None = field(
+    norm: str | float | None = field(
         default=None, metadata=_cli(str | None, "Linf or L2 [default: the suite's].")
     )
-    epsilon: str | None = field(
+    epsilon: str | float | Sequence[Any] | None = field(
         default=None,
         metadata=_cli(str | None, "Such as 8/255; several with commas [default: the suite's]."),
     )
@@ -111,7 +129,7 @@ class Options:
             str | None, "Model of a black-box attacker [default: the one the model names]."
         ),
     )
-    weights: Path | None = field(
+    weights: Path | str | None = field(
         default=None, metadata=_cli(Path | None, "State dict of a python.module:factory.")
     )
     seed: int = field(default=0, metadata=_cli(int, "Seed of every draw."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
-from robustsnn.evaluation.inputs import check_fit, images_of
+from robustsnn.evaluation.inputs import check_fit, check_order, images_of
+from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Entry, Suite
 from robustsnn.models.batching import micro_batch_for
@@ -133,6 +135,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
     network = subject.load()
     check_fit(network, subject.name, images)
+    check_order(subject, images)
     meant = entries_for(suite, network, images, request.device)
     run_here = {entry.slug for entry in meant}
     if not meant:
@@ -217,7 +220,14 @@ def subject_for(request: Request, model: Any) -> Subject:
     """
     if isinstance(model, Subject):
         return model
-    return subject_of(model, weights=request.weights, device=request.device, name=request.name)
+    name = request.name
+    if isinstance(model, Named):
+        name = model.name
+        model = model.model
+        if isinstance(model, Subject):
+            return dataclasses.replace(model, name=name)
+    weights = None if request.weights is None else Path(request.weights)
+    return subject_of(model, weights=weights, device=request.device, name=name)
 
 
 def check_device(device: str) -> None:
@@ -338,10 +348,7 @@ def classes_of(network: nn.Module, images: Images, device: str) -> int:
 def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
     named = subject.meta.get("substitute")
     if request.substitute is not None:
-        given = request.substitute
-        if not isinstance(given, Subject):
-            given = subject_of(given, device=request.device)
-        second = given
+        second = subject_for(request.but(weights=None, name=None), request.substitute)
     elif named is None:
         raise InputError(
             f"the suite attacks through a substitute network and {subject.name} names none: add "

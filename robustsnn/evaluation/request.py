@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robustsnn.common.files import check_output
+from robustsnn.common.files import check_output, expanded
 from robustsnn.data.catalogue import NAMES
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError, unknown
 from robustsnn.estimators.catalogue import check_estimator
-from robustsnn.evaluation.options import Data, Model, Options
+from robustsnn.evaluation import forms
+from robustsnn.evaluation.options import Data, Model, Named, Options
 from robustsnn.evaluation.suites import Suite, load_suite, suite_of
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.records.schema import COMPARISON, MANIFEST
@@ -61,14 +61,16 @@ class Request(Options):
             suite: The suite, as in `Options`.
             **settings: The other fields of `Options`.
         """
-        return cls.of_all((model,), data=data, suite=suite, **settings)
+        return cls.of_all((forms.model(model),), data=data, suite=suite, **settings)
 
     @classmethod
-    def of_all(cls, models: Sequence[Model], **settings: Any) -> Request:
+    def of_all(
+        cls, models: Sequence[Model | tuple[str, Model]] | Mapping[str, Model], **settings: Any
+    ) -> Request:
         """The request about several models.
 
         Args:
-            models: The models; the first is the baseline.
+            models: The models, or a dict of names to models; the first is the baseline.
             **settings: The fields of `Options`.
 
         Raises:
@@ -78,7 +80,7 @@ class Request(Options):
         for name in settings:
             if name not in known:
                 raise unknown("setting", name, known)
-        return cls(tuple(models), **settings)
+        return cls(forms.models(models), **settings)
 
     def __post_init__(self) -> None:
         self._take_as()
@@ -96,24 +98,45 @@ class Request(Options):
             raise InputError(f"no device {self.device!r}: choose cpu, cuda, cuda:N or mps.")
         _ = self.chosen
         if isinstance(self.data, str) and self.data not in NAMES:
+            if expanded(self.data).is_dir():
+                raise InputError(
+                    f"data {self.data!r} is a folder: write --data folder --data-root {self.data}."
+                )
             raise unknown("data set", self.data, NAMES)
         for model in (*self.models, *([self.substitute] if self.substitute else [])):
             trained_on(model)
 
     def _take_as(self) -> None:
-        """Take numbers of numpy, paths and devices of torch for what they stand for."""
+        """Take what programs give, such as a number for a size, for what it stands for."""
+        taken: dict[str, Any] = {
+            "models": forms.models(self.models),
+            "device": str(self.device),
+            "attack": forms.attacks(self.attack),
+            "epsilon": forms.sizes(self.epsilon),
+            "norm": forms.norm(self.norm),
+        }
         for name in ("samples", "seed", "batch_size", "recompute", "threads"):
-            value = getattr(self, name)
-            if value is not None:
-                try:
-                    object.__setattr__(self, name, operator.index(value))
-                except TypeError:
-                    raise InputError(f"{name} must be a whole number, not {value!r}.") from None
-        object.__setattr__(self, "device", str(self.device))
+            taken[name] = forms.whole(name, getattr(self, name))
+        for name in ("download", "save_images", "allow_code"):
+            taken[name] = forms.switch(name, getattr(self, name))
+        for name in ("data_root", "weights"):
+            taken[name] = forms.path(name, getattr(self, name))
+        if self.substitute is not None:
+            taken["substitute"] = forms.model(self.substitute)
         if self.estimator is not None:
-            object.__setattr__(self, "estimator", str(self.estimator))
-        attacks = (self.attack,) if isinstance(self.attack, str | Path) else self.attack
-        object.__setattr__(self, "attack", tuple(map(str, attacks)))
+            taken["estimator"] = str(self.estimator)
+        if isinstance(self.data, Path):
+            if self.data_root is not None:
+                raise InputError(f"data is the path {self.data}: drop data_root.")
+            taken |= {"data": "folder", "data_root": forms.path("data", self.data)}
+        if self.name is not None and (not isinstance(self.name, str) or not self.name.strip()):
+            raise InputError(f"name must be a text, not {self.name!r}.")
+        if self.name is not None and len(taken["models"]) > 1:
+            raise InputError(
+                "name is that of one model: name several by a dict of names to models."
+            )
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)
 
     @cached_property
     def chosen(self) -> Suite:
@@ -127,17 +150,20 @@ class Request(Options):
         return suite.under(self.estimator)
 
     def _suite(self) -> Suite:
+        # Both were made texts when the request was.
+        norm = None if self.norm is None else str(self.norm)
+        epsilon = None if self.epsilon is None else str(self.epsilon)
         if not self.attack:
             if isinstance(self.suite, Suite):
-                return self.suite.at(self.norm, self.epsilon)
+                return self.suite.at(norm, epsilon)
             suite = load_suite(self.suite or "quick", allow_code=self.allow_code)
-            return suite.at(self.norm, self.epsilon)
+            return suite.at(norm, epsilon)
         if self.suite is not None:
             raise InputError("--suite and --attack exclude each other: drop one.")
-        if self.norm not in (None, "Linf") and self.epsilon is None:
-            raise InputError(f"--norm {self.norm} needs an epsilon too: add --epsilon.")
-        given = {"norm": self.norm, "epsilon": self.epsilon}
-        return suite_of(self.attack, **{k: v for k, v in given.items() if v is not None})
+        if norm not in (None, "Linf") and epsilon is None:
+            raise InputError(f"--norm {norm} needs an epsilon too: add --epsilon.")
+        given = {"norm": norm, "epsilon": epsilon}
+        return suite_of(forms.attacks(self.attack), **{k: v for k, v in given.items() if v})
 
     @property
     def code(self) -> tuple[Path, ...]:
@@ -195,6 +221,8 @@ def trained_on(model: object) -> str | None:
         >>> trained_on("fashion-mnist/vgg5-snn")
         'fashion-mnist'
     """
+    if isinstance(model, Named):
+        return trained_on(model.model)
     if not isinstance(model, str | Path):
         meta = getattr(model, "meta", None)
         found = meta.get("data") if isinstance(meta, Mapping) else None

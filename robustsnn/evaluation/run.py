@@ -9,24 +9,25 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustsnn.common.files import unwritable
-from robustsnn.data.images import Images
 from robustsnn.diagnosis.diagnose import diagnose
 from robustsnn.errors import InputError
+from robustsnn.evaluation import forms
 from robustsnn.evaluation.batch import Networks, batches_of, inputs_of, part_name
 from robustsnn.evaluation.cascade import Cascade, attack_survivors
 from robustsnn.evaluation.diagnose import probed
+from robustsnn.evaluation.finished import Evaluation as Evaluation
 from robustsnn.evaluation.header import as_started, manifest_of, with_stages
 from robustsnn.evaluation.judging import attacked_batch, clean_batch
 from robustsnn.evaluation.memory import fit_to_memory
+from robustsnn.evaluation.options import Data
 from robustsnn.evaluation.plan import Plan, plans_of
 from robustsnn.evaluation.progress import Progress as Progress
 from robustsnn.evaluation.request import Request
@@ -43,32 +44,14 @@ from robustsnn.snn.operations import tallied
 ACTIVITY_IMAGES = 1000
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """A finished run.
-
-    Args:
-        folder: The run folder; None if none was asked for.
-        manifest: The manifest of the run.
-        records: The rows of `records.parquet`.
-        results: The rows of `results.csv`.
-        activity: The rows of `activity.parquet`.
-        reprinted: Whether the run was there already, so that nothing was computed.
-    """
-
-    folder: Path | None
-    manifest: Manifest
-    records: pd.DataFrame = field(repr=False)
-    results: pd.DataFrame
-    activity: pd.DataFrame = field(repr=False)
-    reprinted: bool = False
-
-
 def evaluate(
     network: nn.Module | str | Path,
-    data: Images | tuple[Tensor, Tensor] | str | None = None,
+    data: Data = None,
     suite: Suite | str | Path | None = None,
     *,
+    attack: Any = (),
+    epsilon: Any = None,
+    norm: Any = None,
     output: Path | str | None = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
@@ -79,13 +62,17 @@ def evaluate(
     Args:
         network: A network in memory (it is copied before it is attacked), a zoo name, a checkpoint
             folder or `python.module:factory`. It maps pixels in [0, 1] to logits.
-        data: A data set, its name, or images `[n, channel, height, width]` in [0, 1] with labels
-            `[n]`; by default the data set that the checkpoint was trained on.
+        data: A data set, its name, or images in [0, 1] with labels: a pair of tensors, arrays or
+            lists, a DataLoader, a Dataset or Subset, or a list of pairs. By default the data set
+            that the checkpoint was trained on.
         suite: A suite, its name or its YAML file; by default `quick`.
+        attack: One or several attacks in place of a suite, such as `"pgd:steps=20"`.
+        epsilon: A size or several in place of the suite's, such as `8/255` or `"8/255"`.
+        norm: The norm in place of the suite's: inf or 2, `"Linf"` or `"L2"`.
         output: The run folder. The same evaluation is resumed or read there; None keeps nothing.
         progress: The function that is told of every finished batch.
         command: The command line that asked for the evaluation.
-        **settings: The other fields of `robustsnn.Request`, such as `samples`, `epsilon`, `seed`,
+        **settings: The other fields of `robustsnn.Request`, such as `samples`, `seed`,
             `substitute`, `estimator` or `device`.
 
     Raises:
@@ -93,13 +80,17 @@ def evaluate(
 
     Examples:
         >>> import robustsnn
-        >>> found = robustsnn.evaluate("fashion-mnist/vgg5-ann", samples=4, attack=["fgsm"])
+        >>> found = robustsnn.evaluate("fashion-mnist/vgg5-ann", samples=4, attack="fgsm")
         >>> found.results["attack"].tolist()
         ['clean', 'fgsm', 'worst-case']
+        >>> found.level, found.clean
+        ('B', 1.0)
     """
-    (plan,) = plans_of(Request.of(network, data, suite, **settings))
-    if output is not None:
-        return run(plan, Path(output), command=command, progress=progress)
+    what = {"attack": attack, "epsilon": epsilon, "norm": norm}
+    (plan,) = plans_of(Request.of(network, data, suite, **what, **settings))
+    folder, progress = forms.path("output", output), forms.called("progress", progress)
+    if folder is not None:
+        return run(plan, folder, command=command, progress=progress)
     with tempfile.TemporaryDirectory(prefix="robustsnn-") as scratch:
         done = run(plan, Path(scratch) / "run", command=command, progress=progress)
     return dataclasses.replace(done, folder=None)

@@ -20,7 +20,9 @@ from pydantic import (
 
 from robustsnn.adversary.catalogue import attack_names
 from robustsnn.common.content import files_in, folder
-from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of
+from robustsnn.common.epsilon import norm as norm_named
+from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of, sizes
+from robustsnn.common.files import expanded
 from robustsnn.common.kinds import BEST, NORMS
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.common.wording import slug
@@ -270,12 +272,12 @@ class Suite(_Strict):
         """
         return [(norm, resolve_epsilon(e, values)) for norm, e in self._written(entry)]
 
-    def at(self, norm: str | None = None, epsilon: str | None = None) -> Suite:
+    def at(self, norm: str | float | None = None, epsilon: Any = None) -> Suite:
         """The same suite in another norm or at other sizes.
 
         Args:
-            norm: The norm, `Linf` or `L2`.
-            epsilon: The size, or several separated by commas.
+            norm: The norm, `Linf` or `L2`, inf or 2.
+            epsilon: The size, a number or a text, or several of them.
 
         Raises:
             InputError: The suite is fixed, there is no such norm or size, or the norm changes and
@@ -285,6 +287,7 @@ class Suite(_Strict):
             >>> load_suite("quick").at(epsilon="2/255, 4/255").epsilon
             ('2/255', '4/255')
         """
+        norm, epsilon = norm_named(norm), sizes(epsilon)
         if norm is None and epsilon is None:
             return self
         if self.fixed:
@@ -327,7 +330,7 @@ def load_suite(name_or_path: str | Path, *, allow_code: bool = False) -> Suite:
         'Linf'
     """
     text = str(name_or_path)
-    path = Path(text)
+    path = expanded(text)
     if path.suffix in (".yaml", ".yml") or "/" in text:
         if not path.is_file():
             raise InputError(
@@ -363,6 +366,7 @@ def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf")
         >>> [entry.label for entry in suite_of(["fgsm", "pgd:steps=20"]).entries]
         ['fgsm', 'pgd-20']
     """
+    norm, epsilon = norm_named(norm) or "Linf", sizes(epsilon) or "8/255"
     entries = []
     for spec in attacks:
         _check_attack(spec)

@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn.utils import prune
 
-from robustsnn.common.files import write_atomically
+from robustsnn.common.files import expanded, write_atomically
 from robustsnn.errors import InputError
+from robustsnn.models.naming import is_factory, parse_factory
+from robustsnn.models.shapes import Shaped
 from robustsnn.models.sparse_file import packed, unpacked
+from robustsnn.models.weights import load_weights
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.sparsity import weights_of
@@ -83,6 +85,7 @@ def save_checkpoint(
             "the network holds masks of torch.nn.utils.prune, and a checkpoint holds weights: make "
             "them permanent first (prune.remove)."
         )
+    folder = expanded(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict().items()
     dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}
@@ -111,7 +114,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         InputError: There is no such checkpoint, it is malformed or truncated, or its weights
             were changed.
     """
-    path = Path(name_or_path)
+    path = expanded(name_or_path)
     if path.is_dir():
         folder, name = path, path.name
     elif path.exists():
@@ -230,10 +233,13 @@ def load_model(
 
     Args:
         name_or_path: A zoo name such as `fashion-mnist/vgg5-snn`, a folder, or a factory that
-            returns an `nn.Module` from images in [0, 1] to logits. A factory runs the code of its
-            module.
-        weights: The weights of a factory's network, and only of one: a safetensors file, or a
-            plain state dict written by `torch.save`, which is read without executing code.
+            returns an `nn.Module` from images in [0, 1] to logits, such as `nets:build`,
+            `nets:build@weights.pt`, or, if it has a time axis,
+            `nets:build@weights.pt:steps=8,encode=direct,decode=membrane-max`; see
+            `robustsnn.models.shapes`. A factory runs the code of its module.
+        weights: The weights of a factory's network, and only of one: a safetensors file, or what
+            `torch.save` wrote: a state dict, or a dict that holds one next to other things. Its
+            keys may have a prefix such as `module.`. It is read without executing code.
         device: The device for the network.
 
     Raises:
@@ -244,9 +250,15 @@ def load_model(
         >>> network(torch.zeros(1, 1, 28, 28)).shape
         torch.Size([1, 10])
     """
+    if isinstance(name_or_path, nn.Module):
+        raise InputError("load_model takes a name or a folder: a network in memory is loaded.")
     text = str(name_or_path)
-    if ":" in text and not Path(text).exists():
-        return _from_factory(text, weights).to(device)
+    if is_factory(text):
+        named = parse_factory(text)
+        if weights is not None and named.weights is not None:
+            raise InputError(f"{text!r} names its weights already: drop --weights.")
+        network = _from_factory(named.factory, weights or named.weights).to(device)
+        return network if named.shape is None else Shaped(network, named.shape)
     if weights is not None:
         raise InputError(f"--weights goes with python.module:factory, not with {text!r}.")
     return load_network(read_checkpoint(name_or_path), device)
@@ -276,47 +288,7 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
     if weights is not None:
-        tensors = read_state_dict(weights)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise InputError(f"{weights} does not fit {text!r}: {error}") from None
+        load_weights(network, weights, repr(text))
     network.eval()
     network.requires_grad_(False)
     return network
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, or of a plain state dict that `torch.save` wrote.
-
-    No code in the file is run.
-
-    Raises:
-        InputError: The file is missing, truncated, or holds anything but tensors by name.
-    """
-    if not path.is_file():
-        raise InputError(f"no file {path}: name a state dict.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_tensors(path.read_bytes())
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise InputError(f"{path} is not a safetensors file ({error}).") from None
-    try:
-        with warnings.catch_warnings():
-            # Torch warns of pickles that it then refuses; the error below is enough.
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # torch.load raises many types of error on a foreign file, and none needs its own message.
-        kind = type(error).__name__
-        raise InputError(
-            f"{path} is not a plain state dict ({kind}): it is truncated, foreign, or a pickle "
-            "that would run code, which is refused; save it with torch.save(model.state_dict())."
-        ) from None
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()
-    ):
-        raise InputError(f"{path} holds {type(loaded).__name__}, not tensors by name.")
-    return dict(loaded)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.models.weights import without_prefix
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.neuron import LIF
 
@@ -40,7 +41,7 @@ def from_official(
     Raises:
         InputError: The tensors do not fit the architecture, or a threshold or leak is missing.
     """
-    tensors = {name.removeprefix("module."): t for name, t in tensors.items()}
+    tensors = without_prefix(tensors)
     if not arch.startswith("vgg"):
         raise InputError(f"--arch {arch}: official HIRE-SNN state dicts hold vgg5, vgg11 or vgg16.")
     convolutions = _ordered(tensors, "features", 4)

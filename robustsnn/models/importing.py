@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from robustsnn.common.files import check_output
+from robustsnn.common.files import check_output, expanded
 from robustsnn.data.catalogue import DATASETS
 from robustsnn.errors import InputError, unknown
 
@@ -50,9 +50,11 @@ def import_hire_snn(
         InputError: The file does not hold such a network, or would run code, or an argument is
             wrong.
     """
+    file, output = expanded(file), expanded(output)
     check_import(file, timesteps, output, data)
-    from robustsnn.models.checkpoint import read_state_dict, save_checkpoint
+    from robustsnn.models.checkpoint import save_checkpoint
     from robustsnn.models.hire_snn import from_official
+    from robustsnn.models.weights import read_state_dict
 
     network = from_official(read_state_dict(file), arch, timesteps, normalisation)
     data = data or (normalisation if normalisation in DATASETS else "")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustsnn.common.randomness import derive
 from robustsnn.errors import InputError
 from robustsnn.models.batching import out_of_memory, padding
+from robustsnn.models.shapes import not_logits
 from robustsnn.snn.network import Network
 from robustsnn.snn.operations import counted
 
@@ -59,6 +60,8 @@ def score(
             logits = network(chunk, keys=keys)
         else:
             logits = network(chunk)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(chunk):
+            raise not_logits(network, logits)
         found.append(logits[:real])
     return torch.cat(found)
 
@@ -241,9 +244,6 @@ def finite_logits(
             f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
             f"({reason}): it must map pixels in [0, 1] to logits [batch, class]."
         ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the network returns {shape} and not logits [batch, class]: wrap it.")
     if logits.shape[1] < 2:
         raise InputError(
             f"the network gives {logits.shape[1]} logit an image, so nothing can be mistaken: "

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustsnn.common.files import expanded
 from robustsnn.errors import InputError, unknown
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest, read_manifest
@@ -266,7 +267,7 @@ def load_runs(folders: Iterable[Path | str]) -> Runs:
         ...     load_runs([folder]).records["attack"].unique().tolist()
         ['clean', 'fgsm']
     """
-    paths = list(dict.fromkeys(Path(folder) for folder in folders))
+    paths = list(dict.fromkeys(expanded(folder) for folder in folders))
     if not paths:
         raise InputError("no run folder given: name at least one, such as runs/*.")
     return Runs(_labelled([_read(path) for path in paths]))

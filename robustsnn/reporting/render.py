@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from robustsnn.common.content import folder
+from robustsnn.common.files import expanded
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Runs
 
@@ -37,7 +38,7 @@ def render(runs: Runs, output: Path | str, baseline: str | None = None) -> Path:
     """
     if baseline is not None:
         runs = runs.with_baseline(baseline)
-    output = Path(output)
+    output = expanded(output)
     page = output / "index.html"
     _refuse_foreign(page)
     try:

@@ -1,25 +1,27 @@
-"""The accuracies of comparisons as tables for a terminal of 80 columns."""
+"""The accuracies of comparisons as tables for a terminal of any width."""
 
 from __future__ import annotations
 
-from rich import box
+import re
+
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from robustsnn.common.wording import NBSP
 from robustsnn.records.runs import Runs
 from robustsnn.records.schema import WORST_CASE
+from robustsnn.reporting.columns import Column, Columns, Lines, Word, words
 from robustsnn.reporting.comparison import comparisons
 from robustsnn.reporting.tables import Cell, TextTable, accuracy_table
 
+_WORST = WORST_CASE.replace("-", " ").capitalize()
+_DIM = "dim not bold"
 
-def comparison_table(runs: Runs) -> Table:
+
+def comparison_table(runs: Runs) -> RenderableType:
     """The accuracies of the first comparison, one row per attack and one column per model."""
     table = accuracy_table(comparisons(runs)[0])
-    drawn = _drawn(table)
-    drawn.title = _title(table)
-    return drawn
+    return Group(_title(table), _drawn(table))
 
 
 def comparison_tables(runs: Runs) -> RenderableType:
@@ -29,7 +31,9 @@ def comparison_tables(runs: Runs) -> RenderableType:
         table = accuracy_table(comparison)
         parts += [
             _title(table),
+            Text(""),
             _drawn(table),
+            Text(""),
             *(Text(note, style="dim") for note in table.notes),
             Text(""),
         ]
@@ -40,49 +44,31 @@ def _title(table: TextTable) -> Text:
     return Text(table.title.replace("Accuracy", "Accuracy in %", 1), style="bold")
 
 
-def _drawn(table: TextTable) -> Table:
-    # Text objects and not strings, because rich would take a model called [red] for markup.
-    drawn = Table(
-        title_style="bold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-        collapse_padding=True,
-    )
-    for index, head in enumerate(table.head):
-        drawn.add_column(
-            _lines(head.main, head.detail),
-            justify="right" if index else "left",
-            overflow="fold",
-            min_width=None if index else 12,
+def _drawn(table: TextTable) -> Columns:
+    columns = [
+        Column(
+            _named(head),
+            tuple((_named if not index else _number)(row[index]) for row in table.rows),
+            right=bool(index),
         )
-    for row in table.rows:
-        first, *cells = row
-        drawn.add_row(
-            _lines(first.main, first.detail),
-            *map(_number, cells),
-            style="bold" if first.main == _WORST else None,
-        )
-    return drawn
+        for index, head in enumerate(table.head)
+    ]
+    bold = (number for number, row in enumerate(table.rows) if row[0].main == _WORST)
+    return Columns(columns[0], tuple(columns[1:]), frozenset(bold))
 
 
-_WORST = WORST_CASE.replace("-", " ").capitalize()
+def _named(cell: Cell) -> Lines:
+    return Lines([words(cell.main), *([words(cell.detail, _DIM)] if cell.detail else [])])
 
 
-def _lines(main: str, detail: str) -> Text:
-    text = Text(main)
-    if detail:
-        text.append(f"\n{detail}", style="dim not bold")
-    return text
-
-
-def _number(cell: Cell) -> Text:
+def _number(cell: Cell) -> Lines:
     # The title names the unit, so that three models fit into 80 columns.
-    text = Text(cell.main.removesuffix(f"{NBSP}%"), style="bold")
-    if cell.mark:
-        text.append(f" {cell.mark}", style="bold")
+    number = cell.main.removesuffix(f"{NBSP}%")
+    # A level stays next to its number.
+    first = [Word(f"{number}{NBSP}{cell.mark}" if cell.mark else number, "bold")]
     if cell.detail:
-        text.append(f" {cell.detail}", style="dim not bold")
-    if cell.note:
-        text.append(f"\n{cell.note}", style="not bold")
-    return text
+        first.append(Word(cell.detail, _DIM))
+    # A difference may stand above its p-value.
+    parts = re.split("(?<=,) ", cell.note) if cell.note else []
+    note = tuple(Word(part, "not bold") for part in parts)
+    return Lines([tuple(first), *([note] if note else [])])

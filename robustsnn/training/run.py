@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from robustsnn.common.files import write_atomically
+from robustsnn.common.files import expanded, write_atomically
 from robustsnn.common.randomness import derive
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
@@ -76,9 +76,9 @@ class _Run:
 
 
 def train(
-    path: Path,
-    data_root: Path | None,
-    output: Path | None = None,
+    path: Path | str,
+    data_root: Path | str | None,
+    output: Path | str | None = None,
     *,
     resume: bool = False,
     overrides: dict[str, Any] | None = None,
@@ -110,8 +110,9 @@ def train(
             ...
         robustsnn.errors.InputError: no file no/recipe.yaml: name a YAML file.
     """
+    path = expanded(path)
     recipe = load_recipe(path, overrides)
-    folder = output if output is not None else Path("training-runs") / recipe.name
+    folder = expanded(output) if output is not None else Path("training-runs") / recipe.name
     run = _prepared(recipe, path, load_training(recipe.data, data_root), folder, device)
     done, log = _begun(run) if resume else _anew(run)
     _make(folder)

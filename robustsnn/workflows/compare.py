@@ -3,47 +3,123 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import pandas as pd
 
-from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.files import check_output, expanded, unwritable, write_atomically
 from robustsnn.common.wording import slug
-from robustsnn.data.images import Images
 from robustsnn.errors import InputError
+from robustsnn.evaluation import forms
+from robustsnn.evaluation.options import Data, Model
 from robustsnn.evaluation.plan import Plan, plans_of
 from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite
 from robustsnn.records.folder import check_folder
-from robustsnn.records.runs import load_runs
+from robustsnn.records.runs import Runs, load_runs
 from robustsnn.records.schema import COMPARISON
 from robustsnn.reporting.render import render
 
 FORMAT = "robustsnn-comparison-1"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Compared:
+    """A finished comparison: its page, and the data that the page shows.
+
+    It stands for the path of the page wherever a path is taken, and has the attributes of one,
+    such as `parent` and `read_text`.
+
+    Args:
+        page: The path of index.html.
+        evaluations: The finished run of each model by its name, the baseline first.
+    """
+
+    page: Path
+    evaluations: Mapping[str, Evaluation]
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The runs as reports read them."""
+        return load_runs(found.folder for found in self.evaluations.values() if found.folder)
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """The rows of `results.csv` of all runs; the column `model` tells them apart."""
+        return self.runs.results
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """The rows of `records.parquet` of all runs, with the columns of their runs."""
+        return self.runs.records
+
+    @property
+    def accuracies(self) -> dict[str, float]:
+        """The accuracy that is left of each model in the worst case, between 0 and 1."""
+        return {name: found.accuracy for name, found in self.evaluations.items()}
+
+    @property
+    def levels(self) -> dict[str, str]:
+        """The level of each model, `A`, `B` or `C`."""
+        return {name: found.level for name, found in self.evaluations.items()}
+
+    def __getitem__(self, name: str) -> Evaluation:
+        return self.evaluations[name]
+
+    def __fspath__(self) -> str:
+        return str(self.page)
+
+    def __str__(self) -> str:
+        return str(self.page)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is not found above; a private name must not look for `page` while it is copied.
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.page, name)
+
+    def __repr__(self) -> str:
+        said = [f"{name} {found!r}" for name, found in self.evaluations.items()]
+        return f"<{self.page}: {'; '.join(said)}>"
+
+    def _repr_html_(self) -> str:
+        """The results of all models, and where the page is, for notebooks."""
+        parts = [found._repr_html_() for found in self.evaluations.values()]
+        return f"{''.join(parts)}<p>{html.escape(str(self.page))}</p>"
+
+
 def compare(
-    models: Sequence[nn.Module | str | Path],
-    data: Images | tuple[Tensor, Tensor] | str | None = None,
+    models: Sequence[Model | tuple[str, Model]] | Mapping[str, Model],
+    data: Data = None,
     suite: Suite | str | Path | None = None,
     *,
+    attack: Any = (),
+    epsilon: Any = None,
+    norm: Any = None,
     output: Path | str | None = None,
     progress: Progress | None = None,
     command: Sequence[str] = (),
     **settings: Any,
-) -> Path:
+) -> Compared:
     """Evaluate models on the same images and write the page that compares them.
 
     Args:
-        models: The models, as for `evaluate`; the first one is the baseline.
+        models: The models, as for `evaluate`, or a dict of names to models, which names networks
+            in memory; the first one is the baseline.
         data: The images, as for `evaluate`; by default the data set that the first model was
             trained on.
         suite: The suite, as for `evaluate`.
+        attack: The attacks in place of a suite, as for `evaluate`.
+        epsilon: The sizes in place of the suite's, as for `evaluate`.
+        norm: The norm in place of the suite's, as for `evaluate`.
         output: The folder of the page and of one run folder for each model; by default
             `runs/compare-<hash>`.
         progress: The function that is told of every finished batch.
@@ -51,20 +127,24 @@ def compare(
         **settings: The other fields of `robustsnn.Request`.
 
     Returns:
-        The path of index.html.
+        The finished runs by name, and their rows together; it stands for the path of index.html
+        wherever a path is taken.
 
     Raises:
         InputError: An argument cannot be used.
 
     Examples:
         >>> import tempfile
-        >>> models = ["fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn"]
+        >>> models = {"ann": "fashion-mnist/vgg5-ann", "snn": "fashion-mnist/vgg5-snn"}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     compare(models, attack=["fgsm"], samples=4, output=folder).name
-        'index.html'
+        ...     found = compare(models, attack="fgsm", samples=4, output=folder)
+        >>> found.name, list(found.accuracies), found["ann"].clean
+        ('index.html', ['ann', 'snn'], 1.0)
     """
-    request = Request.of_all(models, data=data, suite=suite, **settings)
-    return compared(request, output=output, progress=progress, command=command)
+    what = {"attack": attack, "epsilon": epsilon, "norm": norm}
+    request = Request.of_all(models, data=data, suite=suite, **what, **settings)
+    folder, progress = forms.path("output", output), forms.called("progress", progress)
+    return finished(request, output=folder, progress=progress, command=command)
 
 
 def compared(
@@ -74,7 +154,7 @@ def compared(
     progress: Progress | None = None,
     command: Sequence[str] = (),
 ) -> Path:
-    """Evaluate the models of a request and write the page that compares them; see `compare`.
+    """The page of `finished`.
 
     Args:
         request: The request.
@@ -89,13 +169,40 @@ def compared(
     Raises:
         InputError: The request cannot be carried out.
     """
+    return finished(request, output=output, progress=progress, command=command).page
+
+
+def finished(
+    request: Request,
+    *,
+    output: Path | str | None = None,
+    progress: Progress | None = None,
+    command: Sequence[str] = (),
+) -> Compared:
+    """Evaluate the models of a request and write the page that compares them; see `compare`.
+
+    Args:
+        request: The request.
+        output: The folder of the page and of one run folder for each model; by default
+            `runs/compare-<hash>`.
+        progress: The function that is told of every finished batch.
+        command: The command line that asked for the comparison.
+
+    Raises:
+        InputError: The request cannot be carried out.
+    """
     plans = plans_of(request)
     runs = list(zip(names(plans), plans, strict=True))
-    folder = Path(output) if output is not None else default_folder(plans)
-    run_all(runs, folder, progress=progress, command=command)
-    return render(
-        load_runs(folder / name for name, _ in runs), folder, baseline=plans[0].subject.name
-    )
+    folder = expanded(output) if output is not None else default_folder(plans)
+    done = run_all(runs, folder, progress=progress, command=command)
+    read = load_runs(folder / name for name, _ in runs)
+    page = render(read, folder, baseline=plans[0].subject.name)
+    called: dict[str, Evaluation] = {}
+    for (folder_name, plan), one in zip(runs, done, strict=True):
+        # Two models of one name are told apart as their folders are.
+        name = plan.subject.name
+        called[name if name not in called else folder_name] = one
+    return Compared(page, called)
 
 
 def names(plans: Sequence[Plan]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from robustsnn.common.files import expanded
 from robustsnn.errors import InputError
 from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import COMPARISON, MANIFEST
@@ -47,7 +48,7 @@ def report(
         ...     report([folder]).name
         'index.html'
     """
-    given = [Path(run) for run in runs]
+    given = [expanded(run) for run in runs]
     folders: list[Path] = []
     for folder in given:
         if (folder / COMPARISON).is_file():

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from robustsnn.adversary.threat import ThreatModel
+from robustsnn.common.files import expanded
 from robustsnn.errors import InputError
 from robustsnn.evaluation.header import densities_of
 from robustsnn.evaluation.plan import check_device
@@ -146,7 +147,7 @@ def verify(
         True
     """
     check_device(device)
-    folder = Path(folder)
+    folder = expanded(folder)
     run, manifest = _finished(folder)
     subject = _subject(manifest, model, weights, device)
     network = subject.load()

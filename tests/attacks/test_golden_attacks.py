@@ -12,8 +12,8 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.estimators.bptt import Bptt
-from robustsnn.models.checkpoint import read_state_dict
 from robustsnn.models.hire_snn import from_official
+from robustsnn.models.weights import read_state_dict
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 pytestmark = pytest.mark.skipif(

@@ -9,10 +9,10 @@ from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import (
     load_network,
     read_checkpoint,
-    read_state_dict,
     save_checkpoint,
 )
 from robustsnn.models.hire_snn import from_official
+from robustsnn.models.weights import read_state_dict
 from robustsnn.snn.network import Network, NetworkConfig
 
 NAMES = tuple("abc")

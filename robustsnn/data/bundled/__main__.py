@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from robustsnn.data.catalogue import DATASETS
 from robustsnn.data.datasets import SAMPLE, load_dataset
-from robustsnn.data.readers import encode_png
+from robustsnn.data.pixels import encode_png
 from robustsnn.errors import InputError
 
 SIZE = 2_000

@@ -11,7 +11,7 @@ from robustsnn.common import wording
 from robustsnn.workflows.crosscheck.rows import Crosscheck, Row, by_size
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from robustsnn.reporting.columns import Columns
 
 
 COLUMNS = (
@@ -93,33 +93,24 @@ def markdown(found: Crosscheck, versions: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table(rows: Sequence[Row]) -> list[Table]:
+def table(rows: Sequence[Row]) -> list[Columns]:
     """A table for a terminal at each size."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+    from robustsnn.reporting.columns import table as drawn
 
+    heads = ("attack", "robust accuracy", "peer only", "ours only", "passes", "seconds")
     found = []
     for ours, _ in by_size(rows):
-        one = Table(
-            title=f"{wording.threat(ours.norm, ours.epsilon)}, "
-            f"{wording.count(ours.samples, 'image')}",
-            title_style="bold",
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1),
-            collapse_padding=True,
+        at = [row for row in rows if (row.norm, row.epsilon) == (ours.norm, ours.epsilon)]
+        found.append(
+            drawn(
+                heads,
+                [_cells(row, SHOWN) for row in at],
+                right=(False, *(True,) * (len(heads) - 1)),
+                bold=(number for number, row in enumerate(at) if row.ours),
+                title=f"{wording.threat(ours.norm, ours.epsilon)}, "
+                f"{wording.count(ours.samples, 'image')}",
+            )
         )
-        heads = ("attack", "robust accuracy", "peer only", "ours only", "passes", "seconds")
-        for index, head in enumerate(heads):
-            # Only names and ids may break; a number stays on one line with its interval.
-            one.add_column(head, justify="right" if index else "left", no_wrap=index not in (0, 2))
-        for row in rows:
-            if (row.norm, row.epsilon) == (ours.norm, ours.epsilon):
-                # Text objects and not strings, because rich would take [red] for markup.
-                cells = [Text(cell) for cell in _cells(row, SHOWN)]
-                one.add_row(*cells, style="bold" if row.ours else None)
-        found.append(one)
     return found
 
 

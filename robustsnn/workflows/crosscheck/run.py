@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustsnn.common.files import write_atomically
+from robustsnn.common.files import expanded, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Entry, Suite, load_suite
@@ -162,7 +162,7 @@ def crosschecked(
     if output is None:
         digest = hashlib.sha256(" ".join(plan.identity for plan in plans).encode())
         output = Path("runs") / f"crosscheck-{digest.hexdigest()[:12]}"
-    output = Path(output)
+    output = expanded(output)
     runs = list(zip((OURS, PEERS), plans, strict=True))
     done = run_all(runs, output, progress=progress, command=command)
     labels = {entry.slug: entry.label for entry in second.entries}
