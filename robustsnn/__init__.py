@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robustsnn.evaluation.request import Request
     from robustsnn.evaluation.run import evaluate
     from robustsnn.evaluation.suites import Suite
+    from robustsnn.foreign.wrap import wrap
     from robustsnn.models.checkpoint import load_model
     from robustsnn.records.runs import Runs, load_runs
     from robustsnn.training.run import train
@@ -51,6 +52,7 @@ _WHERE = {
     "report": "robustsnn.workflows.report",
     "train": "robustsnn.training.run",
     "verify": "robustsnn.workflows.verify",
+    "wrap": "robustsnn.foreign.wrap",
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "report",
     "train",
     "verify",
+    "wrap",
 ]
 
 

@@ -29,7 +29,8 @@ def _cli(kind: Any, text: str, **more: Any) -> dict[str, Any]:
     Args:
         kind: The type that the option is read as.
         text: The help text of the option.
-        more: `variable`, the environment variable that the value may come from.
+        more: `variable`, the environment variable that the value may come from; `flag`, the flag
+            where it is not the name of the field.
     """
     return {"kind": kind, "help": text, **more}
 
@@ -59,6 +60,8 @@ class Options:
         threads: The number of CPU threads; None for torch's choice.
         save_images: Whether every adversarial image is kept, for `verify`.
         allow_code: Whether the Python files that a suite file names may be run.
+        source: Where the neurons of a network come from: `auto` recognises those of other
+            libraries, so that estimators reach them; `none` leaves them alone, with a caution.
         name: The name of a network in memory.
     """
 
@@ -133,6 +136,12 @@ class Options:
     allow_code: bool = field(
         default=False,
         metadata=_cli(bool, "Run the Python files that a suite file names; they are listed first."),
+    )
+    source: str = field(
+        default="auto",
+        metadata=_cli(
+            str, "none leaves the neurons of other libraries alone [default: auto].", flag="--from"
+        ),
     )
     name: str | None = None
 

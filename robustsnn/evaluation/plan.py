@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.inputs import check_fit, images_of
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Entry, Suite
+from robustsnn.foreign.check import IMAGES as CHECKED
+from robustsnn.foreign.check import check
+from robustsnn.foreign.original import compare_with_original
+from robustsnn.foreign.wrap import adapted
+from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import micro_batch_for
 from robustsnn.models.scoring import finite_logits
 from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
@@ -131,7 +137,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         subject = recomputing(subject, request.recompute)
     if images is None:
         images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
-    network = subject.load()
+    network = checked(subject, images, request.device)
     check_fit(network, subject.name, images)
     meant = entries_for(suite, network, images, request.device)
     run_here = {entry.slug for entry in meant}
@@ -144,7 +150,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
     second = None
     if any(task.substitute for task in tasks):
         second = _substitute(request, subject, images)
-    crafting = second.load() if second else None
+    crafting = checked(second, images, request.device) if second else None
     for task in tasks:
         if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
@@ -206,7 +212,29 @@ def subject_for(request: Request, model: Any) -> Subject:
     """
     if isinstance(model, Subject):
         return model
-    return subject_of(model, weights=request.weights, device=request.device, name=request.name)
+    return subject_of(
+        model,
+        weights=request.weights,
+        device=request.device,
+        name=request.name,
+        adapt=partial(adapted, source=request.source),
+    )
+
+
+def checked(subject: Subject, images: Images, device: str) -> nn.Module:
+    """A copy of a model whose neurons are checked, if they are those of another library.
+
+    What the check finds holds for every copy.
+
+    Raises:
+        InputError: The copy does not say what the model itself says.
+    """
+    network = subject.load()
+    if isinstance(network, Wrapped):
+        some = images.tensor(slice(0, CHECKED)).to(device)
+        compare_with_original(network, some)
+        check(network, some)
+    return network
 
 
 def check_device(device: str) -> None:
@@ -329,7 +357,9 @@ def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
     if request.substitute is not None:
         given = request.substitute
         if not isinstance(given, Subject):
-            given = subject_of(given, device=request.device)
+            given = subject_of(
+                given, device=request.device, adapt=partial(adapted, source=request.source)
+            )
         second = given
     elif named is None:
         raise InputError(

@@ -22,6 +22,8 @@ from robustsnn.evaluation.suites import Suite, load_suite, suite_of
 from robustsnn.models.zoo import zoo_folder
 from robustsnn.records.schema import COMPARISON, MANIFEST
 
+#: What can be said of where the neurons of a network come from.
+SOURCES = ("auto", "none")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
@@ -94,6 +96,8 @@ class Request(Options):
             )
         if not DEVICE.fullmatch(self.device):
             raise InputError(f"no device {self.device!r}: choose cpu, cuda, cuda:N or mps.")
+        if self.source not in SOURCES:
+            raise InputError(f"--from {self.source}: choose {' or '.join(SOURCES)}.")
         _ = self.chosen
         if isinstance(self.data, str) and self.data not in NAMES:
             raise unknown("data set", self.data, NAMES)

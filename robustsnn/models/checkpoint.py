@@ -245,11 +245,27 @@ def load_model(
         torch.Size([1, 10])
     """
     text = str(name_or_path)
+    _refuse_nir(text, weights)
     if ":" in text and not Path(text).exists():
         return _from_factory(text, weights).to(device)
     if weights is not None:
         raise InputError(f"--weights goes with python.module:factory, not with {text!r}.")
     return load_network(read_checkpoint(name_or_path), device)
+
+
+def _refuse_nir(*paths: str | Path | None) -> None:
+    """Refuse a graph of NIR, which does not hold the network that its user means.
+
+    Raises:
+        InputError: One of the paths is such a file.
+    """
+    for path in paths:
+        if path is not None and Path(path).suffix == ".nir":
+            raise InputError(
+                f"{path} is a graph of NIR, which carries neither surrogate, reset mode, number of "
+                "steps, encoding nor read-out: a number for a network that went through NIR is one "
+                "for another network. Give module:factory of the library that it was written in."
+            )
 
 
 def _from_factory(text: str, weights: Path | None) -> nn.Module:
@@ -276,7 +292,7 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
     if weights is not None:
-        tensors = read_state_dict(weights)
+        tensors = _without_states(read_state_dict(weights), network)
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
@@ -284,6 +300,17 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
     network.eval()
     network.requires_grad_(False)
     return network
+
+
+def _without_states(
+    tensors: dict[str, torch.Tensor], network: nn.Module
+) -> dict[str, torch.Tensor]:
+    """Tensors without the states of neurons, which have the shape of the last batch.
+
+    The network makes them anew in each pass, so in the network they are empty buffers.
+    """
+    empty = {name: b for name, b in network.named_buffers() if b.numel() == 0}
+    return {name: empty.get(name, tensor) for name, tensor in tensors.items()}
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
