@@ -98,13 +98,13 @@ class _Checker:
                         continue
                     self.reach.leave_out(list(layers), str(unknown))
                     break
-                if not run.sequences:
+                if not run.chains:
                     self.reach.leave_out(list(layers), "its forward is not called")
                 elif not torch.equal(logits, self.logits):
                     self.reach.leave_out(list(layers), "the pass differs when it is cut there")
-                for sequence in run.sequences:
-                    spikes = sequence.stacked(lambda call: call.spikes.detach())
-                    self.reach.layers[sequence.layer.name].steps = len(spikes)
+                for chain in run.chains:
+                    spikes = chain.stacked(lambda call: call.spikes.detach())
+                    self.reach.layers[chain.layer.name].steps = len(spikes)
                 break
 
     def _add(self, name: str, place: int) -> None:
@@ -130,12 +130,12 @@ class _Checker:
         run, logits = self.cut(self.network.foreign_layers())
         self.reach.checks["logits equal"] = bool(torch.equal(logits, self.logits))
         wrong = total = 0
-        for sequence in run.sequences:
-            here, entries = differing(sequence)
+        for chain in run.chains:
+            here, entries = differing(chain)
             wrong, total = wrong + here, total + entries
             if here:
                 why = f"{here} of {entries} spikes are not those of the dynamics known of its kind"
-                self.reach.leave_out([sequence.layer.name], why)
+                self.reach.leave_out([chain.layer.name], why)
         self.reach.checks["spikes"] = total
         self.reach.checks["spikes that differ"] = wrong
 
@@ -222,14 +222,14 @@ class _Checker:
                 module.training = mode
 
 
-def differing(sequence: Chain) -> tuple[int, int]:
+def differing(chain: Chain) -> tuple[int, int]:
     """How many steps of neurons are not those of the known dynamics, and of how many.
 
     A spike counts if the membrane is further from the threshold than rounding can explain, or if a
     membrane that the library returned is another.
     """
-    d = sequence.dynamics
-    trace = trace_of(sequence)
+    d = chain.dynamics
+    trace = trace_of(chain)
     with torch.no_grad():
         wrong = torch.zeros_like(trace.spikes, dtype=torch.bool)
         before, after = dynamics_of(d, trace.current, trace.spikes)
@@ -238,13 +238,13 @@ def differing(sequence: Chain) -> tuple[int, int]:
             z = u / d.threshold
             least, most = z.new_full((), ROUNDING), z.new_full((), 1 + ROUNDING)
             if d.graded:
-                wrong[t] = _off(z, o, _most(sequence))
+                wrong[t] = _off(z, o, _most(chain))
             else:
                 wrong[t] = ((z > most) & (o != 1)) | ((z < 1 - least) & (o != 0))
             wrong[t] |= (o != o.round()) | (o < 0)
         at = 0
-        for call in sequence.calls:
-            at += len(sequence.layer.library.split(sequence.layer.module, call.current))
+        for call in chain.calls:
+            at += len(chain.layer.library.split(chain.layer.module, call.current))
             for read in call.reads:
                 if read.role == "other" or read.every:
                     continue
@@ -255,9 +255,9 @@ def differing(sequence: Chain) -> tuple[int, int]:
     return int(wrong.sum()), wrong.numel()
 
 
-def _most(sequence: Chain) -> float:
+def _most(chain: Chain) -> float:
     """The most spikes of a neuron in a step."""
-    function = getattr(sequence.layer.module, "spike_fn", None)
+    function = getattr(chain.layer.module, "spike_fn", None)
     most = getattr(function, "max_num_spikes_per_bin", None)
     return float("inf") if most is None else float(most)
 

@@ -1,4 +1,4 @@
-"""Whether a copy of a user's network says what the network itself says; the latter stays as it is."""
+"""Whether a copy of a user's network says what the network itself says."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Pass:
 
     def __init__(self, layers: Mapping[str, Layer], live: bool = False) -> None:
         self.layers, self.live = layers, live
-        self.sequences: list[Chain] = []
+        self.chains: list[Chain] = []
 
     def handler(self, layers: Sequence[Layer]) -> Handler:
         """What takes the place of the forward of a module, given its layers in order."""
@@ -90,7 +90,7 @@ class Pass:
         ) -> Any:
             library, module = layers[0].library, layers[0].module
             current = library.current(args, kwargs)
-            sequence = self._sequence(layers, current, args, kwargs)
+            chain = self._chain(layers, current, args, kwargs)
             with torch.no_grad():
                 args, kwargs = library.called_with(current.detach(), args, kwargs)
                 output = forward(*args, **kwargs)
@@ -104,27 +104,27 @@ class Pass:
                     made.reads.append(Read(leaf, role, every))
                 return leaf
 
-            output, sequence.last = library.leave(module, output, made.spikes, change)
-            sequence.calls.append(made)
+            output, chain.last = library.leave(module, output, made.spikes, change)
+            chain.calls.append(made)
             return output
 
         return call
 
-    def _sequence(
+    def _chain(
         self,
         layers: Sequence[Layer],
         current: Tensor,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Chain:
-        """The sequence that a call belongs to, a new one if it begins afresh.
+        """The chain that a call belongs to, a new one if it begins afresh.
 
         Raises:
             Unknown: Its state is neither that of an earlier call nor at rest.
         """
         library, module = layers[0].library, layers[0].module
         state = library.state(module, args, kwargs)
-        own = [s for s in self.sequences if s.layer.module is module]
+        own = [s for s in self.chains if s.layer.module is module]
         found = next((s for s in own if state is not None and s.last is state), None)
         if found is None:
             if state is not None and not library.rests(module, state):
@@ -133,7 +133,7 @@ class Pass:
                 raise Unknown(f"it runs {len(own) + 1} sequences in a pass")
             one = library.split(module, current.detach())[0]
             found = Chain(layers[len(own)], library.dynamics(module, one))
-            self.sequences.append(found)
+            self.chains.append(found)
         elif self.live and not found.dynamics.same(
             library.dynamics(module, found.calls[0].current)
         ):
@@ -172,15 +172,15 @@ def _bound(handler: Handler, forward: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: handler(forward, args, kwargs)
 
 
-def trace_of(sequence: Chain) -> Trace:
-    """What a layer did over a sequence; its current is what flowed into the membrane."""
-    d = sequence.dynamics
+def trace_of(chain: Chain) -> Trace:
+    """What a layer did over a chain; its current is what flowed into the membrane."""
+    d = chain.dynamics
     with torch.no_grad():
-        current = sequence.stacked(lambda call: call.current.detach())
+        current = chain.stacked(lambda call: call.current.detach())
         if d.filter is not None:
             current = filtered(d.filter, current)
         current = current * d.gain
-        spikes = sequence.stacked(lambda call: call.spikes.detach()) / d.height
+        spikes = chain.stacked(lambda call: call.spikes.detach()) / d.height
         amount = torch.zeros_like(d.threshold) if d.reset == "none" else d.amount
         hard = d.reset == "hard"
 
@@ -196,7 +196,7 @@ def trace_of(sequence: Chain) -> Trace:
         leak=d.leak,
         hard=hard,
         attached=d.attached and d.reset != "none",
-        surrogate=sequence.layer.surrogate,
+        surrogate=chain.layer.surrogate,
         amount=amount,
         reset_to=d.reset_to,
         late=d.late,
@@ -267,14 +267,14 @@ def backward(run: Pass, inside: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
         Unknown: A layer feeds one that runs before it, or a state that has no rule is read.
     """
     leaves = [inside]
-    for sequence in run.sequences:
-        for call in sequence.calls:
+    for chain in run.chains:
+        for call in chain.calls:
             leaves += [call.spikes, *(read.value for read in call.reads)]
     if not logits.requires_grad:
         return torch.zeros_like(inside)
     torch.autograd.backward(logits, grad, retain_graph=True, inputs=leaves)
-    for sequence in reversed(run.sequences):
-        currents, gradients = _through(sequence)
+    for chain in reversed(run.chains):
+        currents, gradients = _through(chain)
         if currents:
             torch.autograd.backward(currents, gradients, retain_graph=True, inputs=leaves)
     if any(leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves[1:]):
@@ -283,32 +283,32 @@ def backward(run: Pass, inside: Tensor, logits: Tensor, grad: Tensor) -> Tensor:
     return torch.zeros_like(inside) if found is None else found
 
 
-def _through(sequence: Chain) -> tuple[list[Tensor], list[Tensor]]:
+def _through(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
     """The currents of a layer that have a graph, and their gradients; its leaves are cleared."""
-    layer, d = sequence.layer, sequence.dynamics
+    layer, d = chain.layer, chain.dynamics
     library, module = layer.library, layer.module
     if all(
         leaf.grad is None
-        for call in sequence.calls
+        for call in chain.calls
         for leaf in (call.spikes, *(read.value for read in call.reads))
     ):
         return [], []
     with torch.no_grad():
-        grad = sequence.stacked(_taken) * d.height
-        trace = trace_of(sequence)
+        grad = chain.stacked(_taken) * d.height
+        trace = trace_of(chain)
         if layer.rule is None:
             derivative = surrogate_derivative(trace, layer.surrogate)
             found = through_time(grad, trace, derivative)
         else:
             found = of_current(layer.rule(grad, trace), grad, trace)
-        read = _reads(sequence, trace)
+        read = _reads(chain, trace)
         if read is not None:
             found = found + read
         found = found * d.gain
         if d.filter is not None:
             found = unfiltered(d.filter, found)
     currents, gradients, at = [], [], 0
-    for call in sequence.calls:
+    for call in chain.calls:
         steps = len(library.split(module, call.current.detach()))
         if call.current.requires_grad:
             currents.append(call.current)
@@ -324,17 +324,17 @@ def _taken(call: Call) -> Tensor:
     return torch.zeros_like(call.spikes) if grad is None else grad
 
 
-def _reads(sequence: Chain, trace: Trace) -> Tensor | None:
+def _reads(chain: Chain, trace: Trace) -> Tensor | None:
     """The gradient of the current by way of what reads the membrane; None if nothing does.
 
     It passes through time with the surrogate of the layer, whatever the rule is: rules are about
     spikes.
     """
-    layer, steps = sequence.layer, len(trace.spikes)
+    layer, steps = chain.layer, len(trace.spikes)
     before: list[Tensor | None] = [None] * steps
     after: list[Tensor | None] = [None] * steps
     at, any_read = 0, False
-    for call in sequence.calls:
+    for call in chain.calls:
         length = len(layer.library.split(layer.module, call.current.detach()))
         for read in call.reads:
             grad, read.value.grad = read.value.grad, None
