@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -217,8 +217,13 @@ def subject_for(request: Request, model: Any) -> Subject:
         weights=request.weights,
         device=request.device,
         name=request.name,
-        adapt=partial(adapted, source=request.source),
+        adapt=adapting(request.source),
     )
+
+
+def adapting(source: str) -> Callable[[nn.Module], nn.Module]:
+    """What a network from elsewhere goes through, given where its neurons come from."""
+    return partial(adapted, source=source)
 
 
 def checked(subject: Subject, images: Images, device: str) -> nn.Module:
@@ -357,9 +362,7 @@ def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
     if request.substitute is not None:
         given = request.substitute
         if not isinstance(given, Subject):
-            given = subject_of(
-                given, device=request.device, adapt=partial(adapted, source=request.source)
-            )
+            given = subject_of(given, device=request.device, adapt=adapting(request.source))
         second = given
     elif named is None:
         raise InputError(

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from robustsnn.foreign.detect import own_layers
 from robustsnn.foreign.layer import Layer
 from robustsnn.foreign.library import Unknown
 from robustsnn.foreign.reach import Found
@@ -78,12 +80,30 @@ class _Checker:
 
     def run(self) -> None:
         """Every part of the check, in order."""
+        self._own_steps()
         self._sequences()
         layers = self.network.foreign_layers()
         if not layers:
             return
         self._spikes()
         self._gradients()
+
+    def _own_steps(self) -> None:
+        """Note how many steps the layers of our own neurons make."""
+        handles = []
+        for name, layer in own_layers(self.network.inner).items():
+
+            def hook(module: Any, args: Any, output: Any, name: str = name) -> None:
+                self.reach.layers[name].steps = len(output[0])
+
+            handles.append(layer.register_forward_hook(hook))
+        try:
+            if handles:
+                with torch.no_grad():
+                    self.plain(self.images)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _sequences(self) -> None:
         """Find the layers whose calls can be told apart, and how many sequences each runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,7 @@ class Layer:
         self.name, self.module, self.library, self.place = name, module, library, place
         self.rule: BackwardRule | None = None
         dynamics = self.dynamics()
-        self.own: Surrogate = library.surrogate(module, dynamics)
+        self.own = library.surrogate(module, dynamics)
         self.surrogate: Surrogate = self.own
         self.graded = dynamics.graded
 
@@ -46,6 +47,12 @@ class Layer:
     def threshold(self) -> Tensor:
         """The threshold above rest."""
         return self.dynamics().threshold
+
+    def surrogate_at(self, dynamics: Dynamics) -> Surrogate:
+        """The surrogate that is set; the library's own is asked at the threshold as it is now."""
+        if self.surrogate is not self.own or torch.equal(self.own.threshold, dynamics.threshold):
+            return self.surrogate
+        return dataclasses.replace(self.own, threshold=dynamics.threshold)
 
     @property
     def changed(self) -> bool:

@@ -67,8 +67,12 @@ class Norse(Library):
     def surrogate(self, module: Any, dynamics: Dynamics) -> OwnSurrogate:
         """The library's function of the parameter `method`; some methods ignore `alpha`."""
         threshold = sys.modules["norse.torch.functional.threshold"].threshold
-        p = module.p
-        return OwnSurrogate(slope_of(lambda x: threshold(x, p.method, p.alpha)), dynamics.threshold)
+
+        def spike(x: Tensor) -> Tensor:
+            found: Tensor = threshold(x, module.p.method, module.p.alpha)
+            return found
+
+        return OwnSurrogate(slope_of(spike), dynamics.threshold)
 
     def split(self, module: Any, value: Tensor) -> Tensor:
         """A cell runs one step, a layer all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class Reach:
         checked: Whether the self-check was made.
         native: Whether the library gives a gradient of its own in evaluation mode.
         checks: What the self-check measured, by name.
+        check: The self-check, which a network makes by itself at its first gradient if nobody has
+            made it.
         original: The network that copies have not been compared with yet.
     """
 
@@ -49,6 +52,7 @@ class Reach:
     checked: bool = False
     native: bool = True
     checks: dict[str, Any] = field(default_factory=dict)
+    check: Callable[..., None] | None = field(default=None, repr=False)
     original: Any = field(default=None, repr=False)
 
     @property
@@ -113,6 +117,7 @@ class Reach:
         return {
             "sentence": self.sentence,
             "reached": len(self.reached),
+            "left_alone": self.opted_out,
             "layers": [vars(one) for one in self.layers.values()],
             "checks": dict(self.checks),
         }

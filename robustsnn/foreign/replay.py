@@ -196,7 +196,7 @@ def trace_of(chain: Chain) -> Trace:
         leak=d.leak,
         hard=hard,
         attached=d.attached and d.reset != "none",
-        surrogate=chain.layer.surrogate,
+        surrogate=chain.layer.surrogate_at(d),
         amount=amount,
         reset_to=d.reset_to,
         late=d.late,
@@ -297,7 +297,7 @@ def _through(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
         grad = chain.stacked(_taken) * d.height
         trace = trace_of(chain)
         if layer.rule is None:
-            derivative = surrogate_derivative(trace, layer.surrogate)
+            derivative = surrogate_derivative(trace, trace.surrogate)
             found = through_time(grad, trace, derivative)
         else:
             found = of_current(layer.rule(grad, trace), grad, trace)
@@ -351,7 +351,7 @@ def _reads(chain: Chain, trace: Trace) -> Tensor | None:
         at += length
     if not any_read:
         return None
-    derivative = surrogate_derivative(trace, layer.surrogate)
+    derivative = surrogate_derivative(trace, trace.surrogate)
     nothing = torch.zeros_like(trace.spikes)
     return through_time(nothing, trace, derivative, membrane_grad=before, reset_grad=after)
 
@@ -371,7 +371,7 @@ class Replay(torch.autograd.Function):
         run = Pass(layers)
         with torch.enable_grad():
             inside = images.detach().clone().requires_grad_()
-            with handled(layers, run.handler):
+            with handled(layers, run.handler), in_one_line():
                 logits = network(inside.clone())
         ctx.held = run, inside, logits, settings
         return logits.detach()
@@ -381,15 +381,25 @@ class Replay(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """The gradient of the images."""
         run, inside, logits, settings = ctx.held
-        with using(settings):
-            try:
-                found = backward(run, inside, logits, grads[0])
-            except Unknown as unknown:
-                raise InputError(
-                    f"the estimator cannot reach the neurons of this network ({unknown}): attack "
-                    "it with --from none, by its own gradient."
-                ) from None
+        with using(settings), in_one_line():
+            found = backward(run, inside, logits, grads[0])
         return found, None, None, None
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Say in one line that a pass is another than the one that was checked.
+
+    Raises:
+        InputError: What happened in the block is not known.
+    """
+    try:
+        yield
+    except Unknown as unknown:
+        raise InputError(
+            f"the estimator cannot reach the neurons of this network ({unknown}): attack it with "
+            "--from none, by its own gradient."
+        ) from None
 
 
 def settings_of(layers: Mapping[str, Layer]) -> list[tuple[Layer, Any, Any]]:

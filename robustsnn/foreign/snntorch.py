@@ -70,7 +70,7 @@ class SnnTorch(Library):
 
     def surrogate(self, module: Any, dynamics: Dynamics) -> OwnSurrogate:
         """The function `spike_grad`."""
-        return OwnSurrogate(slope_of(module.spike_grad), dynamics.threshold)
+        return OwnSurrogate(slope_of(lambda x: module.spike_grad(x)), dynamics.threshold)
 
     def split(self, module: Any, value: Tensor) -> Tensor:
         """One step."""

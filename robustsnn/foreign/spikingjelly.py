@@ -50,7 +50,7 @@ class SpikingJelly(Library):
 
     def surrogate(self, module: Any, dynamics: Dynamics) -> OwnSurrogate:
         """The module `surrogate_function`, which is replaced and never edited."""
-        return OwnSurrogate(slope_of(module.surrogate_function), dynamics.threshold)
+        return OwnSurrogate(slope_of(lambda x: module.surrogate_function(x)), dynamics.threshold)
 
     def split(self, module: Any, value: Tensor) -> Tensor:
         """A single step gets a time of 1."""

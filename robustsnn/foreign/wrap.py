@@ -19,7 +19,7 @@ def wrap(network: nn.Module, images: Tensor | None = None) -> Wrapped:
         network: The network, from images in [0, 1] to logits; it is not changed, but its state is
             reset at every pass. A network of ours inside a module is taken too.
         images: Some images, `[batch, channel, height, width]`, in [0, 1], for the self-check; by
-            default it is made by `evaluate`.
+            default it is made by `evaluate`, or at the first gradient.
 
     Raises:
         InputError: No neurons are found.
@@ -34,6 +34,7 @@ def wrap(network: nn.Module, images: Tensor | None = None) -> Wrapped:
         wrapped = network
     elif needs_wrapping(network):
         wrapped = Wrapped(network)
+        wrapped.reach.check = check
     else:
         raise InputError(
             f"{type(network).__name__} holds no neurons of SpikingJelly, snnTorch, Norse or "
@@ -55,5 +56,5 @@ def adapted(network: nn.Module, source: str = "auto") -> nn.Module:
         return network
     reach = found_in(network)
     reach.opted_out = source == "none"
-    reach.original = network
+    reach.check, reach.original = check, network
     return Wrapped(network, reach)

@@ -81,9 +81,12 @@ class Wrapped(nn.Module):
             images: Pixels, in units of [0, 1].
             **keys: `keys`, for a network that draws.
         """
+        wanted = torch.is_grad_enabled() and images.requires_grad
+        if wanted and not self.reach.checked and self.reach.check is not None:
+            self.reach.check(self, images)
         layers = self.foreign_layers()
         run: Callable[[Tensor], Tensor] = partial(self.plain, **keys)
-        if not (torch.is_grad_enabled() and images.requires_grad and layers):
+        if not (wanted and layers):
             return run(images)
         if any(layer.twin for layer in layers.values()):
             twins = Twins(layers, max(self.reach.steps, 1))
@@ -144,6 +147,10 @@ class Wrapped(nn.Module):
             if name in SAID_INSIDE and "inner" in self._modules:
                 return getattr(self.inner, name)
             raise
+
+    def extra_repr(self) -> str:
+        """Whether the neurons are left alone, since that is another network to an attacker."""
+        return "neurons left alone" if self.reach.opted_out else ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Wrapped:
         for module, _ in stateful(self.inner):
