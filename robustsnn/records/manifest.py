@@ -42,8 +42,8 @@ class Manifest(BaseModel):
         spiking: Whether estimators reach layers of spiking neurons; None in older runs.
         classes: The number of classes; None in older runs.
         foreign: The neurons of another library that were found: one `sentence`, how many layers
-            estimators have `reached`, whether they were `left_alone`, the `layers`, and the `checks` of the self-check; None for
-            other networks.
+            estimators have `reached`, whether they were `left_alone`, the `layers`, and the
+            `checks` of the self-check; None for other networks.
         densities: One row for each layer with synapses, in order: `layer`, its number of
             `weights`, and how many are not zero, `kept`; None in older runs.
         dense_weights: The synaptic weights before channels were removed; None if none were.
