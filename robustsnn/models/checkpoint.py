@@ -111,6 +111,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         InputError: There is no such checkpoint, it is malformed or truncated, or its weights
             were changed.
     """
+    _refuse_nir(name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
         folder, name = path, path.name
@@ -245,7 +246,7 @@ def load_model(
         torch.Size([1, 10])
     """
     text = str(name_or_path)
-    _refuse_nir(text, weights)
+    _refuse_nir(weights)
     if ":" in text and not Path(text).exists():
         return _from_factory(text, weights).to(device)
     if weights is not None:

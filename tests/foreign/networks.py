@@ -255,6 +255,7 @@ class Sinabs(nn.Module):
 
     def _spikes(self, neuron: nn.Module, y: Tensor) -> Tensor:
         if self.squeezed:
-            return neuron(y)  # type: ignore[no-any-return]
+            spikes: Tensor = neuron(y)
+            return spikes
         found: Tensor = neuron(y.unflatten(0, (-1, self.steps)))
         return found.flatten(0, 1)
