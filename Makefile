@@ -29,10 +29,12 @@ test: $(VENV)/.peers lint
 	$(PYTEST) -m "not slow and not exhaustive" --durations=5
 	$(PYTEST) -m "slow and not exhaustive" --durations=5
 
+# The second environment holds the libraries that do not fit next to the peers.
 # With the tests that are marked exhaustive, with coverage, which takes 1.4 times as long, and with
 # each diagnostic silenced in turn.
-test-all: $(VENV)/.peers lint
+test-all: $(VENV)/.peers $(VENV)/.older lint
 	$(PYTEST) --durations=20 --cov --cov-report=term
+	$(ALONE) $(VENV)/older/bin/python -m pytest -p no:cacheprovider tests/foreign
 	$(ALONE) $(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.dev
@@ -69,6 +71,15 @@ $(VENV)/.peers: pyproject.toml
 	$(venv)
 	$(BIN)/python -m pip install --editable '.[dev,peers]'
 	@touch $@ $(VENV)/.core $(VENV)/.dev
+
+# sinabs asks for the driver of its chips, which its layers do not need.
+$(VENV)/.older: pyproject.toml
+	$(venv)
+	$(PYTHON) -m venv --clear $(VENV)/older
+	$(VENV)/older/bin/python -m pip install --upgrade 'pip>=25.1'
+	$(VENV)/older/bin/python -m pip install --editable '.[dev]' --group peers-older
+	$(VENV)/older/bin/python -m pip install --no-deps 'sinabs==3.1.3'
+	@touch $@
 
 # In an environment of its own, since mkdocs-material and torchattacks need different versions of
 # requests. The site is made from the sources, so RobustSNN itself is not installed there.

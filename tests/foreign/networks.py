@@ -251,11 +251,10 @@ class Sinabs(nn.Module):
         y = self.conv(x.unsqueeze(1).repeat(1, self.steps, 1, 1, 1).flatten(0, 1))
         y = self._spikes(self.one, y)
         y = self._spikes(self.two, self.fc(self.pool(y).flatten(1)))
-        return y.unflatten(0, (len(x), self.steps)).sum(1)
+        total: Tensor = y.unflatten(0, (len(x), self.steps)).sum(1)
+        return total
 
-    def _spikes(self, neuron: nn.Module, y: Tensor) -> Tensor:
-        if self.squeezed:
-            spikes: Tensor = neuron(y)
-            return spikes
-        found: Tensor = neuron(y.unflatten(0, (-1, self.steps)))
-        return found.flatten(0, 1)
+    def _spikes(self, neuron: Any, y: Tensor) -> Tensor:
+        rows = y if self.squeezed else y.unflatten(0, (-1, self.steps))
+        found: Tensor = neuron(rows)
+        return found if self.squeezed else found.flatten(0, 1)
