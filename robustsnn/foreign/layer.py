@@ -50,9 +50,10 @@ class Layer:
 
     def surrogate_at(self, dynamics: Dynamics) -> Surrogate:
         """The surrogate that is set; the library's own is asked at the threshold as it is now."""
-        if self.surrogate is not self.own or torch.equal(self.own.threshold, dynamics.threshold):
+        now = dynamics.threshold
+        if self.surrogate is not self.own or torch.equal(self.own.threshold.to(now), now):
             return self.surrogate
-        return dataclasses.replace(self.own, threshold=dynamics.threshold)
+        return dataclasses.replace(self.own, threshold=now)
 
     @property
     def changed(self) -> bool:

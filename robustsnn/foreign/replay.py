@@ -102,9 +102,10 @@ class Pass:
                 if leaf.is_floating_point():
                     leaf.requires_grad_()
                     made.reads.append(Read(leaf, role, every))
-                return leaf
+                # Users add up spikes in place, which torch refuses for a leaf.
+                return leaf.clone()
 
-            output, chain.last = library.leave(module, output, made.spikes, change)
+            output, chain.last = library.leave(module, output, made.spikes.clone(), change)
             chain.calls.append(made)
             return output
 

@@ -154,7 +154,18 @@ def sinabs() -> list[Any]:
             )
             named = f"sinabs-{neuron}-{squeezed}-{spike}-{low}-{reset}-{len(more)}"
             found.append(pytest.param(made, id=named, marks=needs("sinabs")))
+    for named, more in (("floor", {"min_v_mem": -0.2}), ("plain", {})):
+        made = quiet(lambda m=more: _sinabs_several(m))
+        found.append(pytest.param(made, id=f"sinabs-several-{named}", marks=needs("sinabs")))
     return found
+
+
+def _sinabs_several(more: dict[str, Any]) -> nn.Module:
+    """At most two spikes in a step, each of which takes off another amount than the threshold."""
+    import sinabs.activation as activation
+
+    how = {"spike_fn": activation.MaxSpike(2), "reset_fn": activation.MembraneSubtract(0.7)}
+    return lively(Sinabs("IAF", **how, **more), 4)
 
 
 def _sinabs(
@@ -175,7 +186,52 @@ def _sinabs(
     )
 
 
-EVERY = [*spikingjelly(), *snntorch(), *norse(), *sinabs()]
+class ReadsPotentials(SpikingJelly):
+    """The potential after each step, which a user reads from the module, and spikes in place."""
+
+    def __init__(self, mode: str, **settings: Any) -> None:
+        super().__init__(mode, "IFNode", **settings)
+        self.net = self.net[:-1]
+        self.last = nn.Linear(20, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lif: Any = self.net[-1]
+        if self.mode == "m":
+            self.net(x.unsqueeze(0).repeat(self.steps, 1, 1, 1, 1))
+            return self.last(lif.v_seq.mean(0) + lif.v)  # type: ignore[no-any-return]
+        total, spikes = torch.zeros(()), self.net(x)
+        for _ in range(self.steps - 1):
+            total = total + lif.v
+            spikes += self.net(x)
+        return self.last(total + spikes)  # type: ignore[no-any-return]
+
+
+class ReadsState(Norse):
+    """The potential of the last spiking cell in place of a leaky integrator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one: Any = None
+        two: Any = None
+        total = torch.zeros(())
+        for _ in range(self.steps):
+            z, one = self.one(self.conv(x), one)
+            z, two = self.two(self.fc1(self.pool(z).flatten(1)), two)
+            total = total + self.fc2(two.v)
+        return total
+
+
+def readers() -> list[Any]:
+    found = []
+    for mode, reset in itertools.product("sm", (0.0, None)):
+        more = {"v_reset": reset, "store_v_seq": True} if mode == "m" else {"v_reset": reset}
+        made = quiet(lambda m=mode, s=more: lively(ReadsPotentials(m, **s), 3))
+        named = f"spikingjelly-read-{mode}-{reset}"
+        found.append(pytest.param(made, id=named, marks=needs("spikingjelly")))
+    made = quiet(lambda: lively(ReadsState(v_th=0.3), 6))
+    return [*found, pytest.param(made, id="norse-read", marks=needs("norse"))]
+
+
+EVERY = [*spikingjelly(), *snntorch(), *norse(), *sinabs(), *readers()]
 
 
 def gradient(network: nn.Module, x: Tensor) -> Tensor:
