@@ -19,7 +19,7 @@ from robustsnn.errors import InputError, unknown
 from robustsnn.estimators.catalogue import check_estimator
 from robustsnn.evaluation.options import Data, Model, Options
 from robustsnn.evaluation.suites import Suite, load_suite, suite_of
-from robustsnn.models.zoo import zoo_folder
+from robustsnn.models.zoo import refuse_nir, zoo_folder
 from robustsnn.records.schema import COMPARISON, MANIFEST
 
 #: What can be said of where the neurons of a network come from.
@@ -96,6 +96,7 @@ class Request(Options):
             )
         if not DEVICE.fullmatch(self.device):
             raise InputError(f"no device {self.device!r}: choose cpu, cuda, cuda:N or mps.")
+        refuse_nir(self.weights)
         if self.source not in SOURCES:
             raise InputError(f"--from {self.source}: choose {' or '.join(SOURCES)}.")
         _ = self.chosen
@@ -201,6 +202,7 @@ def trained_on(model: object) -> str | None:
         meta = getattr(model, "meta", None)
         found = meta.get("data") if isinstance(meta, Mapping) else None
         return found if found in NAMES else None
+    refuse_nir(model)
     path = Path(model)
     if ":" in str(model) and not path.exists():
         return None

@@ -25,7 +25,7 @@ from torch.nn.utils import prune
 from robustsnn.common.files import write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.sparse_file import packed, unpacked
-from robustsnn.models.zoo import zoo_folder
+from robustsnn.models.zoo import refuse_nir, zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.sparsity import weights_of
 
@@ -111,7 +111,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         InputError: There is no such checkpoint, it is malformed or truncated, or its weights
             were changed.
     """
-    _refuse_nir(name_or_path)
+    refuse_nir(name_or_path)
     path = Path(name_or_path)
     if path.is_dir():
         folder, name = path, path.name
@@ -246,27 +246,12 @@ def load_model(
         torch.Size([1, 10])
     """
     text = str(name_or_path)
-    _refuse_nir(weights)
+    refuse_nir(weights)
     if ":" in text and not Path(text).exists():
         return _from_factory(text, weights).to(device)
     if weights is not None:
         raise InputError(f"--weights goes with python.module:factory, not with {text!r}.")
     return load_network(read_checkpoint(name_or_path), device)
-
-
-def _refuse_nir(*paths: str | Path | None) -> None:
-    """Refuse a graph of NIR, which does not hold the network that its user means.
-
-    Raises:
-        InputError: One of the paths is such a file.
-    """
-    for path in paths:
-        if path is not None and Path(path).suffix == ".nir":
-            raise InputError(
-                f"{path} is a graph of NIR, which carries neither surrogate, reset mode, number of "
-                "steps, encoding nor read-out: a number for a network that went through NIR is one "
-                "for another network. Give module:factory of the library that it was written in."
-            )
 
 
 def _from_factory(text: str, weights: Path | None) -> nn.Module:

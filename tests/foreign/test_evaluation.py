@@ -319,6 +319,7 @@ class Outer(nn.Module):
         return found
 
 
+@pytest.mark.slow
 def test_a_module_around_a_network_of_ours_is_reached_like_ours() -> None:
     data = load_dataset("fashion-mnist", None, samples=SAMPLES)
     outside = robustsnn.evaluate(Outer(), data, "light", batch_size=8)
