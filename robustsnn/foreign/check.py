@@ -15,7 +15,6 @@ from torch import Tensor
 
 from robustsnn.foreign.detect import own_layers
 from robustsnn.foreign.layer import Layer
-from robustsnn.foreign.library import Unknown
 from robustsnn.foreign.reach import Found
 from robustsnn.foreign.replay import (
     Chain,
@@ -25,7 +24,7 @@ from robustsnn.foreign.replay import (
     handled,
     trace_of,
 )
-from robustsnn.foreign.wrapped import Wrapped
+from robustsnn.foreign.wrapped import Wrapped, why
 
 #: The number of images that are looked at.
 IMAGES = 8
@@ -33,6 +32,8 @@ IMAGES = 8
 APART = 1e-4
 #: The distance from the threshold, in units of it, within which rounding may decide a spike.
 ROUNDING = 1e-4
+#: The most sequences that one module may run in a pass.
+SEQUENCES = 64
 #: The seed of the draws of a network that draws without saying so.
 SEED = 0
 
@@ -112,11 +113,11 @@ class _Checker:
                 layers = _of_module(self.network.foreign_layers(), name)
                 try:
                     run, logits = self.cut(layers, live=True)
-                except Unknown as unknown:
-                    if "sequences in a pass" in str(unknown) and len(layers) < 64:
+                except Exception as error:
+                    if "sequences in a pass" in str(error) and len(layers) < SEQUENCES:
                         self._add(name, len(layers) + 1)
                         continue
-                    self.reach.leave_out(list(layers), str(unknown))
+                    self.reach.leave_out(list(layers), why(error))
                     break
                 if not run.chains:
                     self.reach.leave_out(list(layers), "its forward is not called")
@@ -154,8 +155,10 @@ class _Checker:
             here, entries = differing(chain)
             wrong, total = wrong + here, total + entries
             if here:
-                why = f"{here} of {entries} spikes are not those of the dynamics known of its kind"
-                self.reach.leave_out([chain.layer.name], why)
+                reason = (
+                    f"{here} of {entries} spikes are not those of the dynamics known of its kind"
+                )
+                self.reach.leave_out([chain.layer.name], reason)
         self.reach.checks["spikes"] = total
         self.reach.checks["spikes that differ"] = wrong
 
@@ -167,20 +170,20 @@ class _Checker:
                 theirs = None
                 self.reach.checks["gradient of the library"] = "none"
             while layers := self.network.foreign_layers():
-                apart, why = self._apart(layers, theirs)
-                if not why:
+                apart, reason = self._apart(layers, theirs)
+                if not reason:
                     self.reach.checks["gradients apart"] = apart
                     break
                 worst = self._worst(layers, theirs)
-                self.reach.leave_out(worst or list(layers), why)
+                self.reach.leave_out(worst or list(layers), reason)
         self.reach.native = self._has_native()
 
     def _apart(self, layers: Mapping[str, Layer], theirs: Tensor | None) -> tuple[float, str]:
         """The relative difference of the gradients, and why these layers cannot be reached."""
         try:
             ours = self.through(layers)
-        except Unknown as unknown:
-            return float("nan"), str(unknown)
+        except Exception as error:
+            return float("nan"), why(error)
         if theirs is None:
             return float("nan"), ""
         apart = float((ours - theirs).norm() / theirs.norm())

@@ -193,13 +193,22 @@ def found_in(network: nn.Module) -> Reach:
         try:
             Layer(name, module, library)
             one.leak, one.reset = library.shown(module).values()
-        except Unknown as unknown:
-            one.why_not = str(unknown)
+        except Exception as error:
+            # Another version of a library may lack an attribute, which is no reason to stop.
+            one.why_not = why(error)
     for name, layer in own_layers(network).items():
         shown = f"{float(layer.leak):.3g}"
         how = "reset to rest" if layer.reset == "hard" else "reset by subtraction"
         reach.layers[name] = Found(name, "RobustSNN", "LIF", shown, how)
     return reach
+
+
+def why(error: Exception) -> str:
+    """Why a neuron cannot be reached, as a part of a sentence."""
+    if isinstance(error, Unknown):
+        return str(error)
+    text = (str(error).splitlines() or [""])[0]
+    return f"it is not as in the versions that are known ({type(error).__name__}: {text})"
 
 
 def needs_wrapping(network: nn.Module) -> bool:

@@ -5,6 +5,7 @@ The independent truth is the library: its logits, and its autograd for its own s
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.adversary.victim import Victim
+from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator
 from robustsnn.estimators.bptt import Bptt
 from robustsnn.estimators.make import make_estimator
+from robustsnn.foreign import replay
+from robustsnn.foreign.library import Dynamics
+from robustsnn.foreign.snntorch import SnnTorch as SnnTorchLibrary
 from robustsnn.foreign.wrap import wrap
 from tests.foreign.networks import (
     Norse,
@@ -338,3 +343,56 @@ def test_without_a_gradient_in_evaluation_mode_the_rule_gives_one() -> None:
     assert wrapped.reach.native is not older_spikingjelly()
     victim = Victim(wrapped, make_estimator("bptt", wrapped), range(8), 8)
     assert bool(victim.gradient(images(), torch.arange(8)).gradient.any())
+
+
+@needs("snntorch")
+@quiet
+def test_dynamics_that_are_wrong_make_layers_unreached(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = SnnTorchLibrary.dynamics
+
+    def wrong(self: SnnTorchLibrary, module: Any, like: Tensor) -> Dynamics:
+        found = right(self, module, like)
+        return dataclasses.replace(found, leak=found.leak - 0.1)
+
+    monkeypatch.setattr(SnnTorchLibrary, "dynamics", wrong)
+    torch.manual_seed(3)
+    wrapped = wrap(lively(SnnTorch(), 3).eval(), images())
+    assert not wrapped.reach.reached
+    assert "spikes are not those of the dynamics known of its kind" in wrapped.reach.caution
+
+
+@needs("norse")
+@quiet
+def test_a_rule_that_is_wrong_makes_layers_unreached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "unfiltered", lambda factor, grad: grad)
+    torch.manual_seed(3)
+    wrapped = wrap(lively(Norse(), 4).eval(), images())
+    assert not wrapped.reach.reached
+    assert "of its length off that of the library" in wrapped.reach.caution
+
+
+@needs("snntorch")
+@quiet
+def test_a_pass_that_is_not_the_one_that_was_checked_ends_in_one_line() -> None:
+    class Later(SnnTorch):
+        """The membrane is changed between two steps, once somebody says so."""
+
+        factor = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            mem, found = self.lif1.reset_mem(), []
+            for _ in range(self.steps):
+                spikes, mem = self.lif1(self.conv(x), mem)
+                found.append(self.fc(self.pool(spikes).flatten(1)))
+                mem = mem if self.factor == 1 else self.factor * mem
+            return torch.stack(found).sum(0)
+
+    torch.manual_seed(3)
+    network = lively(Later(), 3).eval()
+    wrapped = wrap(network, images())
+    assert [*wrapped.spiking_layers()] == ["lif1"]
+    network.factor = 0.5  # type: ignore[assignment]
+    victim = Victim(wrapped, make_estimator("bptr", wrapped), range(8), 8)
+    with pytest.raises(InputError, match="its state is changed between its calls"):
+        victim.gradient(images(), torch.arange(8))
+    assert "its state is changed between its calls" in wrap(network, images()).reach.caution
