@@ -95,10 +95,10 @@ class Pass:
                 args, kwargs = library.called_with(current.detach(), args, kwargs)
                 output = forward(*args, **kwargs)
                 spikes = library.spikes(output).detach()
-            made = Call(current, spikes.clone().requires_grad_(), [])
+            made = Call(current, spikes.requires_grad_(), [])
 
             def change(value: Tensor, role: Role, every: bool) -> Tensor:
-                leaf = value.detach().clone()
+                leaf = value.detach()
                 if leaf.is_floating_point():
                     leaf.requires_grad_()
                     made.reads.append(Read(leaf, role, every))
@@ -180,8 +180,10 @@ def trace_of(chain: Chain) -> Trace:
         current = chain.stacked(lambda call: call.current.detach())
         if d.filter is not None:
             current = filtered(d.filter, current)
-        current = current * d.gain
-        spikes = chain.stacked(lambda call: call.spikes.detach()) / d.height
+        current = _times(current, d.gain)
+        spikes = chain.stacked(lambda call: call.spikes.detach())
+        if _times(spikes, d.height) is not spikes:
+            spikes = spikes / d.height
         amount = torch.zeros_like(d.threshold) if d.reset == "none" else d.amount
         hard = d.reset == "hard"
 
@@ -235,6 +237,12 @@ def dynamics_of(d: Dynamics, current: Tensor, spikes: Tensor) -> tuple[list[Tens
             u = torch.where(o == 0, u, u.new_zeros(()) + d.reset_to)
         after.append(u if d.floor is None else torch.maximum(u, d.floor))
     return before, after
+
+
+def _times(values: Tensor, factor: Tensor | float) -> Tensor:
+    """Values times a factor, which is usually 1."""
+    one = not (isinstance(factor, Tensor) and factor.dim()) and float(factor) == 1
+    return values if one else values * factor
 
 
 def filtered(factor: Tensor, current: Tensor) -> Tensor:
@@ -295,7 +303,7 @@ def _through(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
     ):
         return [], []
     with torch.no_grad():
-        grad = chain.stacked(_taken) * d.height
+        grad = _times(chain.stacked(_taken), d.height)
         trace = trace_of(chain)
         if layer.rule is None:
             derivative = surrogate_derivative(trace, trace.surrogate)
@@ -305,7 +313,7 @@ def _through(chain: Chain) -> tuple[list[Tensor], list[Tensor]]:
         read = _reads(chain, trace)
         if read is not None:
             found = found + read
-        found = found * d.gain
+        found = _times(found, d.gain)
         if d.filter is not None:
             found = unfiltered(d.filter, found)
     currents, gradients, at = [], [], 0
