@@ -29,10 +29,12 @@ test: $(VENV)/.peers lint
 	$(PYTEST) -m "not slow and not exhaustive" --durations=5
 	$(PYTEST) -m "slow and not exhaustive" --durations=5
 
+# The second environment holds the libraries that do not fit next to the peers.
 # With the tests that are marked exhaustive, with coverage, which takes 1.4 times as long, and with
 # each diagnostic silenced in turn.
-test-all: $(VENV)/.all lint
+test-all: $(VENV)/.all $(VENV)/.older lint
 	$(PYTEST) --durations=20 --cov --cov-report=term
+	$(ALONE) $(VENV)/older/bin/python -m pytest -p no:cacheprovider tests/foreign
 	$(ALONE) $(BIN)/python -m tests.mutants
 
 lint: $(VENV)/.dev
@@ -73,6 +75,14 @@ $(VENV)/.peers: pyproject.toml
 # Without its dependencies, which bring a package under the GPL: what it needs for counting is there.
 $(VENV)/.all: $(VENV)/.peers
 	$(BIN)/python -m pip install --no-deps 'neurobench>=2.2'
+
+# sinabs asks for the driver of its chips, which its layers do not need.
+$(VENV)/.older: pyproject.toml
+	$(venv)
+	$(PYTHON) -m venv --clear $(VENV)/older
+	$(VENV)/older/bin/python -m pip install --upgrade 'pip>=25.1'
+	$(VENV)/older/bin/python -m pip install --editable '.[dev]' --group peers-older
+	$(VENV)/older/bin/python -m pip install --no-deps 'sinabs==3.1.3'
 	@touch $@
 
 # In an environment of its own, since mkdocs-material and torchattacks need different versions of

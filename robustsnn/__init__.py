@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from robustsnn.evaluation.request import Request
     from robustsnn.evaluation.run import evaluate
     from robustsnn.evaluation.suites import Suite
+    from robustsnn.foreign.wrap import wrap
     from robustsnn.models.checkpoint import load_model
     from robustsnn.records.runs import Runs, load_runs
     from robustsnn.training.run import train
@@ -53,6 +54,7 @@ _WHERE = {
     "report": "robustsnn.workflows.report",
     "train": "robustsnn.training.run",
     "verify": "robustsnn.workflows.verify",
+    "wrap": "robustsnn.foreign.wrap",
 }
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "report",
     "train",
     "verify",
+    "wrap",
 ]
 
 

@@ -155,12 +155,13 @@ ROOMS = {
     "estimators": "snn common",
     "adversary": "estimators models snn common",
     "records": "common",
+    "foreign": "models snn common",
     "diagnosis": "records common",
-    "evaluation": "diagnosis records adversary estimators models data snn common",
+    "evaluation": "foreign diagnosis records adversary estimators models data snn common",
     "reporting": "records common",
     "workflows": "evaluation reporting diagnosis records adversary models data common",
-    "cli": "workflows evaluation reporting diagnosis records adversary estimators training models "
-    "data snn common",
+    "cli": "workflows foreign evaluation reporting diagnosis records adversary estimators training "
+    "models data snn common",
     "attacks": "door adversary estimators common",
     "reports": "reporting records common",
 }

@@ -115,6 +115,7 @@ def takes_request(
         field = chosen[name]
         kind = field.metadata["kind"]
         flags = (f"--{name.replace('_', '-')}",) if kind is bool else ()
+        flags = (field.metadata["flag"],) if "flag" in field.metadata else flags
         default = (defaults or {}).get(name, field.default)
         return inspect.Parameter(
             name,

@@ -92,7 +92,7 @@ MOST_ZERO_GRADIENTS = 0.05
 #: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
 MARGIN = 0.005
 #: The checks of the preflight after which a number can still be quoted, with a footnote.
-CAUTIONS = ("ties", "neuron-modes")
+CAUTIONS = ("ties", "neuron-modes", "neurons-not-reached")
 
 
 def of_check(row: Mapping[str, Any]) -> Finding:

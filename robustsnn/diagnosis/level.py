@@ -122,6 +122,14 @@ CRITERIA = (
         "losses, such as standard.",
     ),
     Criterion(
+        "D1",
+        ("neurons-not-reached",),
+        "B",
+        "B",
+        "Let estimators reach the neurons (drop --from none, or use neurons whose dynamics are "
+        "known): attacks by one gradient alone see little of a spiking network.",
+    ),
+    Criterion(
         "D8",
         ("gradient-draws",),
         "C",

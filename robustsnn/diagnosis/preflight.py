@@ -221,7 +221,8 @@ def _modes_agree(
     Some libraries take gradients in that mode.
     """
     network = copy_of(network)
-    neurons = [module for module in network.modules() if _is_neuron(module)]
+    named = getattr(network, "neuron_modules", None)
+    neurons = named() if named else [m for m in network.modules() if _is_neuron(m)]
     for module in neurons:
         module.training = True
     trained = score(network, images, ids, micro_batch, seed)

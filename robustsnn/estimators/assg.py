@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator, ruled_layers
-from robustsnn.estimators.bptt import through_time
-from robustsnn.snn.backward_rule import BackwardRule, Trace
+from robustsnn.snn.backward_rule import BackwardRule, Trace, through_time
 from robustsnn.snn.neuron import kernel
 
 

@@ -37,6 +37,8 @@ class Bptr(Estimator):
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
         """The gradient of the current, `grad * max(1[mean over time of spikes > 0], leak)`."""
         fired = trace.spikes.amax(0, keepdim=True)
+        if trace.graded:
+            fired = fired.clamp(max=1)
         return grad * (fired.clamp_min(self.leak) if self.leak else fired)
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from robustsnn.common.content import is_file_name, users_object
@@ -16,7 +15,12 @@ from robustsnn.common.spec import build, parse_fields
 from robustsnn.errors import InputError
 from robustsnn.estimators.backprop import Backprop
 from robustsnn.estimators.base import Estimator, ruled_layers
-from robustsnn.snn.backward_rule import Trace, spiking_layers
+from robustsnn.snn.backward_rule import (
+    Trace,
+    spiking_layers,
+    surrogate_derivative,
+    through_time,
+)
 from robustsnn.snn.surrogate import SURROGATES, Surrogate, describe, make_surrogate
 
 #: The settings of `bptt` itself; other settings after a surrogate are those of the surrogate.
@@ -151,52 +155,6 @@ def _surrogate(name: str, fields: dict[str, str]) -> Surrogate:
 def _numbers(name: str, fields: dict[str, str]) -> dict[str, float]:
     built = build(SURROGATES[name], f"surrogate {name}", fields)
     return {key: getattr(built, key) for key in fields}
-
-
-def through_time(
-    grad: Tensor,
-    trace: Trace,
-    derivative: list[Tensor],
-    attached: bool | None = None,
-    cut: int | None = None,
-) -> Tensor:
-    """Backpropagation through time with given derivatives of the spikes.
-
-    Args:
-        grad: The gradient of the spikes, `[time, batch, ...]`.
-        trace: The trace of the layer.
-        derivative: The derivative `do/dU` of each step, `[batch, ...]`.
-        attached: Whether the spike in the reset is differentiated too; None keeps the model's
-            choice.
-        cut: The number of steps after which the gradient of the membrane is dropped; 1 leaves no
-            path through time, None keeps all paths.
-
-    Returns:
-        The gradient of the current, `[time, batch, ...]`.
-
-    Source: the recursion of `robustsnn.snn.lif_reference`; cut: Williams and Peng, 1990.
-    """
-    attached = trace.attached if attached is None else attached
-    found = torch.empty_like(grad)
-    after: Tensor | None = None
-    for t in reversed(range(len(grad))):
-        through = grad[t]
-        if after is not None and attached:
-            through = through - after * (trace.membranes[t] if trace.hard else trace.threshold)
-        d = through * derivative[t]
-        if after is not None:
-            d += after * (1 - trace.spikes[t]) if trace.hard else after
-        found[t] = d
-        after = None if cut is not None and t % cut == 0 else d * trace.leak
-    return found if trace.gain == 1 else found * trace.gain
-
-
-def surrogate_derivative(trace: Trace, surrogate: Surrogate) -> list[Tensor]:
-    """The derivative `g(U/V - 1) / V` of each step, `[batch, ...]`, for membrane U, threshold V."""
-    return [
-        surrogate.derivative((u / trace.threshold).sub_(1)).div_(trace.threshold)
-        for u in trace.membranes
-    ]
 
 
 @dataclass(frozen=True)

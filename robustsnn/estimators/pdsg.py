@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from robustsnn.estimators.base import Estimator
-from robustsnn.estimators.bptt import through_time
-from robustsnn.snn.backward_rule import Trace
+from robustsnn.snn.backward_rule import Trace, through_time
 
 
 @dataclass(frozen=True)

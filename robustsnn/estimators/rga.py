@@ -18,7 +18,8 @@ class Rga(Estimator):
 
     With leak `tau` and threshold V it is `(1 - gamma V + gamma V tau) / ((tau + beta - 1) V)` where
     the mean current lies in `[(1 - tau) V, beta V]`, gamma where it lies in `[0, (1 - tau) V)`, and
-    0 where it lies outside both.
+    0 where it lies outside both. A neuron that may spike more than once in a step does not
+    saturate, so there the first interval has no upper end.
 
     Args:
         gamma: The derivative below the current that makes a neuron fire, at least 0.
@@ -44,7 +45,9 @@ class Rga(Estimator):
         mean = trace.current.mean(0, keepdim=True)
         v, tau = trace.threshold, trace.leak
         slope = (1 - self.gamma * v + self.gamma * v * tau) / ((tau + self.beta - 1) * v)
-        firing = (mean >= (1 - tau) * v) & (mean <= self.beta * v)
+        firing = mean >= (1 - tau) * v
+        if not trace.graded:
+            firing &= mean <= self.beta * v
         below = (mean >= 0) & (mean < (1 - tau) * v)
         return grad * (slope * firing + self.gamma * below)
 

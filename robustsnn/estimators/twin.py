@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Twin(Estimator):
 
     A neuron becomes `floor(L * clamp(I/V, 0, 1) + 1/2) / L` with L levels, mean current I and
     threshold V: a quantised ReLU of one step, whose floor is differentiated straight through. The
-    logits of the network itself take another pass.
+    activation of a neuron that may spike more than once in a step has no upper end. The logits of
+    the network itself take another pass.
 
     Args:
         levels: The number of levels L, at least 1.
@@ -60,14 +62,14 @@ class _Quantised(torch.autograd.Function):
     """A clamped staircase whose steps are differentiated straight through."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, levels: int) -> Tensor:
-        ctx.save_for_backward((x >= 0) & (x <= 1))
-        return (x.clamp(0, 1) * levels + 0.5).floor() / levels
+    def forward(ctx: Any, x: Tensor, levels: int, most: float) -> Tensor:
+        ctx.save_for_backward((x >= 0) & (x <= most))
+        return (x.clamp(0, most) * levels + 0.5).floor() / levels
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None
+        return grads[0] * inside, None, None
 
 
 def _activation(
@@ -83,7 +85,8 @@ def _activation(
     It returns the activation, `[1, batch, ...]`, and a membrane of zeros.
     """
     mean = current.mean(0, keepdim=True)
-    out: Tensor = _Quantised.apply(mean / layer.threshold.detach(), levels)
+    most = math.inf if getattr(layer, "graded", False) else 1.0
+    out: Tensor = _Quantised.apply(mean / layer.threshold.detach(), levels, most)
     return LIFOutput(out, torch.zeros_like(mean[0]))
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from robustsnn.evaluation.diagnose import stages_of
 from robustsnn.evaluation.plan import Plan, classes_of, kind_of
+from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.subject import recomputing
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import RUNNING
@@ -33,6 +34,10 @@ PACKAGES = (
     "foolbox",
     "adversarial-robustness-toolbox",
     "secml-torch",
+    "spikingjelly",
+    "snntorch",
+    "norse",
+    "sinabs",
 )
 
 
@@ -75,6 +80,8 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
     ours = network if isinstance(network, Network) else None
     provenance = plan.subject.meta.get("provenance") or {}
     sizes = tuple(dict.fromkeys(task.threat.epsilon for task in plan.tasks))
+    reach = network.reach if isinstance(network, Wrapped) else None
+    inside = network.inner if isinstance(network, Wrapped) else network
     return Manifest(
         identity=plan.identity,
         command=tuple(command),
@@ -83,13 +90,14 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
         origin=plan.subject.origin,
         checkpoint_sha256=plan.subject.sha256,
         kind=ours.kind if ours else "",
-        architecture=ours.config.architecture if ours else type(network).__name__,
-        time_steps=ours.time_steps if ours else 1,
+        architecture=ours.config.architecture if ours else type(inside).__name__,
+        time_steps=ours.time_steps if ours else max(reach.steps if reach else 1, 1),
         encoding=ours.config.encoding if ours else "",
         method=str(provenance.get("method") or ""),
         stochastic=bool(getattr(network, "stochastic", False)),
         spiking=kind_of(network) == "snn",
         classes=classes_of(network, plan.images, plan.device),
+        foreign=reach.row() if reach else None,
         densities=densities_of(network),
         dense_weights=plan.subject.meta.get("dense_weights"),
         data=plan.images.name,

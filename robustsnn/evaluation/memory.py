@@ -17,6 +17,8 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Networks, inputs_of
 from robustsnn.evaluation.inputs import check_classes
 from robustsnn.evaluation.plan import Plan, Task, follows_gradient
+from robustsnn.foreign.reach import Reach
+from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import out_of_memory, padding
 from robustsnn.models.scoring import finite_logits, score
 from robustsnn.snn.backward_rule import spiking_layers
@@ -99,4 +101,14 @@ def _preflight(plan: Plan) -> list[Finding]:
         second = plan.substitute.load()
         estimator = make_estimator("bptt", second)
         Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)
-    return preflight(network, images, labels, ids, plan.batch_size, plan.seed)
+    found = preflight(network, images, labels, ids, plan.batch_size, plan.seed)
+    if isinstance(network, Wrapped):
+        found.append(reached(network.reach))
+    return found
+
+
+def reached(reach: Reach) -> Finding:
+    """Whether estimators reach every layer of neurons of another library, as a check."""
+    share = len(reach.reached) / max(len(reach.layers), 1)
+    sentence = reach.caution or f"{reach.sentence}."
+    return Finding("D1", "neurons-not-reached", not reach.complete, "caution", sentence, share)

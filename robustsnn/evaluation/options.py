@@ -44,7 +44,8 @@ def _cli(kind: Any, text: str, **more: Any) -> dict[str, Any]:
     Args:
         kind: The type that the option is read as.
         text: The help text of the option.
-        more: `variable`, the environment variable that the value may come from.
+        more: `variable`, the environment variable that the value may come from; `flag`, the flag
+            where it is not the name of the field.
     """
     return {"kind": kind, "help": text, **more}
 
@@ -79,6 +80,8 @@ class Options:
         energy: Whether the synaptic operations of every clean image and every proposal are
             counted, as in suites that ask for it.
         allow_code: Whether the Python files that a suite file names may be run.
+        source: Where the neurons of a network come from: `auto` recognises those of other
+            libraries, so that estimators reach them; `none` leaves them alone, with a caution.
         name: The name of a network in memory.
     """
 
@@ -157,6 +160,12 @@ class Options:
     allow_code: bool = field(
         default=False,
         metadata=_cli(bool, "Run the Python files that a suite file names; they are listed first."),
+    )
+    source: str = field(
+        default="auto",
+        metadata=_cli(
+            str, "none leaves the neurons of other libraries alone [default: auto].", flag="--from"
+        ),
     )
     name: str | None = None
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ from robustsnn.evaluation.inputs import check_fit, check_order, images_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Entry, Suite
+from robustsnn.foreign.check import IMAGES as CHECKED
+from robustsnn.foreign.check import check
+from robustsnn.foreign.original import compare_with_original
+from robustsnn.foreign.wrap import adapted
+from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import micro_batch_for
 from robustsnn.models.scoring import finite_logits
 from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
@@ -133,7 +139,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         subject = recomputing(subject, request.recompute)
     if images is None:
         images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
-    network = subject.load()
+    network = checked(subject, images, request.device)
     check_fit(network, subject.name, images)
     check_order(subject, images)
     meant = entries_for(suite, network, images, request.device)
@@ -148,7 +154,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
     second = None
     if any(task.substitute for task in tasks):
         second = _substitute(request, subject, images)
-    crafting = second.load() if second else None
+    crafting = checked(second, images, request.device) if second else None
     for task in tasks:
         if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
@@ -227,7 +233,29 @@ def subject_for(request: Request, model: Any) -> Subject:
         if isinstance(model, Subject):
             return dataclasses.replace(model, name=name)
     weights = None if request.weights is None else Path(request.weights)
-    return subject_of(model, weights=weights, device=request.device, name=name)
+    adapt = adapting(request.source)
+    return subject_of(model, weights=weights, device=request.device, name=name, adapt=adapt)
+
+
+def adapting(source: str) -> Callable[[nn.Module], nn.Module]:
+    """What a network from elsewhere goes through, given where its neurons come from."""
+    return partial(adapted, source=source)
+
+
+def checked(subject: Subject, images: Images, device: str) -> nn.Module:
+    """A copy of a model whose neurons are checked, if they are those of another library.
+
+    What the check finds holds for every copy.
+
+    Raises:
+        InputError: The copy does not say what the model itself says.
+    """
+    network = subject.load()
+    if isinstance(network, Wrapped):
+        some = images.tensor(slice(0, CHECKED)).to(device)
+        compare_with_original(network, some)
+        check(network, some)
+    return network
 
 
 def check_device(device: str) -> None:

@@ -19,9 +19,11 @@ from robustsnn.estimators.catalogue import check_estimator
 from robustsnn.evaluation import forms
 from robustsnn.evaluation.options import Data, Model, Named, Options
 from robustsnn.evaluation.suites import Suite, load_suite, suite_of
-from robustsnn.models.zoo import zoo_folder
+from robustsnn.models.zoo import refuse_nir, zoo_folder
 from robustsnn.records.schema import COMPARISON, MANIFEST
 
+#: What can be said of where the neurons of a network come from.
+SOURCES = ("auto", "none")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
@@ -96,6 +98,9 @@ class Request(Options):
             )
         if not DEVICE.fullmatch(self.device):
             raise InputError(f"no device {self.device!r}: choose cpu, cuda, cuda:N or mps.")
+        refuse_nir(self.weights)
+        if self.source not in SOURCES:
+            raise InputError(f"--from {self.source}: choose {' or '.join(SOURCES)}.")
         _ = self.chosen
         if isinstance(self.data, str) and self.data not in NAMES:
             if expanded(self.data).is_dir():
@@ -227,6 +232,7 @@ def trained_on(model: object) -> str | None:
         meta = getattr(model, "meta", None)
         found = meta.get("data") if isinstance(meta, Mapping) else None
         return found if found in NAMES else None
+    refuse_nir(model)
     path = Path(model)
     if ":" in str(model) and not path.exists():
         return None

@@ -32,6 +32,8 @@ from robustsnn.evaluation.plan import Plan, plans_of
 from robustsnn.evaluation.progress import Progress as Progress
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
+from robustsnn.foreign.activity import count as count_activity
+from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.records.folder import RunFolder, open_folder
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
@@ -203,6 +205,8 @@ def _finish(
 def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Spikes per neuron by layer and step, and the fields of the manifest about what they cost."""
     network = plan.subject.load()
+    if isinstance(network, Wrapped):
+        return _foreign_activity(plan, network)
     if not isinstance(network, Network):
         return pd.DataFrame({name: [] for name in ACTIVITY}), {"activity_images": 0}
     count = min(ACTIVITY_IMAGES, len(plan.images))
@@ -223,6 +227,22 @@ def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
         "operations": [layer._asdict() for layer in operations.layers],
         "activity_images": count,
     }
+    return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
+
+
+def _foreign_activity(plan: Plan, network: Wrapped) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The same for a network of another library; no energy if some neurons were not seen."""
+    count = min(ACTIVITY_IMAGES, len(plan.images))
+    images, _, ids = inputs_of(plan, slice(0, count))
+    stochastic = bool(getattr(network, "stochastic", False))
+    keys = torch.tensor(ids, dtype=torch.int64) if stochastic else None
+    found = count_activity(network, images, keys, batch_size=plan.batch_size)
+    rows = [
+        (layer.name, layer.neurons, step, spikes)
+        for layer in found.layers
+        for step, spikes in enumerate(layer.spikes_per_step)
+    ]
+    measured = {"energy": found.energy, "activity_images": count}
     return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
 
 

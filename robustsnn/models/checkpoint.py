@@ -27,7 +27,7 @@ from robustsnn.models.naming import is_factory, parse_factory
 from robustsnn.models.shapes import Shaped
 from robustsnn.models.sparse_file import packed, unpacked
 from robustsnn.models.weights import load_weights
-from robustsnn.models.zoo import zoo_folder
+from robustsnn.models.zoo import refuse_nir, zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.sparsity import weights_of
 
@@ -114,6 +114,7 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         InputError: There is no such checkpoint, it is malformed or truncated, or its weights
             were changed.
     """
+    refuse_nir(name_or_path)
     path = expanded(name_or_path)
     if path.is_dir():
         folder, name = path, path.name
@@ -253,6 +254,7 @@ def load_model(
     if isinstance(name_or_path, nn.Module):
         raise InputError("load_model takes a name or a folder: a network in memory is loaded.")
     text = str(name_or_path)
+    refuse_nir(weights)
     if is_factory(text):
         named = parse_factory(text)
         if weights is not None and named.weights is not None:
@@ -288,7 +290,9 @@ def _from_factory(text: str, weights: Path | None) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
     if weights is not None:
-        load_weights(network, weights, repr(text))
+        # The states of neurons have the shape of the last batch, and are made anew in each pass.
+        states = [name for name, buffer in network.named_buffers() if buffer.numel() == 0]
+        load_weights(network, weights, repr(text), without=states)
     network.eval()
     network.requires_grad_(False)
     return network

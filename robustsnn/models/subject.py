@@ -42,6 +42,7 @@ def subject_of(
     weights: Path | None = None,
     device: str = "cpu",
     name: str | None = None,
+    adapt: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Subject:
     """A model by zoo name, checkpoint folder, `python.module:factory`, or in memory.
 
@@ -53,12 +54,13 @@ def subject_of(
         weights: The weights of a factory's network, as in `load_model`.
         device: The device for the network.
         name: The name in records; by default the text, or the type of a network in memory.
+        adapt: A function that a network from elsewhere goes through before it is copied.
 
     Raises:
         InputError: The model cannot be found or read.
     """
     if isinstance(model, nn.Module):
-        kept = copy_of(model)
+        kept = copy_of(model if adapt is None else adapt(model))
         kept.eval().requires_grad_(False)
         digest = digest_of(kept)
         return Subject(
@@ -73,6 +75,7 @@ def subject_of(
         # It is called once: a factory may draw new weights at every call, or always return one
         # and the same module.
         made = load_model(text, weights, device)
+        made = made if adapt is None else adapt(made)
         digest = digest_of(made)
         return Subject(name or text, lambda: copy_of(made), digest, digest, text)
     return checkpoint_subject(text, device=device, name=name)

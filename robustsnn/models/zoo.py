@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from robustsnn.common.content import folder
-from robustsnn.errors import unknown
+from robustsnn.errors import InputError, unknown
 
 
 def zoo_names() -> list[str]:
@@ -48,3 +48,18 @@ def zoo_summary(name: str) -> dict[str, str]:
         "accuracy": stated[1] if stated else "",
         "compression": f"{weights[1]}×" if weights else "",
     }
+
+
+def refuse_nir(*paths: str | Path | None) -> None:
+    """Refuse a graph of NIR, which does not hold the network that its user means.
+
+    Raises:
+        InputError: One of the paths is such a file.
+    """
+    for path in paths:
+        if path is not None and Path(path).suffix == ".nir":
+            raise InputError(
+                f"{path} is a graph of NIR, which carries neither surrogate, reset mode, number of "
+                "steps, encoding nor read-out: a number for a network that went through NIR is one "
+                "for another network. Give module:factory of the library that it was written in."
+            )

@@ -41,6 +41,9 @@ class Manifest(BaseModel):
         stochastic: Whether the network draws at every pass.
         spiking: Whether estimators reach layers of spiking neurons; None in older runs.
         classes: The number of classes; None in older runs.
+        foreign: The neurons of another library that were found: one `sentence`, how many layers
+            estimators have `reached`, whether they were `left_alone`, the `layers`, and the
+            `checks` of the self-check; None for other networks.
         densities: One row for each layer with synapses, in order: `layer`, its number of
             `weights`, and how many are not zero, `kept`; None in older runs.
         dense_weights: The synaptic weights before channels were removed; None if none were.
@@ -114,6 +117,7 @@ class Manifest(BaseModel):
     stochastic: bool = False
     spiking: bool | None = None
     classes: int | None = None
+    foreign: dict[str, Any] | None = None
     densities: tuple[dict[str, Any], ...] | None = None
     dense_weights: PositiveInt | None = None
     data: str

@@ -171,6 +171,20 @@ def _accuracy(comparison: Comparison, run: Run, condition: Condition) -> Cell:
     )
 
 
+def _foreign_notes(run: Run) -> Iterator[str]:
+    """What was found in a network of another library, and what of the suite was left out for it."""
+    found = run.manifest.foreign
+    if found is None:
+        return
+    yield f"{run.label}: {found['sentence']}."
+    if run.manifest.left_out:
+        entries = wording.count(len(run.manifest.left_out), "entry", "entries")
+        yield (
+            f"{run.label}: {entries} of the suite {run.suite} were left out, since they do not fit"
+            f" this network: {', '.join(run.manifest.left_out)}."
+        )
+
+
 def _accuracy_notes(comparison: Comparison) -> Iterator[str]:
     yield (
         "Each cell holds the accuracy over all images with its 95 % Wilson interval. Under attack"
@@ -194,6 +208,8 @@ def _accuracy_notes(comparison: Comparison) -> Iterator[str]:
         )
     for run in rated:
         yield f"{run.label}: {run.diagnosis['sentence']} {run.diagnosis['next']}"
+    for run in comparison.runs:
+        yield from _foreign_notes(run)
     if len(comparison.runs) > 1:
         yield (
             f"Below an accuracy stand the difference to {comparison.baseline} in percentage points"

@@ -4,11 +4,24 @@ The forward pass is that of the neuron, spike for spike. The gradient of the spi
 through a rule, a plain function of that gradient and of the trace that the forward pass left. So
 an estimator never holds dynamics of its own, and it works on any layer that can give a trace.
 
-**A foreign layer** joins in by calling `ruled(run, current, rule)` in its own `forward` when its
-attribute `rule` is set, where `run(current)` returns the `Trace` of its dynamics. Estimators
-find such layers by a method `spiking_layers()` of the network, which returns modules by name;
-each has the attributes `threshold` (a scalar tensor), `surrogate` and `rule`, where the last two
-can be set.
+**A layer of another kind** joins in by two means, which are all that estimators need of it.
+Estimators find it by a method `spiking_layers()` of the network, which returns objects by name,
+in the order in which they run. Each object has
+
+- `surrogate`, which can be set: the surrogate of the layer's own backward pass;
+- `rule`, None or a `BackwardRule`, which can be set: while it is set, the gradient of the spikes
+  goes through it. `ruled(run, current, rule)` does that inside a `forward` of one's own, where
+  `run(current)` returns the `Trace` of the dynamics; `robustsnn.foreign` does it for layers whose
+  `forward` belongs to another library;
+- `threshold`, a tensor above 0, a scalar or one that broadcasts to `[batch, ...]`;
+- `forward`, which the estimator `twin` replaces on the object, and removes again, by a function of
+  `(current, steps, initial=None, pool=False)` that returns the pair `(activation [1, batch, ...],
+  membrane [batch, ...])` for the current `[time, batch, ...]`;
+- `register_forward_hook(hook)`, which calls `hook(layer, inputs, spikes)` after each pass and
+  returns a handle with `remove()`;
+- optionally `detach_reset`, which can be set: whether the reset is held fixed in the layer's own
+  backward pass. Where it is missing, a rule makes that choice;
+- optionally `graded`: whether a neuron may spike more than once in a step.
 """
 
 from __future__ import annotations
@@ -30,22 +43,37 @@ from robustsnn.snn.surrogate import Surrogate
 class Trace:
     """What a layer of neurons did over a sequence.
 
+    The dynamics at step t, for the potential U before reset, the number of spikes o, the input
+    current I, the leak and the reset amount A (the threshold V, unless another is given):
+
+        U[t]     = leak * Upost[t-1] + gain * I[t]
+        Upost[t] = max(U[t] - A * o[t], floor)                     soft reset
+                 = U[t] where o[t] = 0, and `reset_to` elsewhere   hard reset
+
+    With `late`, the amount is taken off after the leak: `U[t] = leak * U[t-1] - A * o[t-1] +
+    gain * I[t]`. Potentials are measured from the value to which a membrane at rest leaks, so that
+    a resting potential other than 0 moves threshold and reset and nothing else.
+
     Args:
         current: The input current, `[time, batch, ...]`, or `[1, batch, ...]` for every step.
-        spikes: The spikes, `[time, batch, ...]` in {0, 1}.
+        spikes: The number of spikes, `[time, batch, ...]`: 0 or 1, or more if `graded`.
         replay: A function that returns the membrane potentials before reset, one `[batch, ...]`
             for each step; only rules that need them call it.
         final: The membrane after the last reset, `[batch, ...]`.
-        threshold: The threshold V, a scalar.
-        leak: The factor of the membrane in the next step, a scalar:
-            `U[t] = leak * Upost[t-1] + ...`.
-        hard: Whether a spike sets the membrane to zero instead of subtracting the threshold.
+        threshold: The threshold V above 0, a scalar or a tensor that broadcasts to `[batch, ...]`.
+        leak: The factor of the membrane in the next step, of the same form.
+        hard: Whether a spike sets the membrane to `reset_to` instead of subtracting an amount.
         attached: Whether the model's own backward pass differentiates the spike of the reset.
         surrogate: The surrogate that the model itself uses.
         gain: The factor of the current, `U[t] = ... + gain * I[t]`; below 1 where a leak takes
             part of the input too.
         plain: Whether the dynamics are those of `lif_reference` from a membrane of zero, so that
             compiled code may compute them again.
+        amount: What a soft reset takes off for each spike; None for the threshold.
+        reset_to: The potential that a hard reset sets.
+        late: Whether a soft reset takes its amount off after the leak.
+        floor: The least potential after a reset; None if there is none.
+        graded: Whether a neuron may spike more than once in a step.
     """
 
     current: Tensor
@@ -59,12 +87,36 @@ class Trace:
     surrogate: Surrogate
     gain: float = 1.0
     plain: bool = False
+    amount: Tensor | None = None
+    reset_to: Tensor | float = 0.0
+    late: bool = False
+    floor: Tensor | None = None
+    graded: bool = False
 
     @cached_property
     def membranes(self) -> Sequence[Tensor]:
         """The membrane potentials before reset, `[batch, ...]` each, computed once."""
         with torch.no_grad():
             return self.replay()
+
+    @property
+    def removed(self) -> Tensor:
+        """What a soft reset takes off for each spike, in the form of `threshold`."""
+        return self.threshold if self.amount is None else self.amount
+
+    def above_floor(self, step: int) -> Tensor | None:
+        """Whether the membrane stayed above its floor at a reset, bool `[batch, ...]`.
+
+        A gradient passes the floor only there. None if there is no floor.
+        """
+        if self.floor is None:
+            return None
+        membrane, spikes = self.membranes[step], self.spikes[step]
+        if self.hard:
+            after = torch.where(spikes == 0, membrane, membrane.new_tensor(0) + self.reset_to)
+        else:
+            after = membrane - self.removed * spikes
+        return after > self.floor
 
 
 BackwardRule = Callable[[Tensor, Trace], Tensor]
@@ -96,18 +148,30 @@ class _Ruled(torch.autograd.Function):
         held = ctx.trace
         trace = Trace(**held, spikes=spikes, final=spikes[-1])
         found = ctx.rule(spikes_grad, trace)
-        # The gradient of a static current may have been summed over time already.
-        steps = (len(spikes_grad), len(trace.current))
-        fits = isinstance(found, Tensor) and found.shape[1:] == spikes_grad.shape[1:]
-        if not fits or len(found) not in steps:
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(
-                f"a backward rule returns {shape} for gradients {list(spikes_grad.shape)}: it must "
-                "return a gradient of the current for each entry."
-            )
-        if len(trace.current) == 1 and len(found) > 1:
-            found = found.sum(0, keepdim=True)
-        return found, None, None
+        return of_current(found, spikes_grad, trace), None, None
+
+
+def of_current(found: object, grad: Tensor, trace: Trace) -> Tensor:
+    """What a rule returned, as the gradient of the current with as many steps as the current has.
+
+    Raises:
+        InputError: It is not a gradient of the current.
+    """
+    # The gradient of a static current may have been summed over time already.
+    steps = (len(grad), len(trace.current))
+    if (
+        not isinstance(found, Tensor)
+        or found.shape[1:] != grad.shape[1:]
+        or len(found) not in steps
+    ):
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"a backward rule returns {shape} for gradients {list(grad.shape)}: it must return a "
+            "gradient of the current for each entry."
+        )
+    if len(trace.current) == 1 and len(found) > 1:
+        return found.sum(0, keepdim=True)
+    return found
 
 
 def _without_spikes(trace: Trace) -> dict[str, Any]:
@@ -131,6 +195,87 @@ def ruled(
     """
     spikes, final = _Ruled.apply(current, run, rule)
     return spikes, final
+
+
+def through_time(
+    grad: Tensor,
+    trace: Trace,
+    derivative: Sequence[Tensor],
+    attached: bool | None = None,
+    cut: int | None = None,
+    membrane_grad: Sequence[Tensor | None] | None = None,
+    reset_grad: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """Backpropagation through time with given derivatives of the spikes.
+
+    Args:
+        grad: The gradient of the spikes, `[time, batch, ...]`.
+        trace: The trace of the layer.
+        derivative: The derivative `do/dU` of each step, `[batch, ...]`.
+        attached: Whether the spike in the reset is differentiated too; None keeps the model's
+            choice.
+        cut: The number of steps after which the gradient of the membrane is dropped; 1 leaves no
+            path through time, None keeps all paths.
+        membrane_grad: The gradient of what reads the membrane before reset, `[batch, ...]` or None
+            for each step.
+        reset_grad: The gradient of what reads the membrane after reset, of the same form.
+
+    Returns:
+        The gradient of the current, `[time, batch, ...]`.
+
+    Source: the recursion of `robustsnn.snn.lif_reference`; cut: Williams and Peng, 1990.
+    """
+    attached = trace.attached if attached is None else attached
+    found = torch.empty_like(grad)
+    # The gradient of the membrane in the next step by way of the leak, and without the leak.
+    after: Tensor | None = None
+    later: Tensor | None = None
+    for t in reversed(range(len(grad))):
+        through = grad[t]
+        if later is not None and trace.late and attached:
+            through = through - later * trace.removed
+        if (read := _at(reset_grad, t)) is not None:
+            after = read if after is None else after + read
+        if after is not None and not trace.late:
+            if (passes := trace.above_floor(t)) is not None:
+                after = after * passes
+            if attached:
+                through = through - after * _by_reset(trace, t)
+        d = through * derivative[t]
+        if after is not None:
+            d += after * _kept(trace, t) if trace.hard else after
+        if (read := _at(membrane_grad, t)) is not None:
+            d = d + read
+        found[t] = d
+        ends = cut is not None and t % cut == 0
+        after, later = (None, None) if ends else (d * trace.leak, d)
+    return found if trace.gain == 1 else found * trace.gain
+
+
+def _at(gradients: Sequence[Tensor | None] | None, step: int) -> Tensor | None:
+    return None if gradients is None else gradients[step]
+
+
+def _kept(trace: Trace, step: int) -> Tensor:
+    """Whether a hard reset left the membrane as it was, `[batch, ...]`."""
+    return trace.spikes[step] == 0 if trace.graded else 1 - trace.spikes[step]
+
+
+def _by_reset(trace: Trace, step: int) -> Tensor:
+    """By how much a spike lowers the membrane at a reset, as `[batch, ...]` or a scalar."""
+    if not trace.hard:
+        return trace.removed
+    membrane = trace.membranes[step]
+    plain = isinstance(trace.reset_to, float) and trace.reset_to == 0
+    return membrane if plain else membrane - trace.reset_to
+
+
+def surrogate_derivative(trace: Trace, surrogate: Surrogate) -> list[Tensor]:
+    """The derivative `g(U/V - 1) / V` of each step, `[batch, ...]`, for membrane U, threshold V."""
+    return [
+        surrogate.derivative((u / trace.threshold).sub_(1)).div_(trace.threshold)
+        for u in trace.membranes
+    ]
 
 
 def spiking_layers(network: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.files import expanded
 from robustsnn.errors import InputError
 from robustsnn.evaluation.header import densities_of
-from robustsnn.evaluation.plan import check_device
+from robustsnn.evaluation.plan import adapting, check_device
 from robustsnn.models.scoring import verdict_and_operations
 from robustsnn.models.subject import Subject, checkpoint_subject, subject_of
 from robustsnn.records.folder import RunFolder
@@ -252,7 +252,10 @@ def _subject(manifest: Manifest, model: str | None, weights: Path | None, device
         raise InputError("the run's network was in memory: name its checkpoint with --model.")
     if model is not None:
         asked = model
-        subject = subject_of(model, weights=weights, device=device)
+        found = manifest.foreign
+        # With other neurons within reach it would be another network by its digest.
+        adapt = found and adapting("none" if found["left_alone"] else "auto")
+        subject = subject_of(model, weights=weights, device=device, adapt=adapt or None)
     elif weights is not None:
         raise InputError("--weights goes with --model python.module:factory: name it too.")
     else:

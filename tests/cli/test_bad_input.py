@@ -53,6 +53,8 @@ CASES = [
     case("model", "evaluate fashion-mnist/vgg5-an", "no model named 'fashion-mnist/vgg5-an'"),
     case("suite", f"{SNN} --suite quik", "no suite named 'quik'", "'quick'"),
     case("suite file", f"{SNN} --suite x/y.yaml", "no suite file 'x/y.yaml'", "existing"),
+    case("from", f"{SNN} --from snntorch", "--from snntorch", "auto or none"),
+    case("nir", "evaluate network.nir --data fashion-mnist", "another network", "module:factory"),
     case("attack", f"{SNN} --attack pgdd", "no attack named 'pgdd'", "'pgd'"),
     case("attack field", f"{SNN} --attack pgd:stepz=3", "'stepz'", "'steps'"),
     case("attack value", f"{SNN} --attack pgd:steps=many", "steps", "whole number"),

@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from robustsnn.diagnosis.flags import by_row, flags_of
+from robustsnn.diagnosis.level import level_of
 from robustsnn.diagnosis.preflight import preflight
 from robustsnn.errors import InputError
+from robustsnn.evaluation.memory import reached
 from robustsnn.evaluation.run import evaluate
 from robustsnn.evaluation.suites import suite_of
-from robustsnn.models.checkpoint import read_checkpoint
+from robustsnn.foreign.wrap import adapted
+from robustsnn.foreign.wrapped import Wrapped
+from robustsnn.models.checkpoint import load_model, read_checkpoint
 from robustsnn.records.summary import summarise
 from robustsnn.snn.network import Network
 from tests.records.test_records import record
@@ -403,3 +407,15 @@ def test_masked_gradients_are_flagged_end_to_end():
     rows = found.results.set_index("attack")
     assert (rows["accuracy"] > 0.9).all()
     assert "zero-gradient" in rows.loc["pgd-10", "flags"].split(";")
+
+
+def test_neurons_that_are_left_alone_are_cautioned_and_never_level_a() -> None:
+    inside = nn.Sequential(load_model("fashion-mnist/vgg5-snn"))
+    for source, flagged in (("auto", False), ("none", True)):
+        network = adapted(inside, source)
+        assert isinstance(network, Wrapped)
+        finding = reached(network.reach)
+        assert (finding.flagged, finding.severity) == (flagged, "caution")
+        assert ("0 of 4 layers" in finding.sentence) is flagged
+        level = level_of([finding] if finding.flagged else [], [], survivors=3)
+        assert level.level == ("B" if flagged else "A")

@@ -14,8 +14,13 @@ from torch import Tensor, nn
 
 from robustsnn.diagnosis.indicators import cosine
 from robustsnn.estimators.base import Estimator
-from robustsnn.estimators.bptt import ThroughTime, surrogate_derivative
-from robustsnn.snn.backward_rule import BackwardRule, Trace, spiking_layers
+from robustsnn.estimators.bptt import ThroughTime
+from robustsnn.snn.backward_rule import (
+    BackwardRule,
+    Trace,
+    spiking_layers,
+    surrogate_derivative,
+)
 from robustsnn.snn.surrogate import Rectangle, Surrogate, Triangle
 
 #: The distance from the threshold, in units of it, within which small changes flip a spike.
