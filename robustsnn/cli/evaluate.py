@@ -96,11 +96,11 @@ def compare(
     request = Request(tuple(models), **settings)
     request.check(output)
     _list_code(request.code)
-    from robustsnn.workflows.compare import compared
+    from robustsnn.workflows.compare import finished
 
     use_threads(request.threads)
     with progress(about_images(request.images)) as told:
-        page = compared(request, output=output, progress=told, command=asked())
+        page = finished(request, output=output, progress=told, command=asked()).page
     if json_output:
         from robustsnn.records.runs import load_runs
         from robustsnn.workflows.report import runs_of

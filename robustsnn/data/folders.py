@@ -157,7 +157,7 @@ def _label_of(folder: Path, names: Sequence[str], name: str) -> int:
 
 
 def label_of(text: str, names: Sequence[str], *, loosely: bool) -> int | None:
-    """The number of the class of a name; None if there is no such class.
+    """The number of the class of that name, or None if no class has it.
 
     Args:
         text: The name of a folder, or a label that is a text.

@@ -44,7 +44,7 @@ def parse_factory(text: str) -> FactoryName:
             both may be left out.
 
     Raises:
-        InputError: A part is missing or malformed, or there is no field of that name.
+        InputError: A part is missing or malformed, or a field is not known.
 
     Examples:
         >>> parsed = parse_factory("nets:build@w.pt:steps=8,decode=membrane-max")

@@ -79,7 +79,7 @@ def latency(images: Tensor, steps: int) -> Tensor:
     if not images.requires_grad:
         return spikes
     earlier, later = (time == fires - 1).to(x.dtype), (time == fires + 1).to(x.dtype)
-    # At the ends there is one neighbour only; beyond the last step there is no spike to take from.
+    # The first and the last step have one neighbour each, and no spike comes from beyond them.
     first, last = (fires == 0).to(x.dtype), (fires == steps - 1).to(x.dtype)
     silent = (fires == steps).to(x.dtype)
     inner = 1 - first - last - silent

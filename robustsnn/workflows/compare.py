@@ -147,31 +147,6 @@ def compare(
     return finished(request, output=folder, progress=progress, command=command)
 
 
-def compared(
-    request: Request,
-    *,
-    output: Path | str | None = None,
-    progress: Progress | None = None,
-    command: Sequence[str] = (),
-) -> Path:
-    """The page of `finished`.
-
-    Args:
-        request: The request.
-        output: The folder of the page and of one run folder for each model; by default
-            `runs/compare-<hash>`.
-        progress: The function that is told of every finished batch.
-        command: The command line that asked for the comparison.
-
-    Returns:
-        The path of index.html.
-
-    Raises:
-        InputError: The request cannot be carried out.
-    """
-    return finished(request, output=output, progress=progress, command=command).page
-
-
 def finished(
     request: Request,
     *,

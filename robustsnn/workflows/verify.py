@@ -190,7 +190,7 @@ def _finished(folder: Path) -> tuple[RunFolder, Manifest]:
     """The run of a folder and its manifest.
 
     Raises:
-        InputError: There is no run, or it is not finished.
+        InputError: The folder holds no run, or one that is not finished.
     """
     if not folder.is_dir():
         raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")

@@ -89,7 +89,7 @@ def _handle(methods: list[str], method: str) -> mpl.lines.Line2D:
 def of_layers(found: Mapping[str, tuple[LayerDensity, ...]]) -> Figure | None:
     """The density of each layer of each network with masked weights, on a logarithmic axis.
 
-    The figure is None if there is no such network.
+    The function returns None if no network has masked weights.
     """
     sparse = {
         name: layers

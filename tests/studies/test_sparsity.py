@@ -81,7 +81,7 @@ def test_it_beats_magnitude_pruning_only_if_it_does_on_every_seed():
 
 
 def test_survivors_are_compared_image_by_image():
-    """One image gained and one lost is no difference; many gained and none lost is one."""
+    """One image gained and one lost is not a difference; many gained and none lost is one."""
     assert "0 of 4 sparse networks keep more images: none" in " ".join(claims(table()))
     some = table()
     some.loc[some["model"].str.endswith("agc-33x"), "standard:standing"] = " ".join(
