@@ -38,8 +38,9 @@ from robustsnn.training.augmentation import augment
 from robustsnn.training.card import write_card
 from robustsnn.training.guidance import guided_update
 from robustsnn.training.hire import hire_update
+from robustsnn.training.masks import apply_
 from robustsnn.training.recipe import Recipe, load_recipe
-from robustsnn.training.sparse import SparseTraining
+from robustsnn.training.sparse import SparseTraining, first_masks
 from robustsnn.training.state import STATE, load_state, save_state
 from robustsnn.training.step import BatchOutcome, plain_update
 
@@ -274,6 +275,9 @@ def _start(recipe: Recipe, path: Path, images: Tensor) -> Network:
             network.load_state_dict(origin.state_dict())
             return network
         settings = recipe.conversion
+        if recipe.sparsity is not None:
+            # Thresholds fit the sparse network: those of the dense one can silence it.
+            apply_(origin, first_masks(recipe.sparsity, origin, recipe.seed))
         return convert(
             origin,
             ours,

@@ -1,4 +1,4 @@
-"""A comparison of what ships: three models under attack, in minutes."""
+"""A comparison of what ships: four models under attack, in minutes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from robustsnn.records.runs import load_runs
 from robustsnn.reporting.render import render
 from robustsnn.workflows.compare import names, run_all
 
-MODELS = ("fashion-mnist/vgg5-ann", "fashion-mnist/vgg5-snn", "fashion-mnist/vgg5-snn-hire")
+#: An ANN, the SNN converted from it, a pruned SNN and one trained with crafted noise.
+MODELS = (
+    "fashion-mnist/vgg5-ann",
+    "fashion-mnist/vgg5-snn",
+    "fashion-mnist/vgg5-snn-agc-10x",
+    "fashion-mnist/vgg5-snn-hire",
+)
 FOLDER = Path("runs/demo")
 SAMPLES = {"quick": 500, "curve": 100}
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
 from robustsnn.data.datasets import SAMPLE
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, read_checkpoint
+from robustsnn.snn.conversion import convert
 from robustsnn.snn.sparsity import densities, density, weights_of
 from robustsnn.training import run, sparse
 from robustsnn.training.run import train
@@ -193,6 +195,29 @@ def test_one_shot_magnitude_pruning_of_a_trained_snn(place):
     kept = torch.cat([w.flatten() != 0 for w in weights_of(network).values()])
     assert weights[kept].min() >= weights[~kept].max()
     assert held_out(folder) > 0.5
+
+
+def test_thresholds_are_calibrated_on_the_pruned_network(place, monkeypatch):
+    """Thresholds of the dense ANN would silence the spiking network that keeps few weights."""
+    root, work = place
+    calibrated_on = []
+
+    def noted(origin: torch.nn.Module, *rest: Any, **options: Any) -> torch.nn.Module:
+        calibrated_on.append({n: w.clone() for n, w in weights_of(origin).items()})
+        return convert(origin, *rest, **options)
+
+    monkeypatch.setattr(run, "convert", noted)
+    pruned = {"start": "magnitude", "density": 0.1}
+    recipe = snn("hybrid", init="teacher", conversion=CONVERSION, sparsity=pruned)
+    folder = trained(work, "pruned-first", recipe, root)
+    teacher = load_model(work / "teacher")
+    layers = [m for m in teacher.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    global_unstructured([(m, "weight") for m in layers], L1Unstructured, amount=0.9)
+    (found,) = calibrated_on
+    for ours, theirs in zip(found.values(), layers, strict=True):
+        assert torch.equal(ours, theirs.weight)
+    trained_weights = weights_of(load_model(folder))
+    assert all(bool((w[found[n] == 0] == 0).all()) for n, w in trained_weights.items())
 
 
 def test_channels_go_and_the_network_is_smaller(place):
