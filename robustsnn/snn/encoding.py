@@ -32,19 +32,58 @@ def poisson(images: Tensor, steps: int, keys: Tensor, seed: int = 0) -> Tensor:
 
     Source: Rathi et al., ICLR 2020; Sharmin et al., ECCV 2020 (gradient).
     """
-    shape = (steps, *images.shape[1:])
-    draws = torch.stack(
-        [
-            torch.rand(shape, generator=torch.Generator().manual_seed(_derive(seed, key)))
-            for key in keys.tolist()
-        ],
-        dim=1,
-    ).to(images.device)
+    draws = _uniform(images, steps, keys, f"poisson/{seed}")
     x = images.detach()
     spikes = torch.sign(x) * (draws <= x.abs()).to(images.dtype)
     if not images.requires_grad:
         return spikes
     return spikes + (images - x)
+
+
+def quantised(images: Tensor, steps: int, levels: int, keys: Tensor, seed: int = 0) -> Tensor:
+    """A code that rounds each pixel up or down at random, on a scale of so many levels.
+
+    A pixel x becomes `ceil(x N) / N` with probability `x N - floor(x N)` and `floor(x N) / N`
+    otherwise, drawn anew at each step, so that its mean over time is x. With one level it is a
+    Poisson code of the pixel, and with many it comes close to direct input.
+
+    Args:
+        images: Pixels in [0, 1], `[batch, channel, height, width]`; values outside are clamped.
+        steps: The number of time steps.
+        levels: The number N of levels above zero, at least 1.
+        keys: The key of each image, int64 `[batch]`, by which its draws are made, as in `poisson`.
+        seed: The seed of the encoding.
+
+    Returns:
+        Values in {0, 1/N, ..., 1}, `[time, batch, channel, height, width]`. The gradient goes
+        straight through the sampler: `ds[t]/dx = 1`.
+
+    Source: ours, to lie between the two encodings of the literature by one number.
+
+    Examples:
+        >>> quantised(torch.tensor([[[[0.0, 0.25, 1.0]]]]), 2, 4, torch.tensor([0]))[1, 0, 0, 0]
+        tensor([0.0000, 0.2500, 1.0000])
+    """
+    x = images.detach().clamp(0, 1)
+    scaled = x * levels
+    lower = scaled.floor()
+    draws = _uniform(images, steps, keys, f"quantised/{seed}")
+    values = (lower + (draws < scaled - lower).to(x.dtype)) / levels
+    if not images.requires_grad:
+        return values
+    return values + (images - images.detach())
+
+
+def _uniform(images: Tensor, steps: int, keys: Tensor, stream: str) -> Tensor:
+    """Draws from U(0, 1) for each step and pixel, `[time, batch, channel, height, width]`."""
+    shape = (steps, *images.shape[1:])
+    return torch.stack(
+        [
+            torch.rand(shape, generator=torch.Generator().manual_seed(_derive(stream, key)))
+            for key in keys.tolist()
+        ],
+        dim=1,
+    ).to(images.device)
 
 
 #: A pixel up to this value never fires in a latency code, as in snnTorch's `spikegen.latency`.
@@ -92,6 +131,6 @@ def latency(images: Tensor, steps: int) -> Tensor:
     return spikes + slope * (images - x)
 
 
-def _derive(seed: int, key: int) -> int:
-    digest = hashlib.sha256(f"poisson/{seed}/{key}".encode()).digest()
+def _derive(stream: str, key: int) -> int:
+    digest = hashlib.sha256(f"{stream}/{key}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -120,7 +120,10 @@ def energy(network: Network, activity: Activity) -> Energy:
         entering[i] if s.feeds is None else emitted[s.feeds]
         for i, s in enumerate(activity.synapses)
     ]
-    analog = network.config.encoding == "direct"
+    analog = network.config.encoding != "poisson"
+    if network.config.encoding == "quantised":
+        # The image is another one at every step, so that the first layer is computed for each.
+        macs[0] *= network.time_steps
     return Energy(
         ann, energy_from_counts(macs, entering, analog), energy_from_counts(macs, same, analog)
     )

@@ -7,14 +7,21 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robustsnn.errors import InputError
 from robustsnn.snn.architectures import architecture
 from robustsnn.snn.architectures.description import Residual, Sizes
-from robustsnn.snn.encoding import direct, poisson
+from robustsnn.snn.encoding import direct, poisson, quantised
 from robustsnn.snn.neuron import LIF, FixedDropout
 from robustsnn.snn.surrogate import Surrogate, make_surrogate
 
@@ -42,7 +49,8 @@ class NetworkConfig(_Strict):
     """Everything but the weights: enough to build a network again.
 
     `image` is (channel, height, width); `mean` and `std` are per channel, in pixel units of
-    [0, 1]; `widths` and `classifier` are the published sizes by default.
+    [0, 1]; `widths` and `classifier` are the published sizes by default; `levels` goes with the
+    quantised encoding.
     """
 
     architecture: str
@@ -53,7 +61,8 @@ class NetworkConfig(_Strict):
     classifier: tuple[Positive, ...] | None = None
     mean: tuple[float, ...]
     std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
-    encoding: Literal["direct", "poisson"] = "direct"
+    encoding: Literal["direct", "poisson", "quantised"] = "direct"
+    levels: Positive | None = None
     time_steps: Positive = 1
     readout: Literal["sum", "mean"] = "sum"
     surrogate: SurrogateConfig = SurrogateConfig()
@@ -70,7 +79,17 @@ class NetworkConfig(_Strict):
             raise ValueError("an ANN has one time step and takes the image directly")
         if self.encoding == "poisson" and any(v != 0.5 for v in (*self.mean, *self.std)):
             raise ValueError("poisson encoding needs mean and std 0.5: pixels scaled to [-1, 1]")
+        if (self.encoding == "quantised") != (self.levels is not None):
+            raise ValueError("levels goes with the quantised encoding, and only with it")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fields; those that are newer than networks which do not use them are left out."""
+        found: dict[str, Any] = handler(self)
+        if self.levels is None:
+            found.pop("levels", None)
+        return found
 
     def sizes(self) -> Sizes:
         """The sizes to build with: the published ones where none are given."""
@@ -177,7 +196,7 @@ class Network(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether the logits depend on random draws, which `keys` then fix."""
-        return self.config.encoding == "poisson"
+        return self.config.encoding != "direct"
 
     def spiking_layers(self) -> dict[str, LIF]:
         """The LIF layers by name, in order of execution."""
@@ -189,7 +208,8 @@ class Network(nn.Module):
         Args:
             images: Pixels, in units of [0, 1].
             keys: The key of each image, int64 `[batch]`; only a stochastic encoding uses them,
-                see `encoding.poisson`. By default image i of the batch has key i.
+                see `encoding.poisson`. By default image i of the batch has key i, and in training
+                mode a new key at every pass.
 
         Raises:
             InputError: The images have another shape than the network was built for.
@@ -222,13 +242,11 @@ class Network(nn.Module):
                 f"(channel, height, width), got {list(images.shape)}: choose data of that shape."
             )
         steps = self.time_steps if steps is None else steps
-        x = _ChannelsLast.apply((images - self.mean) / self.std)
-        if self.stochastic:
-            if keys is None:
-                keys = torch.arange(len(images))
-            x = poisson(x, steps, keys)
-        else:
-            x = direct(x)
+        if self.stochastic and keys is None:
+            # Training on the same draws in every batch would teach the noise.
+            fresh = torch.randint(2**62, (len(images),)) if self.training else None
+            keys = torch.arange(len(images)) if fresh is None else fresh
+        x = self._encoded(images, steps, keys)
         segment = self.recompute
         if segment is None or segment >= steps or self.training or not torch.is_grad_enabled():
             logits, final = self._segment(x, steps, state)
@@ -237,6 +255,18 @@ class Network(nn.Module):
         if self.config.readout == "mean":
             logits = logits / steps
         return logits, final
+
+    def _encoded(self, images: Tensor, steps: int, keys: Tensor | None) -> Tensor:
+        """The normalised input, `[time or 1, batch, channel, height, width]`."""
+        if self.config.encoding == "quantised":
+            assert keys is not None and self.config.levels is not None
+            drawn = quantised(images, steps, self.config.levels, keys)
+            return torch.stack([_ChannelsLast.apply((x - self.mean) / self.std) for x in drawn])
+        x = _ChannelsLast.apply((images - self.mean) / self.std)
+        if self.config.encoding == "poisson":
+            assert keys is not None
+            return poisson(x, steps, keys)
+        return direct(x)
 
     def _segments(
         self, x: Tensor, steps: int, state: State | None, length: int

@@ -10,15 +10,24 @@ import torch
 
 from robustsnn.common.files import write_atomically
 from robustsnn.common.statistics import wilson
-from robustsnn.snn.network import Network
+from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.sparsity import compression, densities, density
 from robustsnn.training.recipe import Recipe
 
 METHODS = {
     "ann": "an ANN trained with plain cross-entropy",
+    "conversion": "an SNN converted from its ANN, and not trained further",
     "hybrid": "an SNN converted from its ANN, then trained with surrogate gradients",
+    "surrogate": "an SNN trained from random weights with surrogate gradients",
     "hire": "an SNN converted from its ANN, then trained with HIRE-SNN's crafted input noise",
+    "gaussian": "trained on images with Gaussian noise",
     "adversarial": "trained on adversarial images",
+}
+#: As `METHODS`, for the controls of HIRE-SNN, by the noise between their periods.
+CONTROLS = {
+    "none": "in the periods of HIRE-SNN, without any noise",
+    "gaussian-linf": "in the periods of HIRE-SNN, with Gaussian noise as large in Linf",
+    "gaussian-l2": "in the periods of HIRE-SNN, with Gaussian noise as large in L2",
 }
 
 #: As `METHODS`, for a network that starts from the weights of another of its kind.
@@ -26,6 +35,7 @@ FURTHER = {
     "ann": "an ANN, trained further with plain cross-entropy",
     "hybrid": "an SNN, trained further with surrogate gradients",
     "hire": "an SNN, trained further with HIRE-SNN's crafted input noise",
+    "gaussian": "trained further on images with Gaussian noise",
     "adversarial": "trained further on adversarial images",
 }
 
@@ -71,11 +81,9 @@ def write_card(
         f"{'flip' if recipe.augmentation.flip else 'no flip'} |",
         f"| parameters | {parameters:,} |",
         *_compression(network, dense_weights),
-        f"| time steps, encoding | {config.time_steps}, {config.encoding} |",
+        f"| time steps, encoding | {config.time_steps}, {_encoding(config)} |",
         f"| epochs, batch size, seed | {recipe.epochs}, {recipe.batch_size}, {recipe.seed} |",
-        f"| training time | {sum(epochs) / 60:.1f} min on {torch.get_num_threads()} CPU "
-        f"thread(s), {trained_on / max(median(epochs), 1e-9):.0f} images per second in the "
-        "median epoch |",
+        *_time(epochs, trained_on),
         f"| started from | {recipe.init or 'random weights'} |",
         f"| black-box substitute | {recipe.substitute or 'none'} |",
         f"| sha256 of the weights | `{sha256}` |",
@@ -89,6 +97,22 @@ def write_card(
         "Intended for measuring attacks and defences; not for use on anything that matters.",
     ]
     write_atomically(folder / "card.md", ("\n".join(lines) + "\n").encode())
+
+
+def _encoding(config: NetworkConfig) -> str:
+    """The encoding, with its levels if it has some."""
+    return config.encoding if config.levels is None else f"{config.encoding}, N = {config.levels}"
+
+
+def _time(epochs: list[float], trained_on: int) -> list[str]:
+    """The row of the table that says how long training took; none without training."""
+    if not epochs:
+        return []
+    return [
+        f"| training time | {sum(epochs) / 60:.1f} min on {torch.get_num_threads()} CPU "
+        f"thread(s), {trained_on / max(median(epochs), 1e-9):.0f} images per second in the "
+        "median epoch |"
+    ]
 
 
 def _dynamics(network: Network) -> list[str]:
@@ -118,6 +142,10 @@ def _method(recipe: Recipe) -> str:
     """How the network was trained, as the rest of a sentence."""
     further = recipe.init is not None and recipe.conversion is None
     how = (FURTHER if further else METHODS)[recipe.method]
+    if recipe.hire is not None and recipe.hire.noise != "crafted":
+        how = f"{METHODS['hybrid']} {CONTROLS[recipe.hire.noise]}"
+    if recipe.gaussian is not None:
+        how += f" of standard deviation {recipe.gaussian.deviation}"
     return f"{how}{_ball(recipe)}{_sparse(recipe)}"
 
 

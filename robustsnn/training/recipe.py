@@ -19,6 +19,10 @@ Positive = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+#: The methods that train an ANN or an SNN.
+EITHER = ("gaussian", "adversarial")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,7 +61,9 @@ class Augmentation(_Strict):
 class Hire(_Strict):
     """The settings of HIRE-SNN; see `robustsnn.training.hire`.
 
-    `step` and `bound` are sizes in pixel units, as a paper writes them: `4/255`.
+    `step` and `bound` are sizes in pixel units, as a paper writes them: `4/255`. `noise` is
+    `crafted` for the method itself, and for its controls `none`, or `gaussian-linf` or
+    `gaussian-l2`: normal noise of the same size in that norm, image by image.
     """
 
     periods: Positive = 2
@@ -65,10 +71,27 @@ class Hire(_Strict):
     bound: str = "8/255"
     order: Literal["free", "updated"] = "free"
     carry: Literal["reset", "detach"] = "reset"
+    noise: Literal["crafted", "none", "gaussian-linf", "gaussian-l2"] = "crafted"
 
     @model_validator(mode="after")
     def _sizes(self) -> Hire:
         _check_sizes(self.step, self.bound)
+        return self
+
+
+class Gaussian(_Strict):
+    """The settings of training on noisy images; see `robustsnn.training.gaussian`.
+
+    `deviation` is the standard deviation of the noise in pixel units, as a paper writes it:
+    `8/255`. The share `noisy_share` of every batch gets noise.
+    """
+
+    deviation: str
+    noisy_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Gaussian:
+        _check_sizes(self.deviation)
         return self
 
 
@@ -156,7 +179,9 @@ class Recipe(_Strict):
 
     `init` names the checkpoint that training starts from: a zoo name, or a folder relative to the
     recipe. With `conversion` a spiking network is converted from it, which is an ANN then, and
-    without it the weights are taken as they are. Adversarial training takes an ANN or an SNN.
+    without it the weights are taken as they are. The method `conversion` does no more than that,
+    for no epoch; `surrogate` trains an SNN from random weights, and its `conversion` calibrates
+    thresholds on them. Adversarial training and training on Gaussian noise take an ANN or an SNN.
     `sparsity` goes with every method, `guidance` with the method `ann`. `holdout` is the number of
     training images that are kept out, for choosing settings; `train_images` is the number of images
     to train on, the first ones of the rest, and all of them by default.
@@ -164,17 +189,18 @@ class Recipe(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
     data: str
-    method: Literal["ann", "hybrid", "hire", "adversarial"]
+    method: Literal["ann", "conversion", "hybrid", "surrogate", "hire", "gaussian", "adversarial"]
     network: NetworkConfig
     init: str | None = None
     conversion: Conversion | None = None
     hire: Hire | None = None
+    gaussian: Gaussian | None = None
     adversarial: Adversarial | None = None
     sparsity: Sparsity | None = None
     guidance: Guidance | None = None
     optimizer: Optimizer = Optimizer()
     augmentation: Augmentation = Augmentation()
-    epochs: Positive
+    epochs: Count
     batch_size: Positive = 64
     holdout: Count = 0
     train_images: Positive | None = None
@@ -184,10 +210,17 @@ class Recipe(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         kind = self.network.kind
-        if self.method != "adversarial" and (self.method == "ann") != (kind == "ann"):
+        if self.method not in EITHER and (self.method == "ann") != (kind == "ann"):
             raise ValueError(f"method {self.method} does not train a {kind}")
-        if kind == "snn" and self.init is None:
-            raise ValueError(f"method {self.method} of an SNN needs init")
+        if kind == "snn" and (self.init is None) != (self.method == "surrogate"):
+            needs = "starts from random weights: drop" if self.init else "of an SNN needs"
+            raise ValueError(f"method {self.method} {needs} init")
+        if self.method == "surrogate" and self.conversion is None:
+            raise ValueError("method surrogate needs conversion, to calibrate thresholds")
+        if (self.method == "conversion") != (self.epochs == 0):
+            raise ValueError("epochs is 0 for method conversion, and at least 1 for all others")
+        if self.method == "conversion" and self.conversion is None:
+            raise ValueError("method conversion needs the section conversion")
         if kind == "ann" and self.conversion is not None:
             raise ValueError("an ANN takes no conversion")
         if self.guidance is not None and self.method != "ann":
@@ -202,7 +235,7 @@ class Recipe(_Strict):
             )
         ):
             raise ValueError(f"sparsity.start: {self.sparsity.start} needs init")
-        for section in ("hire", "adversarial"):
+        for section in ("hire", "gaussian", "adversarial"):
             if (self.method == section) != (getattr(self, section) is not None):
                 raise ValueError(
                     f"the {section} section goes with method {section}, and only with it"
@@ -219,11 +252,13 @@ class Recipe(_Strict):
         # These fields are newer than checkpoints whose recipe does not have them; left out where
         # they are empty, they do not change their digest.
         found = self.model_dump(mode="json")
-        for section in ("adversarial", "sparsity", "guidance"):
+        for section in ("gaussian", "adversarial", "sparsity", "guidance"):
             if found[section] is None:
                 del found[section]
         if self.adversarial is not None and self.adversarial.clean_weight == 0:
             del found["adversarial"]["clean_weight"]
+        if self.hire is not None and self.hire.noise == "crafted":
+            del found["hire"]["noise"]
         canonical = json.dumps(found, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

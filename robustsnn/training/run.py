@@ -28,19 +28,18 @@ from robustsnn.common.files import expanded, write_atomically
 from robustsnn.common.randomness import derive
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
-from robustsnn.models.checkpoint import Checkpoint, load_network, read_checkpoint, save_checkpoint
+from robustsnn.models.checkpoint import save_checkpoint
 from robustsnn.snn.channels import slim
-from robustsnn.snn.conversion import convert
 from robustsnn.snn.network import Network
-from robustsnn.snn.sparsity import weights_of
 from robustsnn.training.adversarial import adversarial_update
 from robustsnn.training.augmentation import augment
 from robustsnn.training.card import write_card
+from robustsnn.training.gaussian import gaussian_update
 from robustsnn.training.guidance import guided_update
 from robustsnn.training.hire import hire_update
-from robustsnn.training.masks import apply_
 from robustsnn.training.recipe import Recipe, load_recipe
-from robustsnn.training.sparse import SparseTraining, first_masks
+from robustsnn.training.sparse import SparseTraining
+from robustsnn.training.start import dense_weights, named, start
 from robustsnn.training.state import STATE, load_state, save_state
 from robustsnn.training.step import BatchOutcome, plain_update
 
@@ -153,7 +152,7 @@ def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: 
     images, labels = data.tensor(used), torch.from_numpy(data.labels[used]).long()
     if len(images) < recipe.batch_size:
         raise InputError(f"{len(images)} training images are left, fewer than one batch.")
-    network = _start(recipe, path, images).to(device).to(memory_format=torch.channels_last)
+    network = start(recipe, path, images).to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(recipe, network)
     updates = recipe.epochs * (len(images) // recipe.batch_size)
     sparse = None
@@ -170,7 +169,7 @@ def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: 
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates),
         update=_update(recipe, path, device),
         sparse=sparse,
-        dense_weights=_dense_weights(recipe, path),
+        dense_weights=dense_weights(recipe, path),
         console=Console(stderr=True),
     )
 
@@ -251,66 +250,6 @@ def _check_fit(recipe: Recipe, data: ImageSet) -> None:
         raise InputError(f"holdout {recipe.holdout} leaves nothing of {len(data)} images.")
 
 
-def _start(recipe: Recipe, path: Path, images: Tensor) -> Network:
-    """The network before its first update: drawn from the seed, or converted from its ANN."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(recipe.seed, "weights"))
-        if recipe.init is None:
-            return Network(recipe.network)
-        origin = _named(recipe.init, path)
-        theirs, ours = origin.config, recipe.network
-        same = ["architecture", "widths", "classifier", "classes", "image", "mean", "std"]
-        if recipe.conversion is None:
-            same += ["kind", "encoding", "readout"]
-        elif theirs.kind != "ann":
-            raise InputError(f"init {recipe.init} is an SNN: leave out conversion.")
-        for field in same:
-            if getattr(theirs, field) != getattr(ours, field):
-                raise InputError(
-                    f"init {recipe.init}: its {field} is {getattr(theirs, field)}, and the "
-                    f"recipe's is {getattr(ours, field)}."
-                )
-        if recipe.conversion is None:
-            network = Network(ours)
-            network.load_state_dict(origin.state_dict())
-            return network
-        settings = recipe.conversion
-        if recipe.sparsity is not None:
-            # Thresholds fit the sparse network: those of the dense one can silence it.
-            apply_(origin, first_masks(recipe.sparsity, origin, recipe.seed))
-        return convert(
-            origin,
-            ours,
-            [images[: settings.images]],
-            scale=settings.scale,
-            steps=settings.steps,
-            q=settings.percentile,
-            leak=settings.leak,
-        )
-
-
-def _checkpoint(name: str, path: Path) -> Checkpoint:
-    """The checkpoint of a zoo name, or of a folder relative to the recipe at `path`."""
-    nearby = path.parent / name
-    return read_checkpoint(nearby if nearby.is_dir() else name)
-
-
-def _named(name: str, path: Path) -> Network:
-    """The network of a zoo name, or of a folder relative to the recipe at `path`."""
-    return load_network(_checkpoint(name, path), device="cpu")
-
-
-def _dense_weights(recipe: Recipe, path: Path) -> int | None:
-    """The synaptic weights before channels were removed; None if all are there."""
-    if recipe.init is not None:
-        before = _checkpoint(recipe.init, path).meta.get("dense_weights")
-        if before is not None:
-            return int(before)
-    if recipe.sparsity is None or recipe.sparsity.pattern != "channel":
-        return None
-    return sum(w.numel() for w in weights_of(Network(recipe.network)).values())
-
-
 def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
     """The optimizer of weights, thresholds and leaks."""
     settings = recipe.optimizer
@@ -329,7 +268,7 @@ def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
 def _update(recipe: Recipe, path: Path, device: str) -> Update:
     """What the method of the recipe does with a batch."""
     if recipe.guidance is not None:
-        teacher = _named(recipe.guidance.teacher, path).to(device)
+        teacher = named(recipe.guidance.teacher, path).to(device)
         if teacher.config.architecture != recipe.network.architecture or teacher.kind != "ann":
             raise InputError(
                 f"guidance.teacher {recipe.guidance.teacher} is a {teacher.kind} of "
@@ -338,6 +277,8 @@ def _update(recipe: Recipe, path: Path, device: str) -> Update:
         return partial(guided_update, settings=recipe.guidance, teacher=teacher)
     if recipe.hire is not None:
         return partial(hire_update, settings=recipe.hire)
+    if recipe.gaussian is not None:
+        return partial(gaussian_update, settings=recipe.gaussian)
     if recipe.adversarial is not None:
         return partial(adversarial_update, settings=recipe.adversarial)
     return plain_update
@@ -401,8 +342,8 @@ def accuracy(network: Network, images: Tensor, labels: Any) -> float:
     device = next(network.parameters()).device
     truth = torch.as_tensor(labels).long()
     right = 0
-    for start in range(0, len(images), SCORING_BATCH):
-        part = slice(start, start + SCORING_BATCH)
+    for begin in range(0, len(images), SCORING_BATCH):
+        part = slice(begin, begin + SCORING_BATCH)
         logits = network(images[part].to(device), torch.arange(len(images))[part])
         right += int((logits.argmax(1).cpu() == truth[part]).sum())
     network.train(was_training)

@@ -127,3 +127,53 @@ def test_the_noise_changes_the_result():
     hire_loop(quiet, Hire(periods=2, step="0", bound="0"))
     hire_loop(noisy, Hire(periods=2, step="8/255", bound="8/255"))
     assert any(not torch.equal(v, noisy.state_dict()[k]) for k, v in quiet.state_dict().items())
+
+
+def shown(settings: Hire, monkeypatch: pytest.MonkeyPatch, periods: int = 2) -> list[torch.Tensor]:
+    """What each period saw beyond the image, which is grey enough that nothing is clipped."""
+    net = network(dropout=0.0)
+    images = 0.4 + 0.2 * torch.rand(6, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    seen: list[torch.Tensor] = []
+    real = Network.run
+
+    def noted(self: Network, x: torch.Tensor, **options: object) -> object:
+        seen.append(x.detach() - images)
+        return real(self, x, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Network, "run", noted)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    hire_update(net, optimizer, images, torch.arange(6) % 5, settings)
+    assert len(seen) == periods
+    return seen
+
+
+def test_the_control_without_noise_is_plain_updates_over_a_period():
+    ours, theirs = network(), network()
+    hire_loop(ours, Hire(periods=2, step="8/255", bound="8/255", noise="none"))
+    plain_loop(theirs, 2, 2)
+    theirs.time_steps = ours.time_steps
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "order"), [("gaussian-linf", float("inf")), ("gaussian-l2", 2.0)])
+def test_gaussian_controls_are_as_large_as_crafted_noise(monkeypatch, kind, order):
+    """After one period, crafted noise is a step in every pixel whose gradient is not zero."""
+    step = Hire(periods=2, step="8/255", bound="8/255")
+    crafted = shown(step, monkeypatch)[1]
+    noise = shown(step.model_copy(update={"noise": kind}), monkeypatch)[1]
+    sizes = [torch.linalg.vector_norm(v.flatten(1), order, dim=1) for v in (noise, crafted)]
+    torch.testing.assert_close(*sizes, atol=1e-5, rtol=1e-3)
+    # It is normal noise: a third of it lies beyond a standard deviation, and it has no direction.
+    z = noise.flatten(1) / noise.flatten(1).std(1, keepdim=True)
+    assert 0.25 < (z.abs() > 1).float().mean() < 0.39
+    cosine = torch.cosine_similarity(noise.flatten(1), crafted.flatten(1))
+    assert cosine.abs().max() < 0.35
+
+
+def test_controls_grow_with_the_noise_that_would_have_been_crafted(monkeypatch):
+    settings = Hire(periods=4, step="4/255", bound="100/255", noise="gaussian-linf")
+    first, *later = shown(settings, monkeypatch, periods=4)
+    assert first.abs().max() < 1e-6
+    largest = [float(x.abs().max()) for x in later]
+    assert largest[0] == pytest.approx(4 / 255, rel=1e-3)
+    assert largest[1] > 1.5 * largest[0] and largest[2] > largest[1]
