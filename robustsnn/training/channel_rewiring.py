@@ -9,6 +9,7 @@ Source: Kundu et al., DNR, ASP-DAC 2021, as described; the budget in weights is 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -25,13 +26,16 @@ from robustsnn.training.rewiring import allocate, removals
 TOLERANCE = 0.01
 
 
-def drawn_channels(network: Network, density: float, generator: torch.Generator) -> Masks:
+def drawn_channels(
+    network: Network, density: float, generator: torch.Generator, widest: float = 1.0
+) -> Masks:
     """Masks that keep about the same share of the channels of every boundary, at random.
 
     Args:
         network: The network, without shortcuts.
         density: The share of the synaptic weights that is left without the other channels.
         generator: The source of the draws, on the CPU.
+        widest: The largest share of its channels that a boundary may keep, in (0, 1].
 
     Raises:
         InputError: The network has shortcuts, or no number of channels leaves that density.
@@ -39,7 +43,11 @@ def drawn_channels(network: Network, density: float, generator: torch.Generator)
     places = boundaries(network)
     total = sum(w.numel() for w in weights_of(network).values())
     numbers = fitted(
-        network, [1] * len(places), [float(b.channels) for b in places], round(density * total)
+        network,
+        [1] * len(places),
+        [float(b.channels) for b in places],
+        round(density * total),
+        limits_of(places, widest),
     )
     chosen = {}
     for boundary, number in zip(places, numbers, strict=True):
@@ -64,6 +72,7 @@ def rewired_channels(
     momenta: Mapping[str, Tensor],
     rate: float,
     density: float,
+    widest: float = 1.0,
 ) -> Masks:
     """The masks after one step of pruning and growing channels.
 
@@ -73,6 +82,7 @@ def rewired_channels(
         momenta: The momentum of the gradient of each weight, of masked ones too.
         rate: The share of its channels that each boundary loses, in [0, 1].
         density: The share of all weights that the network without the other channels has.
+        widest: The largest share of its channels that a boundary may keep, in (0, 1].
 
     Raises:
         InputError: The network has shortcuts, or no number of channels leaves that density.
@@ -92,7 +102,8 @@ def rewired_channels(
         mask[torch.topk(norms, lose, largest=False).indices] = False
     total = sum(w.numel() for w in weights.values())
     left = [int(kept[b.consumer].sum()) for b in places]
-    numbers = fitted(network, left, shares, round(density * total))
+    limits = limits_of(places, widest)
+    numbers = fitted(network, left, shares, round(density * total), limits)
     for boundary, number in zip(places, numbers, strict=True):
         mask = kept[boundary.consumer]
         have = int(mask.sum())
@@ -105,8 +116,22 @@ def rewired_channels(
     return _masks(network, places, kept)
 
 
+def limits_of(places: Sequence[Boundary], widest: float) -> list[int]:
+    """The largest number of channels that each boundary may keep, at least 1.
+
+    Args:
+        places: The boundaries.
+        widest: The largest share, in (0, 1].
+    """
+    return [max(1, math.floor(widest * b.channels + 1e-9)) for b in places]
+
+
 def fitted(
-    network: Network, least: Sequence[int], shares: Sequence[float], target: int
+    network: Network,
+    least: Sequence[int],
+    shares: Sequence[float],
+    target: int,
+    limits: Sequence[int],
 ) -> list[int]:
     """Numbers of channels that leave so many weights: some more than there are, by shares.
 
@@ -115,11 +140,12 @@ def fitted(
         least: The number of channels at each boundary to start from.
         shares: What is added to each goes by these.
         target: The number of weights to leave.
+        limits: The largest number of channels at each boundary.
 
     Raises:
         InputError: The nearest number of weights is more than 1 % away.
     """
-    rooms = [b.channels - n for b, n in zip(boundaries(network), least, strict=True)]
+    rooms = [limit - n for limit, n in zip(limits, least, strict=True)]
 
     def added(number: int) -> list[int]:
         return [n + a for n, a in zip(least, allocate(number, shares, rooms), strict=True)]
@@ -131,25 +157,23 @@ def fitted(
             low = middle
         else:
             high = middle - 1
-    numbers = _nearest(network, added(low), target)
+    numbers = _nearest(network, added(low), target, limits)
     off = abs(weights_left(network, numbers) - target)
     if off > TOLERANCE * target:
         raise InputError(
             f"no number of channels leaves {target:,} weights to {100 * TOLERANCE:g} %: the "
-            "nearest found leaves "
-            f"{weights_left(network, numbers):,}; choose another sparsity.density."
+            f"nearest found leaves {weights_left(network, numbers):,}; choose another "
+            "sparsity.density, or a larger sparsity.widest."
         )
     return numbers
 
 
-def _nearest(network: Network, numbers: list[int], target: int) -> list[int]:
+def _nearest(network: Network, numbers: list[int], target: int, limits: Sequence[int]) -> list[int]:
     """Small steps, each the one that comes nearest to the target, until it is met or none helps.
 
     A step adds or removes a channel at one boundary, or up to two at each of two boundaries where
-    no single one helps. The largest number of each boundary is that of the network, and the least
-    is 1.
+    no single one helps. The largest number of each boundary is its limit, and the least is 1.
     """
-    limits = [b.channels for b in boundaries(network)]
 
     def off(some: Sequence[int]) -> int:
         return abs(weights_left(network, some) - target)

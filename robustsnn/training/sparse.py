@@ -66,9 +66,8 @@ class SparseTraining:
         assert self.settings.density is not None
         momenta = momenta_of(self.network, self.optimizer)
         if self.settings.pattern == "channel":
-            self.masks = rewired_channels(
-                self.network, self.masks, momenta, rate, self.settings.density
-            )
+            asked = (self.settings.density, self.settings.widest)
+            self.masks = rewired_channels(self.network, self.masks, momenta, rate, *asked)
         else:
             total = budget(self.network, self.settings.density)
             self.masks = rewired(weights_of(self.network), self.masks, momenta, rate, total)
@@ -100,8 +99,9 @@ def first_masks(settings: Sparsity, network: Network, seed: int) -> Masks:
     if settings.start == "predefined":
         return predefined(network, settings.density)
     generator = torch.Generator().manual_seed(derive(seed, "masks"))
-    draw = drawn_channels if settings.pattern == "channel" else drawn
-    return draw(network, settings.density, generator)
+    if settings.pattern == "channel":
+        return drawn_channels(network, settings.density, generator, settings.widest)
+    return drawn(network, settings.density, generator)
 
 
 def momenta_of(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

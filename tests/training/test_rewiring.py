@@ -112,14 +112,23 @@ def test_rates_fall_along_a_cosine():
     )
 
 
-@given(share=st.floats(0.15, 0.9), rate=st.floats(0, 0.9), seed=st.integers(0, 1000))
+@given(
+    share=st.floats(0.15, 0.9),
+    rate=st.floats(0, 0.9),
+    seed=st.integers(0, 1000),
+    room=st.floats(0, 1),
+)
 @settings(max_examples=40, deadline=None)
-def test_channels_come_and_go_whole_and_the_weights_stay(share: float, rate: float, seed: int):
+def test_channels_come_and_go_whole_and_the_weights_stay(
+    share: float, rate: float, seed: int, room: float
+):
+    # Weights go with the square of the channels: any layer share above this root can be reached.
+    widest = min(1.0, share**0.5 * 1.1) * (1 - room) + room
     network = Network(
         NetworkConfig(**{**SMALL.model_dump(), "widths": (16, 24, 24), "classifier": (64,)})
     )
     generator = torch.Generator().manual_seed(seed)
-    kept = channel_rewiring.drawn_channels(network, share, generator)
+    kept = channel_rewiring.drawn_channels(network, share, generator, widest)
     total = sum(w.numel() for w in weights_of(network).values())
     for _ in range(2):
         masks.apply_(network, kept)
@@ -129,12 +138,13 @@ def test_channels_come_and_go_whole_and_the_weights_stay(share: float, rate: flo
         assert left == pytest.approx(share * total, rel=channel_rewiring.TOLERANCE)
         assert all(bool(m.any()) for m in channels.values())
         for place in places:
+            assert int(channels[place.consumer].sum()) <= max(1, widest * place.channels + 1e-6)
             mask = kept[place.consumer].reshape(len(kept[place.consumer]), place.channels, -1)
             assert torch.equal(mask.flatten(2).all(2).all(0), channels[place.consumer])
         momenta = {
             n: torch.randn(w.shape, generator=generator) for n, w in weights_of(network).items()
         }
-        kept = channel_rewiring.rewired_channels(network, kept, momenta, rate, share)
+        kept = channel_rewiring.rewired_channels(network, kept, momenta, rate, share, widest)
 
 
 def test_the_network_that_is_saved_has_the_weights_that_were_counted():
@@ -156,3 +166,5 @@ def test_a_density_that_no_channels_leave_is_refused():
     )
     with pytest.raises(InputError, match="no number of channels leaves"):
         channel_rewiring.drawn_channels(network, 0.77, torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"larger sparsity\.widest"):
+        channel_rewiring.drawn_channels(small(), 0.5, torch.Generator().manual_seed(0), 0.4)

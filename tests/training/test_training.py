@@ -241,6 +241,7 @@ def test_augmentation_shifts_and_flips():
         ({"sparsity": {"start": "random"}}, "density goes with every start but held"),
         ({"sparsity": {"start": "random", "density": 1.5}}, "sparsity.density"),
         ({"sparsity": {"start": "held", "pattern": "channel"}}, "starts at random"),
+        ({"sparsity": {"start": "random", "density": 0.5, "widest": 0.5}}, "widest goes with"),
         ({"method": "adversarial"}, "the adversarial section goes with"),
         ({"method": "adversarial", "adversarial": {"epsilon": "eight"}}, "adversarial"),
         ({"data": "fashion-mnits"}, "fashion-mnist"),
