@@ -96,4 +96,5 @@ def _shown(crafted: Tensor, kind: str) -> Tensor:
         torch.linalg.vector_norm(v.flatten(1), order, dim=1) for v in (crafted.detach(), normal)
     ]
     scale = (sizes[0] / sizes[1]).reshape(-1, *[1] * (crafted.dim() - 1))
-    return scale * normal + (crafted - crafted.detach())
+    shown: Tensor = scale * normal + (crafted - crafted.detach())
+    return shown

@@ -18,8 +18,9 @@ from robustsnn.data.datasets import SAMPLE
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, read_checkpoint
 from robustsnn.snn.conversion import convert
+from robustsnn.snn.network import Network
 from robustsnn.snn.sparsity import densities, density, weights_of
-from robustsnn.training import run, sparse
+from robustsnn.training import run, sparse, start
 from robustsnn.training.run import train
 from robustsnn.training.sparse import SparseTraining
 
@@ -202,11 +203,11 @@ def test_thresholds_are_calibrated_on_the_pruned_network(place, monkeypatch):
     root, work = place
     calibrated_on = []
 
-    def noted(origin: torch.nn.Module, *rest: Any, **options: Any) -> torch.nn.Module:
+    def noted(origin: Network, *rest: Any, **options: Any) -> Network:
         calibrated_on.append({n: w.clone() for n, w in weights_of(origin).items()})
         return convert(origin, *rest, **options)
 
-    monkeypatch.setattr(run, "convert", noted)
+    monkeypatch.setattr(start, "convert", noted)
     pruned = {"start": "magnitude", "density": 0.1}
     recipe = snn("hybrid", init="teacher", conversion=CONVERSION, sparsity=pruned)
     folder = trained(work, "pruned-first", recipe, root)

@@ -158,7 +158,7 @@ def test_gaussian_noise_has_its_deviation_and_stays_in_range(monkeypatch):
     for images, share in ((grey, 1.0), (white, 1.0), (grey, 0.25)):
         settings = Gaussian(deviation="8/255", noisy_share=share)
         torch.manual_seed(0)
-        gaussian.gaussian_update(None, None, images, torch.zeros(400), settings)  # type: ignore
+        gaussian.gaussian_update(None, None, images, torch.zeros(400), settings)
     assert float((seen[0] - 0.5).std()) == pytest.approx(8 / 255, rel=0.02)
     assert seen[1].max() == 1 and seen[1].min() < 0.95
     assert (seen[2] != 0.5).flatten(1).any(1).sum() == 100
