@@ -109,8 +109,8 @@ class _Counter:
         return hook
 
     def _own(self, name: str) -> Callable[..., None]:
-        def hook(module: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
-            self.spiked(name, output[0])
+        def hook(module: Any, args: Any, output: Any) -> None:
+            self.spiked(name, output[0] if isinstance(output, tuple) else output)
 
         return hook
 

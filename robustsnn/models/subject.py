@@ -64,7 +64,7 @@ def subject_of(
         kept.eval().requires_grad_(False)
         digest = digest_of(kept)
         return Subject(
-            name or type(model).__name__,
+            name or str(getattr(model, "inner_name", type(model).__name__)),
             lambda: copy_of(kept).to(device),
             digest,
             digest,
