@@ -47,9 +47,8 @@ def wrap(
     `nets:build:steps=8,decode=membrane-max`.
 
     Args:
-        network: The network; it is not changed, but its state is reset at every pass. It takes
-            images in [0, 1] to logits, unless the keywords say how its time axis is read. A network
-            of ours inside a module is taken too.
+        network: The network, which is not changed, but reset before every pass. It takes images in
+            [0, 1] to logits, unless the keywords say how its time axis is read.
         images: Some images, `[batch, channel, height, width]`, in [0, 1], for the self-check; by
             default it is made by `evaluate`, or at the first gradient.
         steps: The number of time steps, if the network does not make them itself.
@@ -72,8 +71,7 @@ def wrap(
         >>> inside = nn.Sequential(load_model("fashion-mnist/vgg5-snn"))
         >>> len(wrap(inside).spiking_layers())
         4
-        >>> step = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-        >>> wrap(step, steps=8, encode="poisson", decode="spikes-mean").stochastic
+        >>> wrap(nn.Flatten(), steps=8, encode="poisson", decode="spikes-mean").stochastic
         True
     """
     if images is not None and not (isinstance(images, Tensor) and images.dim() == 4):

@@ -76,6 +76,10 @@ class Wrapped(nn.Module):
             self.__dict__["_made"] = made
         return made
 
+    def around(self, inner: nn.Module) -> Wrapped:
+        """Another network of the same factory, wrapped as a copy of this one."""
+        return Wrapped(inner, self.reach)
+
     def neuron_modules(self) -> list[nn.Module]:
         """The modules that are neurons."""
         return [module for _, module, _ in neurons(self.inner)]

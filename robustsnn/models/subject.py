@@ -15,7 +15,7 @@ from torch import nn
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.models.identity import digest_of
-from robustsnn.snn.copying import copy_of
+from robustsnn.snn.copying import ANEW, copy_of
 from robustsnn.snn.network import Network
 
 
@@ -74,11 +74,39 @@ def subject_of(
     if weights is not None or (":" in text and not Path(text).exists()):
         # It is called once: a factory may draw new weights at every call, or always return one
         # and the same module.
-        made = load_model(text, weights, device)
-        made = made if adapt is None else adapt(made)
+        built = load_model(text, weights, device)
+        made = built if adapt is None else adapt(built)
         digest = digest_of(made)
+
+        def anew(network: nn.Module) -> nn.Module:
+            again = load_model(text, weights, device)
+            return _like(network, built, again if made is built else made.around(again))  # type: ignore[operator]
+
+        # What cannot be copied, such as a lock, its factory makes anew.
+        ANEW[made] = anew
         return Subject(name or text, lambda: copy_of(made), digest, digest, text)
     return checkpoint_subject(text, device=device, name=name)
+
+
+def _like(network: nn.Module, built: nn.Module, again: nn.Module) -> nn.Module:
+    """Another network of a factory, with the weights of the first.
+
+    Raises:
+        InputError: It is another one by anything besides its weights, or no other one at all.
+    """
+    if {*built.modules()} & {*again.modules()}:
+        said = "returns one and the same network at every call"
+    else:
+        # A factory without weights draws new ones at every call.
+        again.load_state_dict(network.state_dict())
+        again.eval().requires_grad_(False)
+        if digest_of(again) == digest_of(network):
+            return again
+        said = "returns another network at every call"
+    raise InputError(
+        f"the factory of {type(built).__name__} {said}, and that network cannot be copied: let it "
+        "build a new and equal one."
+    )
 
 
 def checkpoint_subject(
