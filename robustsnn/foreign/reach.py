@@ -41,6 +41,7 @@ class Reach:
         unused: The layers that are in the network and do nothing in a pass.
         opted_out: Whether the user asked that neurons be left alone.
         checked: Whether the self-check was made.
+        steps_said: Whether the user said how many time steps there are.
         encoding: How an image becomes input over time, if that was seen: `direct`, or empty.
         native: Whether the library gives a gradient of its own in evaluation mode.
         checks: What the self-check measured, by name.
@@ -53,6 +54,7 @@ class Reach:
     unused: list[str] = field(default_factory=list)
     opted_out: bool = False
     checked: bool = False
+    steps_said: bool = False
     encoding: str = ""
     native: bool = True
     checks: dict[str, Any] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class Reach:
             names: The names of the layers that run, in that order.
         """
         self.unused = [name for name in self.layers if name not in names]
-        self.layers = {name: self.layers[name] for name in names}
+        self.layers = {name: self.layers[name] for name in names if name in self.layers}
 
     def leave_out(self, names: list[str], why: str) -> None:
         """Let the library differentiate those layers itself.
@@ -110,7 +112,9 @@ class Reach:
         if resets:
             parts.append(resets)
         if self.steps:
-            parts.append(count(self.steps, "time step"))
+            hint = " (if it takes one step a call, say how many: steps=8)"
+            alone = self.steps == 1 and not self.steps_said
+            parts.append(count(self.steps, "time step") + (hint if alone else ""))
         parts.append(f"estimators reach {len(self.reached)} of {count(len(found), 'layer')}")
         if idle:
             parts.append(idle)

@@ -197,6 +197,7 @@ def _attribute(owner: type, name: str, value: Any) -> Iterator[None]:
 def found_in(network: nn.Module) -> Reach:
     """What is found in a network: neurons of other libraries, and of ours."""
     reach = Reach()
+    reach.steps_said = isinstance(network, Shaped) and network.shape.steps is not None
     for name, module, library in neurons(network):
         kind = str(library.kind(module))
         one = Found(name, f"{library.title} {version_of(library)}", kind)

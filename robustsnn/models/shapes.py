@@ -83,7 +83,11 @@ class Shape:
 class _TimeAxis:
     """Which of the first two axes is time in what a network returns, once that was seen."""
 
-    place: int | None = None
+    # Without a `__dict__`: what was seen in a pass is not a part of what the network is.
+    __slots__ = ("place",)
+
+    def __init__(self) -> None:
+        self.place: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _TimeAxis:
         # It is the same for all copies of a network.
@@ -170,10 +174,9 @@ class Shaped(nn.Module):
                 return
             before()
             found = self._whole(images, keys)
-            if found.dim() != 3:
-                return
-            if found.shape[0] != found.shape[1]:
-                self._time.place = 1 if found.shape[0] == len(images) else 0
+            if found.dim() != 3 or found.shape[0] != found.shape[1]:
+                batch_first = found.dim() == 3 and found.shape[0] == len(images)
+                self._time.place = 1 if batch_first else 0
             images = torch.cat([images, images[-1:]])
             keys = None if keys is None else torch.cat([keys, keys[-1:]])
 

@@ -330,6 +330,26 @@ def test_wrap_refuses_what_cannot_be_meant() -> None:
         wrap(Loses(), images(4), steps=4, decode="spikes-sum")
 
 
+@needs("spikingjelly")
+@quiet
+def test_one_step_that_looks_like_logits_is_told() -> None:
+    wrapped = wrap(spikingjelly().eval(), images(4))
+    assert "1 time step (if it takes one step a call, say how many" in wrapped.reach.sentence
+    once = wrap(spikingjelly().eval(), images(4), steps=1, decode="spikes-sum")
+    assert "1 time step, estimators" in once.reach.sentence  # type: ignore[union-attr]
+
+
+@needs("snntorch")
+@quiet
+def test_the_command_line_tells_it_in_one_line(tmp_path: Path, warm: Cli) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    done = warm("evaluate", "nets:Records", *ASKED)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "SnnTorchRecords returns a tuple of [4, 8, 10] and [4, 8, 10]" in line
+    assert "MODEL:decode=spikes-sum" in line and not (tmp_path / "runs").exists()
+
+
 # --- runs ----------------------------------------------------------------------------------------
 
 
