@@ -170,7 +170,7 @@ class _Rebinding:
         # Noted before it is filled: a function may refer to itself.
         self.made[id(function)] = made
         functools.update_wrapper(made, function)
-        del made.__wrapped__
+        del made.__dict__["__wrapped__"]
         for cell, own in zip(cells, function.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # A variable without a value yet.
                 cell.cell_contents = self._copied(own.cell_contents)

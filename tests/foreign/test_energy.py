@@ -49,9 +49,9 @@ def test_a_network_of_the_zoo_in_spikingjelly_takes_what_it_takes_here() -> None
     mine, theirs = found.operations.counts(), expected.counts()
     for name in set(theirs) - {"footprint_bytes"}:
         assert mine[name] == pytest.approx(theirs[name], rel=1e-3), name
-    for a, b in zip(found.layers, recorded.layers, strict=True):
-        assert a.neurons == b.neurons
-        assert a.spikes_per_step == pytest.approx(b.spikes_per_step, abs=1e-4)
+    for here, said in zip(found.layers, recorded.layers, strict=True):
+        assert here.neurons == said.neurons
+        assert here.spikes_per_step == pytest.approx(said.spikes_per_step, abs=1e-4)
 
 
 @needs("spikingjelly")
@@ -94,7 +94,7 @@ def _wider(linear: Any) -> Any:
 def test_counts_are_those_of_a_loop_by_hand() -> None:
     torch.manual_seed(0)
     network: Any = lively(SnnTorch(), 3).eval().requires_grad_(False)
-    nn.utils.prune.random_unstructured(network.fc, "weight", 0.5)  # type: ignore[attr-defined]
+    nn.utils.prune.random_unstructured(network.fc, "weight", 0.5)
     x = images(IMAGES)
     found = count(wrap(network, x[:8]), x, batch_size=5)
     # Each weight that is not zero meets each spike that enters it, average pools included.
@@ -188,10 +188,8 @@ def test_a_network_that_draws_its_steps_by_itself_is_not_taken_for_an_ann() -> N
             super().__init__()
             self.fc, self.read = nn.Linear(784, 20), nn.Linear(20, 10)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return sum(  # type: ignore[return-value]
-                self.read((self.fc(x.flatten(1)) > t).float()) for t in range(3)
-            )
+        def forward(self, x: Tensor) -> Any:
+            return sum(self.read((self.fc(x.flatten(1)) > t).float()) for t in range(3))
 
     found = count(Own().eval(), images())
     assert found.operations is None and found.energy == {}

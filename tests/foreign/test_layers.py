@@ -132,7 +132,8 @@ class Backwards(nn.Module):
         self.between = nn.Sequential(nn.Linear(30, 20), nn.Sequential(neuron.IFNode(v_reset=None)))
 
     def forward(self, x: Tensor) -> Any:
-        (first, lif) = self.early[0]  # type: ignore[misc]
+        early: Any = self.early[0]
+        first, lif = early
         mem, total = self.late["lif"].reset_mem(), 0.0  # type: ignore[operator]
         for _ in range(4):
             spikes = self.between(lif(first(x.flatten(1))))
@@ -165,8 +166,8 @@ def test_layers_of_two_libraries_are_listed_in_the_order_in_which_they_run() -> 
 def test_a_neuron_of_which_only_a_part_is_used_is_not_taken_for_idle() -> None:
     class Parts(SpikingJelly):
         def forward(self, x: Tensor) -> Tensor:
-            conv, lif, *rest = self.net
-            rest = nn.Sequential(*rest)
+            net: Any = self.net
+            conv, lif, rest = net[0], net[1], net[2:]
             # The user's own loop over the methods of a neuron, which is never called itself.
             total: Any = 0.0
             for _ in range(self.steps):
@@ -185,8 +186,8 @@ def test_a_neuron_of_which_only_a_part_is_used_is_not_taken_for_idle() -> None:
 def test_a_neuron_whose_forward_is_called_by_hand_is_reached() -> None:
     class ByHand(SpikingJelly):
         def forward(self, x: Tensor) -> Tensor:
-            conv, lif, *rest = self.net
-            rest = nn.Sequential(*rest)
+            net: Any = self.net
+            conv, lif, rest = net[0], net[1], net[2:]
             steps = [rest(lif.forward(conv(x))) for _ in range(self.steps)]
             return torch.stack(steps).mean(0)
 

@@ -75,7 +75,7 @@ class SnnTorchStates(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         spikes, mem1 = self.lif1(self.fc1(x.flatten(1)), mem1)
         spikes, mem2 = self.lif2(self.fc2(spikes), mem2)
-        return spikes, (mem1, mem2)  # type: ignore[return-value]
+        return spikes, (mem1, mem2)
 
 
 class SnnTorchRecords(nn.Module):
@@ -336,7 +336,7 @@ def test_one_step_that_looks_like_logits_is_told() -> None:
     wrapped = wrap(spikingjelly().eval(), images(4))
     assert "1 time step (if it takes one step a call, say how many" in wrapped.reach.sentence
     once = wrap(spikingjelly().eval(), images(4), steps=1, decode="spikes-sum")
-    assert "1 time step, estimators" in once.reach.sentence  # type: ignore[union-attr]
+    assert "1 time step, estimators" in once.reach.sentence
 
 
 @needs("snntorch")
@@ -419,7 +419,7 @@ def test_wrapped_networks_in_memory_are_evaluated_and_compared(tmp_path: Path) -
     assert all(found[name].manifest.foreign["reached"] == 2 for name in models)  # type: ignore[index]
     alone = robustsnn.evaluate(models["steps"], data, attack="fgsm", source="none")
     assert alone.manifest.foreign is not None and alone.manifest.foreign["reached"] == 0
-    assert models["steps"].reach.opted_out is False  # type: ignore[union-attr]
+    assert models["steps"].reach.opted_out is False
 
 
 @needs("snntorch")

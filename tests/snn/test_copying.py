@@ -325,7 +325,8 @@ class Kept(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.linear, self.seen = nn.Linear(3, 2), []
+        self.linear = nn.Linear(3, 2)
+        self.seen: list[Tensor] = []
         inner = self.linear
         if how == "lambda":
             self.act: Any = lambda x: self.linear(x)
