@@ -71,6 +71,16 @@ def count(
         keys: The keys of a network that draws.
         batch_size: The number of images in a forward pass.
     """
+    try:
+        return _counted(network, images, keys, batch_size)
+    except Exception as error:
+        # What somebody else wrote may do with a layer what no hook expects. Numbers that are there
+        # must not be lost by it.
+        said = (str(error).splitlines() or [""])[0]
+        return Counted((), None, {}, f"counting them failed ({type(error).__name__}: {said})")
+
+
+def _counted(network: nn.Module, images: Tensor, keys: Tensor | None, batch_size: int) -> Counted:
     counter = _Counter(network)
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
@@ -152,7 +162,8 @@ class _Counter:
         for name, module in self.inner.named_modules():
             if isinstance(module, SYNAPSES):
                 handles.append(module.register_forward_pre_hook(self._enters))
-                handles.append(module.register_forward_hook(self._synapse(name)))
+                hook = self._synapse(name)
+                handles.append(module.register_forward_hook(hook, with_kwargs=True))
             elif isinstance(module, nn.ReLU):
                 handles.append(module.register_forward_hook(self._activation))
         for name, module, library in neurons(self.inner):
@@ -175,11 +186,12 @@ class _Counter:
         self.within += 1
 
     def _synapse(self, name: str) -> Callable[..., None]:
-        def hook(module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(module: Any, args: Any, given: dict[str, Any], output: Tensor) -> None:
             self.within -= 1
+            x: Tensor = (args[0] if args else given["input"]).detach()
             # Time is in front, or joined with the batch: what is left are rows of time and batch.
             natural = 1 if isinstance(module, nn.Linear) else 1 + len(module.kernel_size)
-            rows = args[0].detach().flatten(0, args[0].dim() - natural - 1)
+            rows = x[None] if x.dim() == natural else x.flatten(0, x.dim() - natural - 1)
             layer = self.layers.setdefault(name, _Synapses(module, self.spiked))
             layer.outputs += output.numel()
             layer.calls.append(rows)

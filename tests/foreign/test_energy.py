@@ -180,6 +180,55 @@ def test_a_comparison_with_any_ann_shows_energy(tmp_path: Path) -> None:
     assert "Compute, exact" in text and "Energy" in text
 
 
+def test_layers_are_counted_however_they_are_called() -> None:
+    class Odd(nn.Module):
+        """A keyword, one image at a time, tokens, and half precision in between."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc, self.read = nn.Conv2d(1, 2, 28), nn.Linear(1, 3), nn.Linear(6, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = torch.stack([self.conv(image) for image in x]).flatten(2)
+            logits: Tensor = self.read(input=self.fc(found).flatten(1))
+            return logits
+
+    found = count(Odd().eval(), images(4))
+    # The tokens pass the second layer twice, and that is no time axis that neurons are known for.
+    assert "several times for an image" in found.uncounted
+
+    class Plain(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.read(
+                input=torch.stack([self.conv(one) for one in x])[:, [0] * 6, 0, 0]
+            )
+            return logits
+
+    plain = Plain()
+    plain.fc = nn.Identity()  # type: ignore[assignment]
+    told = count(plain.eval(), images(4))
+    assert told.operations is not None
+    assert [layer.dense for layer in told.operations.layers] == [2 * 784, 60]
+
+
+def test_a_layer_that_cannot_be_counted_costs_no_number() -> None:
+    class Strange(nn.Linear):
+        def forward(self, *images: Any) -> Any:
+            return super().forward(images[1].flatten(1)), "a text"
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = Strange(784, 10)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.fc("no tensor", x)[0]
+
+    done = robustsnn.evaluate(Net(), (images(), torch.arange(8)), attack="fgsm")
+    assert not done.manifest.energy and len(done.results) == 3
+    assert "counting them failed (AttributeError" in count(Net().eval(), images()).uncounted
+
+
 def test_a_network_that_draws_its_steps_by_itself_is_not_taken_for_an_ann() -> None:
     class Own(nn.Module):
         """Neurons that nobody knows."""
