@@ -329,7 +329,12 @@ class _Counter:
             once = self._once(layer)
             spiking += MAC_PJ * macs if once else AC_PJ * macs * layer.busy / images
         found = {"ann_uj": dense * 1e-6}
-        return {**found, "snn_input_uj": spiking * 1e-6} if self.spiking else found
+        if not self.spiking:
+            return found
+        if not spiking_layers(self.network):
+            # It is attacked as an ANN, and must not be taken for one.
+            found = {}
+        return {**found, "snn_input_uj": spiking * 1e-6}
 
 
 class _Outside(TorchFunctionMode):

@@ -74,13 +74,15 @@ def subject_of(
     if weights is not None or (":" in text and not Path(text).exists()):
         # It is called once: a factory may draw new weights at every call, or always return one
         # and the same module.
-        built = load_model(text, weights, device)
-        made = built if adapt is None else adapt(built)
+        made = load_model(text, weights, device)
+        made = made if adapt is None else adapt(made)
         digest = digest_of(made)
 
         def anew(network: nn.Module) -> nn.Module:
+            # Nothing of the first network is held here, so that it can be forgotten.
             again = load_model(text, weights, device)
-            return _like(network, built, again if made is built else made.around(again))  # type: ignore[operator]
+            around = getattr(network, "around", None)
+            return _like(network, again if around is None else around(again))
 
         # What cannot be copied, such as a lock, its factory makes anew.
         ANEW[made] = anew
@@ -88,13 +90,13 @@ def subject_of(
     return checkpoint_subject(text, device=device, name=name)
 
 
-def _like(network: nn.Module, built: nn.Module, again: nn.Module) -> nn.Module:
+def _like(network: nn.Module, again: nn.Module) -> nn.Module:
     """Another network of a factory, with the weights of the first.
 
     Raises:
         InputError: It is another one by anything besides its weights, or no other one at all.
     """
-    if {*built.modules()} & {*again.modules()}:
+    if {*network.modules()} & {*again.modules()}:
         said = "returns one and the same network at every call"
     else:
         # A factory without weights draws new ones at every call.
@@ -103,8 +105,9 @@ def _like(network: nn.Module, built: nn.Module, again: nn.Module) -> nn.Module:
         if digest_of(again) == digest_of(network):
             return again
         said = "returns another network at every call"
+    name = getattr(network, "inner_name", type(network).__name__)
     raise InputError(
-        f"the factory of {type(built).__name__} {said}, and that network cannot be copied: let it "
+        f"the factory of {name} {said}, and that network cannot be copied: let it "
         "build a new and equal one."
     )
 

@@ -243,3 +243,13 @@ def test_a_network_that_draws_its_steps_by_itself_is_not_taken_for_an_ann() -> N
     found = count(Own().eval(), images())
     assert found.operations is None and found.energy == {}
     assert "several times for an image, and no neurons are known" in found.uncounted
+
+
+@needs("snntorch")
+@quiet
+def test_neurons_that_are_left_alone_are_no_ann() -> None:
+    torch.manual_seed(0)
+    wrapped = adapted(lively(SnnTorch(), 3).eval(), "none")
+    found = count(wrapped, images())
+    assert found.operations is not None and "ann_uj" not in found.energy
+    assert found.energy["snn_input_uj"] > 0 and len(found.layers) == 2
