@@ -16,7 +16,9 @@ from torch import nn
 
 from robustsnn.evaluation.diagnose import stages_of
 from robustsnn.evaluation.plan import Plan, classes_of, kind_of
+from robustsnn.foreign.reach import Reach
 from robustsnn.foreign.wrapped import Wrapped
+from robustsnn.models.shapes import Shape, Shaped
 from robustsnn.models.subject import recomputing
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import RUNNING
@@ -81,7 +83,8 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
     provenance = plan.subject.meta.get("provenance") or {}
     sizes = tuple(dict.fromkeys(task.threat.epsilon for task in plan.tasks))
     reach = network.reach if isinstance(network, Wrapped) else None
-    inside = network.inner if isinstance(network, Wrapped) else network
+    shaped = network.inner if isinstance(network, Wrapped) else network
+    shape = shaped.shape if isinstance(shaped, Shaped) else None
     return Manifest(
         identity=plan.identity,
         command=tuple(command),
@@ -90,9 +93,13 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
         origin=plan.subject.origin,
         checkpoint_sha256=plan.subject.sha256,
         kind=ours.kind if ours else "",
-        architecture=ours.config.architecture if ours else type(inside).__name__,
-        time_steps=ours.time_steps if ours else max(reach.steps if reach else 1, 1),
-        encoding=ours.config.encoding if ours else "",
+        architecture=(
+            ours.config.architecture
+            if ours
+            else str(getattr(network, "inner_name", type(network).__name__))
+        ),
+        time_steps=ours.time_steps if ours else _steps(reach, shape),
+        encoding=ours.config.encoding if ours else _encoding(reach, shape),
         method=str(provenance.get("method") or ""),
         stochastic=bool(getattr(network, "stochastic", False)),
         spiking=kind_of(network) == "snn",
@@ -131,6 +138,19 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
         start=datetime.now(UTC).isoformat(timespec="seconds"),
         status=RUNNING,
     )
+
+
+def _steps(reach: Reach | None, shape: Shape | None) -> int:
+    """The time steps of a network of another library: what its name says, or what was seen."""
+    said = shape.steps if shape else None
+    return max(said or (reach.steps if reach else 1), 1)
+
+
+def _encoding(reach: Reach | None, shape: Shape | None) -> str:
+    """How it sees an image: what its name says, or what was seen; empty if that is not known."""
+    if shape is not None and shape.steps is not None:
+        return shape.encode or "direct"
+    return reach.encoding if reach else ""
 
 
 def densities_of(network: nn.Module) -> tuple[dict[str, Any], ...]:

@@ -205,10 +205,8 @@ def _finish(
 def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Spikes per neuron by layer and step, and the fields of the manifest about what they cost."""
     network = plan.subject.load()
-    if isinstance(network, Wrapped):
-        return _foreign_activity(plan, network)
     if not isinstance(network, Network):
-        return pd.DataFrame({name: [] for name in ACTIVITY}), {"activity_images": 0}
+        return _foreign_activity(plan, network)
     count = min(ACTIVITY_IMAGES, len(plan.images))
     images, _, ids = inputs_of(plan, slice(0, count))
     keys = torch.tensor(ids, dtype=torch.int64) if network.stochastic else None
@@ -230,8 +228,8 @@ def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
 
 
-def _foreign_activity(plan: Plan, network: Wrapped) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The same for a network of another library; no energy if some neurons were not seen."""
+def _foreign_activity(plan: Plan, network: nn.Module) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The same for a network that is not ours; no energy where it cannot be counted."""
     count = min(ACTIVITY_IMAGES, len(plan.images))
     images, _, ids = inputs_of(plan, slice(0, count))
     stochastic = bool(getattr(network, "stochastic", False))
@@ -242,7 +240,12 @@ def _foreign_activity(plan: Plan, network: Wrapped) -> tuple[pd.DataFrame, dict[
         for layer in found.layers
         for step, spikes in enumerate(layer.spikes_per_step)
     ]
-    measured = {"energy": found.energy, "activity_images": count}
+    measured: dict[str, Any] = {"energy": found.energy, "activity_images": count}
+    if found.operations is not None:
+        measured["counts"] = found.operations.counts()
+        measured["operations"] = [layer._asdict() for layer in found.operations.layers]
+    elif isinstance(network, Wrapped):
+        measured["foreign"] = {**network.reach.row(), "uncounted": found.uncounted}
     return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
 
 

@@ -6,14 +6,14 @@ a sentence behind; nothing that fails is used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustsnn.foreign.detect import own_layers
+from robustsnn.foreign.detect import neurons, own_layers
 from robustsnn.foreign.layer import Layer
 from robustsnn.foreign.reach import Found
 from robustsnn.foreign.replay import (
@@ -81,6 +81,7 @@ class _Checker:
 
     def run(self) -> None:
         """Every part of the check, in order."""
+        self._uses()
         self._own_steps()
         self._sequences()
         layers = self.network.foreign_layers()
@@ -89,13 +90,34 @@ class _Checker:
         self._spikes()
         self._gradients()
 
+    def _uses(self) -> None:
+        """Find the order in which the layers run, and those that do nothing in a pass."""
+        inner = self.network.inner
+        used: dict[nn.Module, None] = {}
+        by_module: dict[Any, list[str]] = {}
+        works: dict[nn.Module, Sequence[str]] = {}
+        for name, module, library in neurons(inner):
+            works[module] = library.works
+            by_module.setdefault(module, []).append(name)
+        for name, layer in own_layers(inner).items():
+            by_module.setdefault(layer, []).append(name)
+            if isinstance(layer, nn.Module):
+                works[layer] = ()
+            else:
+                # It says itself that it is a layer, and its class cannot be looked into.
+                used[layer] = None
+        with torch.no_grad(), noted(works, used):
+            self.plain(self.images)
+        self.reach.in_order([name for module in used for name in by_module[module]])
+
     def _own_steps(self) -> None:
         """Note how many steps the layers of our own neurons make."""
         handles = []
         for name, layer in own_layers(self.network.inner).items():
 
             def hook(module: Any, args: Any, output: Any, name: str = name) -> None:
-                self.reach.layers[name].steps = len(output[0])
+                spikes = output[0] if isinstance(output, tuple) else output
+                self.reach.layers[name].steps = len(spikes)
 
             handles.append(layer.register_forward_hook(hook))
         try:
@@ -149,6 +171,9 @@ class _Checker:
     def _spikes(self) -> None:
         """Compare our dynamics with the spikes and membranes that the library gave."""
         run, logits = self.cut(self.network.foreign_layers())
+        if run.chains:
+            first = run.chains[0].stacked(lambda call: call.current.detach())
+            self.reach.encoding = "direct" if bool((first == first[:1]).all()) else ""
         self.reach.checks["logits equal"] = bool(torch.equal(logits, self.logits))
         wrong = total = 0
         for chain in run.chains:
@@ -243,6 +268,36 @@ class _Checker:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+@contextmanager
+def noted(works: Mapping[nn.Module, Sequence[str]], used: dict[nn.Module, None]) -> Iterator[None]:
+    """Note which modules are used inside the block, in the order of their first use.
+
+    A user may call `forward`, or a part of a neuron, and not the module; hooks would not see that.
+
+    Args:
+        works: The modules, and the attributes besides `forward` whose use counts.
+        used: What is filled.
+    """
+    kinds = {module: type(module) for module in works}
+
+    def spied(kind: type[nn.Module], names: Sequence[str]) -> type[nn.Module]:
+        def look(module: nn.Module, name: str) -> Any:
+            if name == "forward" or name in names:
+                used.setdefault(module)
+            return kind.__getattribute__(module, name)
+
+        body = {"__getattribute__": look, "__module__": kind.__module__}
+        return type(kind.__name__, (kind,), body)
+
+    try:
+        for module, names in works.items():
+            module.__class__ = spied(kinds[module], names)
+        yield
+    finally:
+        for module, kind in kinds.items():
+            module.__class__ = kind
 
 
 def differing(chain: Chain) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from robustsnn.foreign.norse import Norse
 from robustsnn.foreign.sinabs import Sinabs
 from robustsnn.foreign.snntorch import SnnTorch
 from robustsnn.foreign.spikingjelly import SpikingJelly
+from robustsnn.snn.backward_rule import spiking_layers
 from robustsnn.snn.neuron import LIF
 
 LIBRARIES: tuple[Library, ...] = (SpikingJelly(), SnnTorch(), Norse(), Sinabs())
@@ -42,9 +44,24 @@ def neurons(network: nn.Module) -> Iterator[tuple[str, nn.Module, Library]]:
             yield name, module, library
 
 
-def own_layers(network: nn.Module) -> dict[str, LIF]:
-    """The layers of neurons of our own in a network, by name."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, LIF)}
+def own_layers(network: nn.Module) -> dict[str, Any]:
+    """The layers of neurons that need no library, by name: ours, and those that a part names.
+
+    A part of a network may name its own layers by a method `spiking_layers()`; see
+    `robustsnn.snn.backward_rule`.
+    """
+    found: dict[str, Any] = {}
+    held: set[int] = set()
+    for name, module in network.named_modules():
+        named = {name: module} if isinstance(module, LIF) else {}
+        if not named and module is not network:
+            named = {f"{name}.{part}": one for part, one in spiking_layers(module).items()}
+        for key, layer in named.items():
+            # A layer is listed by its module and by every part around it that names it.
+            if id(layer) not in held:
+                held.add(id(layer))
+                found[key] = layer
+    return found
 
 
 def stateful(network: nn.Module) -> list[tuple[nn.Module, Library]]:

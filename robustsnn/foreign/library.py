@@ -114,6 +114,7 @@ class Library:
         silent: Classes that derive of these and do not spike.
         kinds: The kinds of neurons whose dynamics are known.
         inputs: The names by which a current may be passed as a keyword.
+        works: The attributes without which a neuron computes nothing, called or not.
     """
 
     package: ClassVar[str]
@@ -122,6 +123,7 @@ class Library:
     silent: ClassVar[Sequence[str]] = ()
     kinds: ClassVar[Sequence[str]]
     inputs: ClassVar[Sequence[str]] = ("x", "input")
+    works: ClassVar[Sequence[str]] = ()
 
     def lineage(self, module: nn.Module) -> list[str]:
         """The classes of this library that a module derives of, the nearest first."""

@@ -25,6 +25,7 @@ class Norse(Library):
     silent = ("LICell", "LI", "LIBoxCell")
     kinds = ("LIFCell", "LIF", "LIFBoxCell", "IAFCell", "IAF")
     inputs = ("input_tensor",)
+    works = ("activation",)
     #: The functions that compute a step of the kinds that are known.
     steps = ("lif_feed_forward_step", "lif_box_feed_forward_step", "iaf_feed_forward_step")
 

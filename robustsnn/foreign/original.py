@@ -50,7 +50,8 @@ def compare_with_original(copied: Wrapped, images: Tensor) -> None:
         raise InputError(
             f"a copy of {type(original).__name__} says something else than the network itself "
             f"({apart:.0%} of {len(images)} images change their class): an evaluation works on "
-            "copies, so give a factory, module:function, that builds the network."
+            "copies, so keep all that its forward uses inside the network, and give a factory, "
+            "module:function, that builds it."
         )
 
 

@@ -37,9 +37,12 @@ class Reach:
     """What was found in a network; all copies of the network share it.
 
     Args:
-        layers: The layers, by name and in the order in which they were found.
+        layers: The layers, by name; in the order in which they run, once that was seen.
+        unused: The layers that are in the network and do nothing in a pass.
         opted_out: Whether the user asked that neurons be left alone.
         checked: Whether the self-check was made.
+        steps_said: Whether the user said how many time steps there are.
+        encoding: How an image becomes input over time, if that was seen: `direct`, or empty.
         native: Whether the library gives a gradient of its own in evaluation mode.
         checks: What the self-check measured, by name.
         check: The self-check, which a network makes by itself at its first gradient if nobody has
@@ -48,8 +51,11 @@ class Reach:
     """
 
     layers: dict[str, Found] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
     opted_out: bool = False
     checked: bool = False
+    steps_said: bool = False
+    encoding: str = ""
     native: bool = True
     checks: dict[str, Any] = field(default_factory=dict)
     check: Callable[..., None] | None = field(default=None, repr=False)
@@ -70,6 +76,15 @@ class Reach:
         """Whether estimators reach every layer."""
         return len(self.reached) == len(self.layers)
 
+    def in_order(self, names: list[str]) -> None:
+        """List the layers in the order in which they run, and apart those that do not.
+
+        Args:
+            names: The names of the layers that run, in that order.
+        """
+        self.unused = [name for name in self.layers if name not in names]
+        self.layers = {name: self.layers[name] for name in names if name in self.layers}
+
     def leave_out(self, names: list[str], why: str) -> None:
         """Let the library differentiate those layers itself.
 
@@ -84,6 +99,9 @@ class Reach:
     def sentence(self) -> str:
         """One line on what was found and reached."""
         found = list(self.layers.values())
+        idle = f"{count(len(self.unused), 'layer')} never called" if self.unused else ""
+        if not found:
+            return f"neurons were found, {idle}"
         libraries = listing(_distinct([one.library for one in found]))
         kinds = listing(_distinct([one.kind for one in found]))
         leaks = listing(_distinct([one.leak for one in found if one.leak]))
@@ -94,8 +112,12 @@ class Reach:
         if resets:
             parts.append(resets)
         if self.steps:
-            parts.append(count(self.steps, "time step"))
+            hint = " (if it takes one step a call, say how many: steps=8)"
+            alone = self.steps == 1 and not self.steps_said
+            parts.append(count(self.steps, "time step") + (hint if alone else ""))
         parts.append(f"estimators reach {len(self.reached)} of {count(len(found), 'layer')}")
+        if idle:
+            parts.append(idle)
         return f"{libraries}: {', '.join(parts)}"
 
     @property
@@ -118,6 +140,7 @@ class Reach:
             "sentence": self.sentence,
             "reached": len(self.reached),
             "left_alone": self.opted_out,
+            "unused": list(self.unused),
             "layers": [vars(one) for one in self.layers.values()],
             "checks": dict(self.checks),
         }

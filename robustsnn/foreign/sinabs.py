@@ -24,6 +24,7 @@ class Sinabs(Library):
     bases = ("StatefulLayer",)
     kinds = ("IAF", "IAFSqueeze", "LIF", "LIFSqueeze")
     inputs = ("input_data",)
+    works = ("spike_fn",)
 
     def kind(self, module: nn.Module) -> str | None:
         """A layer without a spike function only leaks."""

@@ -25,6 +25,7 @@ class SpikingJelly(Library):
     bases = ("BaseNode", "SimpleBaseNode")
     kinds = ("IFNode", "LIFNode", "ParametricLIFNode", "SimpleIFNode", "SimpleLIFNode")
     inputs = ("x", "x_seq")
+    works = ("single_step_forward", "multi_step_forward", "neuronal_charge", "neuronal_fire")
 
     def dynamics(self, module: Any, like: Tensor) -> Dynamics:
         """The dynamics; potentials are measured from `v_reset`, where a membrane begins."""

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustsnn.errors import InputError
 from robustsnn.foreign.detect import neurons, own_layers, stateful, version_of
 from robustsnn.foreign.layer import Layer
 from robustsnn.foreign.library import Unknown
 from robustsnn.foreign.reach import Found, Reach
 from robustsnn.foreign.replay import Replay, handled, settings_of
 from robustsnn.foreign.twin import Twins
+from robustsnn.models.shapes import Shaped, not_logits
 from robustsnn.snn.backward_rule import spiking_layers
+from robustsnn.snn.neuron import LIF
 
 #: What a wrapped network says of itself only if the network inside says it.
 SAID_INSIDE = ("stochastic", "classes", "input_shape")
@@ -42,6 +43,11 @@ class Wrapped(nn.Module):
         self.inner = inner
         self.reach = found_in(inner) if reach is None else reach
         self.training = inner.training
+
+    @property
+    def inner_name(self) -> str:
+        """What the network inside is called, for readers."""
+        return str(getattr(self.inner, "inner_name", type(self.inner).__name__))
 
     def spiking_layers(self) -> dict[str, Any]:
         """The layers that estimators reach, by name."""
@@ -70,6 +76,10 @@ class Wrapped(nn.Module):
             self.__dict__["_made"] = made
         return made
 
+    def around(self, inner: nn.Module) -> Wrapped:
+        """Another network of the same factory, wrapped as a copy of this one."""
+        return Wrapped(inner, self.reach)
+
     def neuron_modules(self) -> list[nn.Module]:
         """The modules that are neurons."""
         return [module for _, module, _ in neurons(self.inner)]
@@ -83,7 +93,10 @@ class Wrapped(nn.Module):
         """
         wanted = torch.is_grad_enabled() and images.requires_grad
         if wanted and not self.reach.checked and self.reach.check is not None:
+            # An estimator may have set its rule already, and the check is about the library's own.
+            asked = self.__dict__.pop("_made", {})
             self.reach.check(self, images)
+            self.__dict__["_made"] = {**self._layers(), **asked}
         layers = self.foreign_layers()
         run: Callable[[Tensor], Tensor] = partial(self.plain, **keys)
         if not (wanted and layers):
@@ -104,18 +117,16 @@ class Wrapped(nn.Module):
             InputError: It does not return logits.
         """
         with self._registered():
-            self.reset()
             try:
+                if isinstance(self.inner, Shaped):
+                    self.inner.find_time_axis(images, keys.get("keys"), before=self.reset)
+                self.reset()
                 logits = self.inner(images, **keys)
             finally:
                 # Nothing of a pass stays behind: neither its graph nor a state.
                 self.reset()
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
-            shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(
-                f"{type(self.inner).__name__} returns {shape}, not logits [batch, class]: wrap it "
-                "in a module that decodes what it returns, such as a sum over time."
-            )
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            raise not_logits(self.inner_name, logits)
         return logits
 
     def reset(self) -> None:
@@ -186,6 +197,7 @@ def _attribute(owner: type, name: str, value: Any) -> Iterator[None]:
 def found_in(network: nn.Module) -> Reach:
     """What is found in a network: neurons of other libraries, and of ours."""
     reach = Reach()
+    reach.steps_said = isinstance(network, Shaped) and network.shape.steps is not None
     for name, module, library in neurons(network):
         kind = str(library.kind(module))
         one = Found(name, f"{library.title} {version_of(library)}", kind)
@@ -197,6 +209,9 @@ def found_in(network: nn.Module) -> Reach:
             # Another version of a library may lack an attribute, which is no reason to stop.
             one.why_not = why(error)
     for name, layer in own_layers(network).items():
+        if not isinstance(layer, LIF):
+            reach.layers[name] = Found(name, "named by spiking_layers()", type(layer).__name__)
+            continue
         shown = f"{float(layer.leak):.3g}"
         how = "reset to rest" if layer.reset == "hard" else "reset by subtraction"
         reach.layers[name] = Found(name, "RobustSNN", "LIF", shown, how)

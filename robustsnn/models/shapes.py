@@ -9,7 +9,7 @@ decoded to logits `[batch, class]`. How to do that is part of the name of a mode
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -24,8 +24,10 @@ DECODINGS = ("spikes-sum", "spikes-mean", "membrane-sum", "membrane-max", "membr
 #: The names of the entries of a dict, or of attributes, that hold spikes or membranes.
 _SPIKES = ("spk_rec", "spk", "spikes", "spike", "out", "output", "outputs", "logits")
 _MEMBRANES = ("mem_rec", "mem", "membrane", "membranes", "voltage", "voltages", "v", "u")
-#: How a second argument of `forward` is called that takes the state of the step before.
-_STATES = ("state", "states", "hidden", "hx", "h", "s", "mem")
+#: The names of arguments of `forward` that take the state of the step before, such as `mem2`.
+_STATES = ("state", "states", "hidden", "hx", "h", "s", "mem", "syn", "v", "u", "membrane")
+#: What a network says of itself only if the network inside says it.
+_SAID_INSIDE = ("classes", "input_shape", "spiking_layers")
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,20 @@ class Shape:
             raise InputError("encode=latency needs 2 steps or more: a pixel fires at one of them.")
 
 
+class _TimeAxis:
+    """Which of the first two axes is time in what a network returns, once that was seen."""
+
+    # Without a `__dict__`: what was seen in a pass is not a part of what the network is.
+    __slots__ = ("place",)
+
+    def __init__(self) -> None:
+        self.place: int | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TimeAxis:
+        # It is the same for all copies of a network.
+        return self
+
+
 class Shaped(nn.Module):
     """A network with a time axis, from images in [0, 1] to logits.
 
@@ -97,6 +113,12 @@ class Shaped(nn.Module):
         self.inner = inner
         self.shape = shape
         self.training = inner.training
+        self._time = _TimeAxis()
+
+    @property
+    def inner_name(self) -> str:
+        """What the network inside is called, for readers."""
+        return type(self.inner).__name__
 
     @property
     def stochastic(self) -> bool:
@@ -116,15 +138,9 @@ class Shaped(nn.Module):
         """
         count = len(images)
         if self.shape.steps is None:
-            inside = {"keys": keys} if getattr(self.inner, "stochastic", False) else {}
-            found = _picked(self.inner(images, **inside), self.shape, self.inner)
-            if found.dim() == 3 and found.shape[0] == found.shape[1] == count:
-                # Which axis is time shows only if the batch has another length.
-                more = torch.cat([images, images[-1:]])
-                if inside and keys is not None:
-                    inside = {"keys": torch.cat([keys, keys[-1:]])}
-                found = _picked(self.inner(more, **inside), self.shape, self.inner)
-                return self._decoded(found, count + 1)[:count]
+            found = self._whole(images, keys)
+            if self._ambiguous(found, count):
+                self.find_time_axis(images, keys)
             return self._decoded(found, count)
         sequence = self._encoded(images, keys)
         if self._takes_sequence():
@@ -134,6 +150,53 @@ class Shaped(nn.Module):
                 found = found.unflatten(0, (self.shape.steps, count))
             return self._decoded(found, count, time_first=True)
         return self._decoded(self._stepped(sequence), count, time_first=True)
+
+    @torch.no_grad()
+    def find_time_axis(
+        self,
+        images: Tensor,
+        keys: Tensor | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Find out which axis is time in what the network returns, once for all copies of it.
+
+        Where there are as many images as time steps, that shows only with another number of images.
+
+        Args:
+            images: Some images, `[batch, channel, height, width]`.
+            keys: Their keys, as for `forward`.
+            before: What is called before each pass, such as a reset of the state.
+        """
+        if self.shape.steps is not None or self.shape.decode is None:
+            return
+        for _ in range(3):
+            if self._time.place is not None:
+                return
+            before()
+            found = self._whole(images, keys)
+            if found.dim() != 3 or found.shape[0] != found.shape[1]:
+                batch_first = found.dim() == 3 and found.shape[0] == len(images)
+                self._time.place = 1 if batch_first else 0
+            images = torch.cat([images, images[-1:]])
+            keys = None if keys is None else torch.cat([keys, keys[-1:]])
+
+    def _ambiguous(self, found: Tensor, count: int) -> bool:
+        square = found.dim() == 3 and found.shape[0] == found.shape[1] == count
+        return square and self._time.place is None
+
+    def _whole(self, images: Tensor, keys: Tensor | None) -> Tensor:
+        """What a network that makes its steps itself returns of what is decoded."""
+        drawn = getattr(self.inner, "stochastic", False)
+        inside = {} if keys is None or not drawn else {"keys": keys}
+        return _picked(self.inner(images, **inside), self.shape, self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _SAID_INSIDE and "inner" in self._modules:
+                return getattr(self.inner, name)
+            raise
 
     def extra_repr(self) -> str:
         """The settings, as they stand in a name; another one is another network."""
@@ -157,13 +220,14 @@ class Shaped(nn.Module):
 
     def _stepped(self, sequence: Tensor | list[Tensor]) -> Tensor:
         """What one step after the other returns, `[time, batch, class]`; a state is passed on."""
-        passes = _takes_state(self.inner)
-        state: Any = None
+        takes = _states(self.inner)
+        # Only a state without a default has to be given at the first step.
+        state: tuple[Any, ...] = (None,) * sum(one.default is one.empty for one in takes)
         found = []
-        for step, image in enumerate(sequence):
-            output = self.inner(image, state) if passes and step else self.inner(image)
-            if passes and isinstance(output, tuple) and len(output) > 1:
-                state = output[1] if len(output) == 2 else output[1:]
+        for image in sequence:
+            output = self.inner(image, *state)
+            if takes and isinstance(output, tuple) and len(output) > 1:
+                state = _passed_on(self.inner, output[1:], takes)
             found.append(_picked(output, self.shape, self.inner))
         return torch.stack(found)
 
@@ -174,6 +238,8 @@ class Shaped(nn.Module):
             raise not_logits(self.inner, found)
         # Some libraries have the batch in front of time.
         axis = 0 if time_first or found.shape[1] == count else 1
+        if not time_first and found.shape[0] == found.shape[1]:
+            axis = self._time.place or 0
         what = self.shape.decode
         if what.endswith("sum"):
             return found.sum(axis)
@@ -182,13 +248,31 @@ class Shaped(nn.Module):
         return found.amax(axis) if what.endswith("max") else found.select(axis, -1)
 
 
-def _takes_state(network: nn.Module) -> bool:
-    """Whether `forward` takes the state of the step before as its second argument."""
+def _states(network: nn.Module) -> list[inspect.Parameter]:
+    """The arguments of `forward` behind the first one that take the state of the step before."""
     try:
-        names = list(inspect.signature(network.forward).parameters)
+        taken = list(inspect.signature(network.forward).parameters.values())[1:]
     except (TypeError, ValueError):
-        return False
-    return len(names) > 1 and names[1] in _STATES
+        return []
+    named = [one.name.rstrip("0123456789").rstrip("_") in _STATES for one in taken]
+    return taken[: (*named, False).index(False)]
+
+
+def _passed_on(
+    network: nn.Module, left: tuple[Any, ...], takes: list[inspect.Parameter]
+) -> tuple[Any, ...]:
+    """The states that a step left behind its first output, as the next step takes them."""
+    if len(takes) == 1:
+        return (left if len(left) > 1 else left[0],)
+    if len(left) == 1 and isinstance(left[0], list | tuple):
+        left = tuple(left[0])
+    if len(left) != len(takes):
+        raise InputError(
+            f"{type(network).__name__} takes {len(takes)} states "
+            f"({', '.join(one.name for one in takes)}) and returns {len(left)} behind its first "
+            "output: let it return each of them, so that the next step can be given them."
+        )
+    return left
 
 
 def _picked(output: Any, shape: Shape, network: nn.Module) -> Tensor:
@@ -263,5 +347,6 @@ def not_logits(network: nn.Module | str, output: Any) -> InputError:
         f"{name} returns {seen(output)}, not logits [batch, class]: say how they are read behind "
         f"the name of the model, such as MODEL:decode=spikes-sum ({', '.join(DECODINGS)}), with "
         f"steps=8 if it takes one time step a call (encode={', '.join(ENCODINGS)}), with output=0 "
-        "or output=KEY for a part of a tuple or dict."
+        "or output=KEY for a part of a tuple or dict; in Python by robustsnn.wrap(network, "
+        "decode='spikes-sum')."
     )

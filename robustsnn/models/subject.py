@@ -15,7 +15,7 @@ from torch import nn
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.models.identity import digest_of
-from robustsnn.snn.copying import copy_of
+from robustsnn.snn.copying import ANEW, copy_of
 from robustsnn.snn.network import Network
 
 
@@ -64,7 +64,7 @@ def subject_of(
         kept.eval().requires_grad_(False)
         digest = digest_of(kept)
         return Subject(
-            name or type(model).__name__,
+            name or str(getattr(model, "inner_name", type(model).__name__)),
             lambda: copy_of(kept).to(device),
             digest,
             digest,
@@ -77,8 +77,39 @@ def subject_of(
         made = load_model(text, weights, device)
         made = made if adapt is None else adapt(made)
         digest = digest_of(made)
+
+        def anew(network: nn.Module) -> nn.Module:
+            # Nothing of the first network is held here, so that it can be forgotten.
+            again = load_model(text, weights, device)
+            around = getattr(network, "around", None)
+            return _like(network, again if around is None else around(again))
+
+        # What cannot be copied, such as a lock, its factory makes anew.
+        ANEW[made] = anew
         return Subject(name or text, lambda: copy_of(made), digest, digest, text)
     return checkpoint_subject(text, device=device, name=name)
+
+
+def _like(network: nn.Module, again: nn.Module) -> nn.Module:
+    """Another network of a factory, with the weights of the first.
+
+    Raises:
+        InputError: It is another one by anything besides its weights, or no other one at all.
+    """
+    if {*network.modules()} & {*again.modules()}:
+        said = "returns one and the same network at every call"
+    else:
+        # A factory without weights draws new ones at every call.
+        again.load_state_dict(network.state_dict())
+        again.eval().requires_grad_(False)
+        if digest_of(again) == digest_of(network):
+            return again
+        said = "returns another network at every call"
+    name = getattr(network, "inner_name", type(network).__name__)
+    raise InputError(
+        f"the factory of {name} {said}, and that network cannot be copied: let it "
+        "build a new and equal one."
+    )
 
 
 def checkpoint_subject(

@@ -174,10 +174,12 @@ def _accuracy(comparison: Comparison, run: Run, condition: Condition) -> Cell:
 def _foreign_notes(run: Run) -> Iterator[str]:
     """What was found in a network of another library, and what of the suite was left out for it."""
     found = run.manifest.foreign
-    if found is None:
-        return
-    yield f"{run.label}: {found['sentence']}."
-    if run.manifest.left_out:
+    if found is not None:
+        yield f"{run.label}: {found['sentence']}."
+        if found.get("uncounted"):
+            yield f"{run.label}: its operations and energy are not known: {found['uncounted']}."
+    # What is left out for a network of ours follows from its kind.
+    if run.manifest.left_out and not run.manifest.kind:
         entries = wording.count(len(run.manifest.left_out), "entry", "entries")
         yield (
             f"{run.label}: {entries} of the suite {run.suite} were left out, since they do not fit"

@@ -17,8 +17,8 @@ in the order in which they run. Each object has
 - `forward`, which the estimator `twin` replaces on the object, and removes again, by a function of
   `(current, steps, initial=None, pool=False)` that returns the pair `(activation [1, batch, ...],
   membrane [batch, ...])` for the current `[time, batch, ...]`;
-- `register_forward_hook(hook)`, which calls `hook(layer, inputs, spikes)` after each pass and
-  returns a handle with `remove()`;
+- `register_forward_hook(hook)`, which calls `hook(layer, inputs, outputs)` after each pass, where
+  the outputs are the spikes or a tuple that begins with them, and returns a handle with `remove()`;
 - optionally `detach_reset`, which can be set: whether the reset is held fixed in the layer's own
   backward pass. Where it is missing, a rule makes that choice;
 - optionally `graded`: whether a neuron may spike more than once in a step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import warnings
 from dataclasses import dataclass
@@ -316,6 +317,75 @@ def test_deep_copies_outside_are_as_before():
     copy_of(pruned())
     with pytest.raises(RuntimeError, match="graph leaves"):
         copy.deepcopy(pruned())
+
+
+class Kept(nn.Module):
+    """A network that calls its layers by functions which it keeps."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(3, 2)
+        self.seen: list[Tensor] = []
+        inner = self.linear
+        if how == "lambda":
+            self.act: Any = lambda x: self.linear(x)
+        elif how == "default":
+            self.act = lambda x, layer=inner: layer(x)
+        elif how == "keyword":
+
+            def act(x: Tensor, *, layer: nn.Module = inner) -> Any:
+                return layer(x)
+
+            self.act = act
+        elif how == "nested":
+
+            def outer(x: Tensor) -> Any:
+                return run(x)
+
+            def run(x: Tensor, depth: int = 1) -> Any:
+                return run(x, depth - 1) if depth else inner(x)
+
+            self.act = {"now": [outer]}["now"]
+        elif how == "partial":
+            self.act = functools.partial(lambda layer, x: layer(x) + inner.bias, inner)
+        elif how == "method":
+            self.act = self.linear.forward
+        elif how == "hook":
+            self.act = nn.Identity()
+            self.act.register_forward_hook(lambda module, args, output: inner(output))
+        elif how == "list":
+            self.linear.register_forward_hook(lambda m, args, output: self.seen.append(output))
+            self.act = lambda x: (inner(x), self.seen.pop())[1]
+
+    def forward(self, x: Tensor) -> Any:
+        act = self.act[0] if isinstance(self.act, list) else self.act
+        return act(x)
+
+
+@pytest.mark.parametrize(
+    "how", ["lambda", "default", "keyword", "nested", "partial", "method", "hook", "list"]
+)
+def test_functions_of_a_copy_work_on_its_own_layers(how):
+    network, x = Kept(how), torch.ones(1, 3)
+    with torch.no_grad():
+        before = network(x).clone()
+        copied = copy_of(network)
+        assert torch.equal(copied(x), before)
+        copied.linear.weight.zero_()
+        copied.linear.bias.zero_()
+        assert not copied(x).any()
+        assert torch.equal(network(x), before)
+        assert torch.equal(copy_of(copied)(x), copied(x))
+    assert network.seen == []
+
+
+def test_functions_that_refer_to_nothing_stay_what_they_are():
+    factor = 2.0
+    network = plain()
+    network.scale, network.hook = (lambda x: factor * x), len
+    copied = copy_of(network)
+    assert copied.scale is network.scale and copied.hook is len
 
 
 def test_neurons_of_other_libraries_after_a_pass():

@@ -1,0 +1,86 @@
+"""A network of the zoo in SpikingJelly is the same network: predictions, gradients and runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import robustsnn
+from robustsnn.adversary.victim import Victim
+from robustsnn.estimators.make import make_estimator
+from robustsnn.foreign.wrap import wrap
+from robustsnn.models.checkpoint import load_model
+from robustsnn.snn.network import Network
+from tests.foreign.networks import needs, quiet
+from tests.foreign.zoo_in_spikingjelly import Rewritten
+from tests.real_data import real_images
+
+NAME = "fashion-mnist/vgg5-snn-at"
+#: The share of the predictions that rounding may change, and the points by which runs may differ.
+APART, POINTS = 0.001, 2.0
+SAMPLES = 200
+
+
+def both() -> tuple[Network, Any]:
+    """The network of the zoo, and the same in SpikingJelly, wrapped."""
+    ours = load_model(NAME)
+    assert isinstance(ours, Network)
+    return ours, wrap(
+        Rewritten(ours).eval().requires_grad_(False), real_images(NAME.split("/")[0], 8).tensor()
+    )
+
+
+def _predictions(network: Any, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([network(part).argmax(1) for part in images.split(100)])
+
+
+@needs("spikingjelly")
+@quiet
+def test_estimators_give_the_gradients_of_the_network_of_the_zoo() -> None:
+    ours, theirs = both()
+    assert theirs.reach.complete, theirs.reach.caution
+    images = real_images("fashion-mnist", 8)
+    x, labels = images.tensor(), torch.as_tensor(images.labels)
+    for text in ("bptt", "bptt:arctan:width=0.0796", "rga", "hart", "pdsg", "twin", "assg"):
+        found = [
+            Victim(one, make_estimator(text, one), range(8), 8).gradient(x, labels)
+            for one in (ours, theirs)
+        ]
+        assert torch.allclose(found[0].logits, found[1].logits, atol=1e-3), text
+        a, b = (one.gradient.flatten(1) for one in found)
+        assert float((a - b).norm() / a.norm()) < 1e-3, text
+
+
+@pytest.mark.exhaustive
+@needs("spikingjelly")
+@quiet
+def test_predictions_are_those_of_the_network_of_the_zoo() -> None:
+    ours, theirs = both()
+    images = real_images("fashion-mnist").tensor()
+    apart = _predictions(ours, images) != _predictions(theirs, images)
+    print(f"{int(apart.sum())} of {len(apart)} predictions differ")
+    assert float(apart.double().mean()) <= APART
+
+
+@pytest.mark.exhaustive
+@needs("spikingjelly")
+@quiet
+def test_standard_leaves_what_it_leaves_of_the_network_of_the_zoo() -> None:
+    _, theirs = both()
+    data = real_images("fashion-mnist", SAMPLES)
+    runs = [robustsnn.evaluate(one, data, "standard") for one in (NAME, theirs.inner)]
+    worst: list[float] = []
+    for run in runs:
+        rows = run.results[run.results["attack"] == "worst-case"]
+        worst.append(100 * float(rows["accuracy"].iloc[0]))
+        print(run.level, worst[-1], sorted(flag["flag"] for flag in run.manifest.flags))
+    assert abs(worst[0] - worst[1]) <= POINTS, worst
+    flags = [{flag["flag"] for flag in run.manifest.flags} for run in runs]
+    # Nothing is left out for the network of SpikingJelly.
+    assert flags[0] == flags[1] and runs[0].level == runs[1].level
+    assert runs[0].manifest.left_out == runs[1].manifest.left_out
+    assert runs[1].manifest.foreign is not None and runs[1].manifest.foreign["reached"] == 4
