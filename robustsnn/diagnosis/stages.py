@@ -29,6 +29,8 @@ LONG = 50
 FULL_STEPS, FULL_QUERIES, FULL_ESTIMATORS = 100, 1000, 3
 #: The differences of accuracy, as fractions of all images, above which D3, D5 and D7 are flagged.
 SURROGATE_GAP, STILL_BREAKS, BLACK_FINDS = 0.10, 0.005, 0.002
+#: The number of images that the last of several rounds of doubled length may break.
+STILL_ONE = 1
 #: With more classes than this, every loss of a suite is defined.
 FEW_CLASSES = 3
 #: The estimators that are the network's own derivative, with any options.
@@ -52,6 +54,9 @@ class Stage:
         restarts: The restarts of the attack, as it declares them.
         queries: The queries of a search without gradient, as it declares them.
         warm: Whether the attack starts from what attacks before it found.
+        family: The slug of the entry whose rounds of doubled length this stage is one of; empty if
+            it is not one.
+        gain: The gain of a round, in points, below which that entry has converged.
     """
 
     attack: str
@@ -66,6 +71,8 @@ class Stage:
     restarts: Any = None
     queries: Any = None
     warm: bool = False
+    family: str = ""
+    gain: float | None = None
 
     @property
     def condition(self) -> Condition:
@@ -99,7 +106,11 @@ class Stage:
 
     def row(self) -> dict[str, Any]:
         """The stage as a row of the manifest."""
-        return dataclasses.asdict(self)
+        row = dataclasses.asdict(self)
+        if self.gain is None:
+            # A stage that is not one of several rounds is stored as it always was.
+            del row["family"], row["gain"]
+        return row
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Stage:
@@ -206,8 +217,10 @@ def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -
 def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> Finding | None:
     """D5: what the last long gradient attack of a cascade still broke.
 
-    None outside a cascade, and unless another long one came before it. Attacks for the nearest
-    adversarial image do not count: what they break says little about more steps in the ball.
+    Where entries are repeated with doubled length, the last round of each is what counts: a run as
+    long as those before it says little about longer ones. None outside a cascade, and without such
+    rounds unless another long attack came before the last. Attacks for the nearest adversarial
+    image do not count: what they break says little about more steps in the ball.
 
     Args:
         records: The records of the run.
@@ -215,6 +228,8 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
         cascade: Whether each stage saw only the survivors of earlier ones.
     """
     white = [s for s in some if s.white and not s.probe and s.kind == "fixed-epsilon"]
+    if cascade and any(s.gain is not None for s in white):
+        return _doubling(records, [s for s in white if s.gain is not None])
     long = [s for s in white if s.long >= LONG]
     if not cascade or len(long) < 2:
         return None
@@ -231,6 +246,40 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
         still,
         {"attack": last.attack, "by stage": _per_stage(records, long)},
     )
+
+
+def _doubling(records: pd.DataFrame, rounds: Sequence[Stage]) -> Finding:
+    """What the last round of each entry that is repeated with doubled length broke; the most."""
+    broken, images = broken_by(records), images_of(records)
+    lasts: list[tuple[int, Stage, dict[str, float]]] = []
+    for family in dict.fromkeys(s.family for s in rounds):
+        ran = [s for s in rounds if s.family == family and _attacked(records, s)]
+        if ran:
+            counts = [len(broken.get(s.condition, set())) for s in ran]
+            by_steps = {str(s.long): n / images for s, n in zip(ran, counts, strict=True)}
+            lasts.append((counts[-1], ran[-1], by_steps))
+    if not lasts:
+        # All images had fallen before the first round.
+        lasts = [(0, rounds[0], {})]
+    most, last, by_steps = max(lasts, key=lambda found: found[0])
+    assert last.gain is not None
+    still = most / images
+    return Finding(
+        "D5",
+        "not-converged",
+        100 * still >= last.gain or most > STILL_ONE,
+        "caution",
+        f"{wording.attack(last.attack)}, the last round of doubled length at "
+        f"{wording.threat(*last.size)}, still broke {100 * still:.1f} points "
+        f"({wording.count(most, 'image')}): longer runs would break more.",
+        still,
+        {"attack": last.attack, "by steps": by_steps},
+    )
+
+
+def _attacked(records: pd.DataFrame, stage: Stage) -> bool:
+    """Whether a stage of a cascade spent passes on any image."""
+    return bool(rows_of(records, stage)["forward_passes"].sum() > 0)
 
 
 def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:

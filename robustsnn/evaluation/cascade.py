@@ -25,7 +25,7 @@ from robustsnn.evaluation.judging import COUNTS, judged
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.evaluation.progress import Progress
 from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, Size
 
 #: The name of the proposals in a part. They are not examples yet.
 PROPOSAL = "proposal"
@@ -114,6 +114,8 @@ class Cascade:
         self._network = plan.subject.load()
         self._second = plan.substitute.load() if plan.substitute else None
         self._frames = [clean]
+        # The images that each round of an entry broke, by the norm and size and the entry.
+        self._rounds: dict[tuple[Size, str], list[int]] = {}
         self._attacked: list[NDArray[np.int64]] = []
         self._broken: list[NDArray[np.bool_]] = []
 
@@ -122,11 +124,24 @@ class Cascade:
         return int(self._lines[task.size].surviving.sum())
 
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
-        """The positions of the images that a task attacks, pooled over the whole data set."""
+        """The positions of the images that a task attacks, pooled over the whole data set.
+
+        A round attacks nothing if the one before it found that the entry has converged.
+        """
+        if self._converged(task):
+            return []
         # A ball of radius 0 holds only the image itself; there is nothing to look for.
         survivors = np.flatnonzero(self._lines[task.size].surviving & (task.threat.radius > 0))
         size = together(self._plan)
         return [survivors[i : i + size] for i in range(0, len(survivors), size)]
+
+    def _converged(self, task: Task) -> bool:
+        """Whether an earlier round of the same entry was the last one that is needed."""
+        if task.until is None:
+            return False
+        before = self._rounds.get((task.size, task.family), [])[: task.round]
+        asked = before[task.until.least - 1 :]
+        return any(task.until.reached(broken, len(self._plan.images)) for broken in asked)
 
     def resolved(self, task: Task) -> Task:
         """The task with the estimator that it runs with, which replaces `best`."""
@@ -200,6 +215,9 @@ class Cascade:
             line.source[where[better]] = at[better]
         if task.probe:
             line.probes.append(Ranked(task.estimator, margins))
+        if task.until is not None:
+            broken_now = int(np.sum(~(margins[where] < 0)))
+            self._rounds.setdefault((task.size, task.family), []).append(broken_now)
         self._frames.append(rows)
         self._attacked.append(where)
         self._broken.append(~(margins < 0))

@@ -106,6 +106,8 @@ def stages_of(plan: Plan) -> list[Stage]:
             estimator=named(task),
             probe=task.probe,
             substitute=task.substitute,
+            family=task.family if task.until else "",
+            gain=task.until.gain if task.until else None,
         )
         for task in plan.tasks
     ]
@@ -120,6 +122,8 @@ def stage_of(
     estimator: str,
     probe: bool,
     substitute: bool,
+    family: str = "",
+    gain: float | None = None,
 ) -> Stage:
     """An attack at one size as a stage.
 
@@ -131,6 +135,8 @@ def stage_of(
         estimator: The estimator as records name it.
         probe: Whether the attack is there to rank that estimator.
         substitute: Whether the attack crafts on a second network.
+        family: The slug of the entry whose rounds the attack is one of; empty if it is not one.
+        gain: The gain of a round below which that entry has converged.
     """
     free = bool(getattr(attack, "gradient_free", False))
     return Stage(
@@ -146,6 +152,8 @@ def stage_of(
         restarts=_plain(getattr(attack, "restarts", None)),
         queries=_plain(getattr(attack, "queries", None)),
         warm=bool(getattr(attack, "warm", False)),
+        family=family,
+        gain=gain,
     )
 
 
