@@ -17,6 +17,7 @@ import pandas as pd
 from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
+from robustsnn.common.statistics import wilson
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.records.schema import Condition, Size
@@ -57,6 +58,7 @@ class Stage:
         family: The slug of the entry whose rounds of doubled length this stage is one of; empty if
             it is not one.
         gain: The gain of a round, in points, below which that entry has converged.
+        sample: The number of survivors that the attack was asked for, if it was for a part of them.
     """
 
     attack: str
@@ -73,6 +75,7 @@ class Stage:
     warm: bool = False
     family: str = ""
     gain: float | None = None
+    sample: int | None = None
 
     @property
     def condition(self) -> Condition:
@@ -107,10 +110,9 @@ class Stage:
     def row(self) -> dict[str, Any]:
         """The stage as a row of the manifest."""
         row = dataclasses.asdict(self)
-        if self.gain is None:
-            # A stage that is not one of several rounds is stored as it always was.
-            del row["family"], row["gain"]
-        return row
+        # A stage that is not one of several rounds is stored as it always was.
+        later = ("family", "gain", "sample")
+        return {name: value for name, value in row.items() if value or name not in later}
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Stage:
@@ -297,17 +299,43 @@ def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
     by_white: set[int] = set().union(*(broken.get(s.condition, set()) for s in white))
     by_black: set[int] = set().union(*(broken.get(s.condition, set()) for s in black))
     only = len((by_black - by_white) & right_when_clean(records)) / images_of(records)
-    names = wording.listing([wording.attack(s.attack) for s in black])
+    ran = [s for s in black if _attacked(records, s)]
+    names = wording.listing([wording.attack(s.attack) for s in ran or black])
+    parts = [part for s in black if (part := _part(records, s)) is not None]
+    said = "".join(f" {part['sentence']}" for part in parts)
     return Finding(
         "D7",
         "black-box-finds-more",
         only > BLACK_FINDS,
         "caution",
         f"At {wording.threat(*some[0].size)} {names} broke {100 * only:.1f} points that no "
-        "gradient found: gradients are not the whole story, and a longer search may find more.",
+        "gradient found: gradients are not the whole story, and a longer search may find more."
+        f"{said}",
         only,
-        {"by stage": _per_stage(records, black)},
+        {"by stage": _per_stage(records, black)} | ({"samples": parts} if parts else {}),
     )
+
+
+def _part(records: pd.DataFrame, stage: Stage) -> dict[str, Any] | None:
+    """What a search of a part of the survivors says of the others; None if it is not one."""
+    rows = rows_of(records, stage)
+    asked = int((rows["forward_passes"] > 0).sum())
+    left = len(right_when_clean(records) - _broken_before(records, stage))
+    if stage.sample is None or not asked or asked >= left:
+        return None
+    broke = len(broken_by(records).get(stage.condition, set()))
+    if broke:
+        # The others were attacked too.
+        return None
+    most = wilson(0, asked).high * left / images_of(records)
+    return {
+        "attack": stage.attack,
+        "asked": asked,
+        "of": left,
+        "at most": most,
+        "sentence": f"{wording.attack(stage.attack)} was asked for {asked} of {left} survivors and "
+        f"broke none, so that it would break at most {100 * most:.1f} points (95 %).",
+    }
 
 
 def noise_survives(records: pd.DataFrame, size: Size, fooled: Sequence[int], draws: int) -> Finding:
@@ -331,6 +359,17 @@ def noise_survives(records: pd.DataFrame, size: Size, fooled: Sequence[int], dra
         share,
         {"images": missed[:20]},
     )
+
+
+def _broken_before(records: pd.DataFrame, stage: Stage) -> set[int]:
+    """The ids of the images that earlier stages of the same norm and size broke."""
+    found: set[int] = set()
+    for condition, images in broken_by(records).items():
+        if condition == stage.condition:
+            break
+        if (condition.norm, condition.epsilon) == stage.size:
+            found |= images
+    return found
 
 
 def _per_stage(records: pd.DataFrame, stages: Sequence[Stage]) -> dict[str, float]:

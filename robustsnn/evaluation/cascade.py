@@ -24,6 +24,7 @@ from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, pa
 from robustsnn.evaluation.judging import COUNTS, judged
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.evaluation.progress import Progress
+from robustsnn.evaluation.rounds import Round, rest_after, sampled
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN, Size
 
@@ -114,8 +115,8 @@ class Cascade:
         self._network = plan.subject.load()
         self._second = plan.substitute.load() if plan.substitute else None
         self._frames = [clean]
-        # The images that each round of an entry broke, by the norm and size and the entry.
-        self._rounds: dict[tuple[Size, str], list[int]] = {}
+        # The finished rounds of entries that have several, by the norm and size and the entry.
+        self._rounds: dict[tuple[Size, str], list[Round]] = {}
         self._attacked: list[NDArray[np.int64]] = []
         self._broken: list[NDArray[np.bool_]] = []
 
@@ -126,22 +127,29 @@ class Cascade:
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
         """The positions of the images that a task attacks, pooled over the whole data set.
 
-        A round attacks nothing if the one before it found that the entry has converged.
+        A round attacks nothing if the one before it found that the entry has converged, or that
+        it breaks none of a sample.
         """
-        if self._converged(task):
-            return []
         # A ball of radius 0 holds only the image itself; there is nothing to look for.
         survivors = np.flatnonzero(self._lines[task.size].surviving & (task.threat.radius > 0))
+        survivors = self._in_round(task, survivors)
         size = together(self._plan)
         return [survivors[i : i + size] for i in range(0, len(survivors), size)]
 
-    def _converged(self, task: Task) -> bool:
-        """Whether an earlier round of the same entry was the last one that is needed."""
-        if task.until is None:
-            return False
+    def _in_round(self, task: Task, survivors: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the survivors that the round of a task attacks."""
+        plan = self._plan
         before = self._rounds.get((task.size, task.family), [])[: task.round]
-        asked = before[task.until.least - 1 :]
-        return any(task.until.reached(broken, len(self._plan.images)) for broken in asked)
+        if task.until is not None:
+            asked = before[task.until.least - 1 :]
+            done = any(task.until.reached(one.broken, len(plan.images)) for one in asked)
+            return survivors[:0] if done else survivors
+        if task.sample is None:
+            return survivors
+        if task.round == 0:
+            return survivors[sampled(plan.images.ids[survivors], task.sample)]
+        # Before the sample is attacked, all others may follow.
+        return rest_after(before, survivors) if before else survivors
 
     def resolved(self, task: Task) -> Task:
         """The task with the estimator that it runs with, which replaces `best`."""
@@ -215,9 +223,9 @@ class Cascade:
             line.source[where[better]] = at[better]
         if task.probe:
             line.probes.append(Ranked(task.estimator, margins))
-        if task.until is not None:
-            broken_now = int(np.sum(~(margins[where] < 0)))
-            self._rounds.setdefault((task.size, task.family), []).append(broken_now)
+        if task.until is not None or task.sample is not None:
+            now = Round(where, int(np.sum(~(margins[where] < 0))))
+            self._rounds.setdefault((task.size, task.family), []).append(now)
         self._frames.append(rows)
         self._attacked.append(where)
         self._broken.append(~(margins < 0))

@@ -83,6 +83,9 @@ class Entry(Strict):
         deterministic: Whether such a network must not draw.
         until: When the entry, repeated on its survivors with doubled length, has converged; in a
             cascade only. None for an entry that runs once.
+        sample: The number of survivors that the entry attacks first, chosen by their ids; the
+            others follow only if one of them broke. In a cascade only, for costly searches that
+            are there to diagnose. None for an entry that attacks all survivors.
     """
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
@@ -96,6 +99,7 @@ class Entry(Strict):
     least_classes: Annotated[int, Field(ge=2)] = 2
     deterministic: bool = False
     until: Until | None = None
+    sample: Annotated[int | None, Field(ge=1)] = None
 
     def runs_on(self, kind: str, classes: int, stochastic: bool) -> bool:
         """Whether the entry is meant for such a network.
@@ -115,13 +119,22 @@ class Entry(Strict):
 
     @property
     def runs(self) -> list[tuple[str, str]]:
-        """The labels and the attacks that the entry runs: one, or one for each round."""
-        if self.until is None:
-            return [(self.label, self.attack)]
-        return rounds_of(self.label, self.attack, self.until.most)
+        """The labels and the attacks that the entry runs: one, or one for each round.
+
+        Examples:
+            >>> Entry(label="Square", attack="square", sample=64).runs
+            [('Square sample', 'square'), ('Square', 'square')]
+        """
+        if self.until is not None:
+            return rounds_of(self.label, self.attack, self.until.most)
+        first = [] if self.sample is None else [(f"{self.label} sample", self.attack)]
+        return [*first, (self.label, self.attack)]
 
     @model_validator(mode="after")
     def _repeatable(self) -> Entry:
+        if self.sample is not None and (self.probe or self.until is not None):
+            other = "probe" if self.probe else "until"
+            raise ValueError(f"sample: an entry with {other} attacks all survivors: drop one")
         if self.until is None:
             return self
         if self.probe:

@@ -57,6 +57,8 @@ class Task:
         until: When the attack has converged, if it is a round of several; None for one that is not.
         family: The slug of its entry, which all rounds share.
         round: The number of the round, from 0.
+        sample: The number of survivors that round 0 attacks, if round 1 attacks the others only
+            where one of them broke; None for an attack on all survivors.
     """
 
     label: str
@@ -69,10 +71,14 @@ class Task:
     until: Until | None = None
     family: str = ""
     round: int = 0
+    sample: int | None = None
 
     @property
     def stream(self) -> str:
         """The name of the stream of its draws; probes share one, to be ranked from one start."""
+        if self.sample is not None:
+            # An image has the same draws whether or not it is one of the sample.
+            return self.family
         return "probe" if self.probe else self.slug
 
     @property
@@ -343,6 +349,7 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
                     until=entry.until,
                     family=entry.slug,
                     round=place,
+                    sample=entry.sample,
                 )
                 for place, (label, spec) in enumerate(entry.runs)
             ]

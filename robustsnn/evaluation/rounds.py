@@ -1,11 +1,17 @@
-"""Entries of a cascade that go on in longer and longer rounds until they have converged."""
+"""Entries of a cascade that run in rounds: longer and longer ones, or a sample before the rest."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from robustsnn.common.randomness import derive
 
 #: The number of steps in the specification of an attack.
 _STEPS = re.compile(r"(?<=[:,])\s*steps\s*=\s*(\d+)\s*(?=,|$)")
@@ -83,3 +89,42 @@ def rounds_of(label: str, attack: str, most: int) -> list[tuple[str, str]]:
         taken = steps * 2**times
         found.append((f"{label} {taken}", _STEPS.sub(f"steps={taken}", attack, count=1)))
     return found
+
+
+@dataclass(frozen=True)
+class Round:
+    """A finished round of an entry.
+
+    Args:
+        where: The positions of the images that it attacked, ascending.
+        broken: The number of them that it broke.
+    """
+
+    where: NDArray[np.int64]
+    broken: int
+
+
+def sampled(ids: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The positions of a sample of images, ascending; it depends on their ids and nothing else.
+
+    Args:
+        ids: The ids of the images.
+        size: The number of images of the sample; all of them if there are fewer.
+
+    Examples:
+        >>> sampled(np.array([7, 3, 9]), 5)
+        array([0, 1, 2])
+    """
+    keys = [derive("sample", int(one)) for one in ids]
+    return np.sort(np.argsort(keys, kind="stable")[:size]).astype(np.int64)
+
+
+def rest_after(before: Sequence[Round], survivors: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The survivors that were not in the sample, if one of those broke; else none.
+
+    Args:
+        before: The round of the sample.
+        survivors: The positions of all survivors.
+    """
+    (first,) = before
+    return np.setdiff1d(survivors, first.where) if first.broken else survivors[:0]

@@ -8,12 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from robustsnn.common.content import files_in, folder
 from robustsnn.common.epsilon import norm as norm_named
@@ -43,6 +38,7 @@ _LATER = {
     "deterministic": False,
     "energy": False,
     "until": None,
+    "sample": None,
 }
 
 
@@ -106,9 +102,10 @@ class Suite(Strict):
                 "drop one"
             )
         for place, entry in enumerate(self.entries):
-            if entry.until is not None and not self.cascade:
+            rounds = [name for name in ("until", "sample") if getattr(entry, name) is not None]
+            if rounds and not self.cascade:
                 raise ValueError(
-                    f"entries.{place}: until works in a cascade only: add cascade: true"
+                    f"entries.{place}: {rounds[0]} works in a cascade only: add cascade: true"
                 )
             self._check_probing(place, entry)
         return self

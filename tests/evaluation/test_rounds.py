@@ -32,6 +32,25 @@ class Darker:
 
 ATTACK = Darker
 """
+#: A search without gradient that turns the images that are darker than a limit.
+SEEKER = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Seeker:
+    kind: ClassVar[str] = "fixed-epsilon"
+    gradient_free: ClassVar[bool] = True
+    limit: float = 0.51
+    queries: int = 1000
+
+    def __call__(self, victim, images, labels, threat, rng):
+        victim.logits(images)
+        found = images.flatten(1).mean(1) < self.limit
+        return images - threat.radius * found.reshape(-1, 1, 1, 1)
+
+ATTACK = Seeker
+"""
 #: The steps after which the first images turn; the others need more than a ball holds.
 TURNS = {400: 20, 800: 10, 1600: 2, 3200: 1}
 IMAGES = 200
@@ -152,6 +171,69 @@ def test_a_killed_run_goes_on(darker: str, tmp_path: Path) -> None:
     same(tmp_path / "whole", tmp_path / "parts")
 
 
+# --- a sample before the rest -------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeker(tmp_path: Path) -> str:
+    path = tmp_path / "seeker.py"
+    path.write_text(SEEKER)
+    return str(path)
+
+
+def seeking(seeker: str, turns: dict[int, int], size: int = 64) -> Evaluation:
+    some = images(turns)
+    return evaluate(Line(), some, suite_of(entry("Seeker", seeker, sample=size)))
+
+
+def test_a_sample_that_stands_spares_the_others(seeker: str) -> None:
+    found = seeking(seeker, {})
+    rows = found.records[found.records["forward_passes"] > 0]
+    (asked,) = [set(some["image_id"]) for name, some in rows.groupby("attack") if name != "clean"]
+    assert len(asked) == 64 and rows["attack"].unique().tolist()[-1] == "seeker-sample"
+    # It is drawn from all images by their ids, so that the first ones are not preferred.
+    assert len(asked & set(range(100))) < 50 and len(asked & set(range(100, 200))) < 50
+    assert spent(seeking(seeker, {})) == spent(found) == {"seeker-sample": 64, "seeker": 0}
+
+
+def test_one_that_falls_sends_the_search_to_all(seeker: str) -> None:
+    found = seeking(seeker, {400: 60})
+    assert spent(found) == {"seeker-sample": 64, "seeker": 136}
+    assert round(IMAGES * found.accuracy) == 140
+
+
+def test_few_survivors_are_all_attacked(seeker: str) -> None:
+    assert spent(seeking(seeker, {}, size=200)) == {"seeker-sample": 200, "seeker": 0}
+    assert spent(seeking(seeker, {}, size=1000)) == {"seeker-sample": 200, "seeker": 0}
+
+
+def test_an_image_has_the_same_draws_in_a_sample(checkpoints: Path) -> None:
+    """What a search finds for an image does not depend on who else was attacked first."""
+    settings: dict[str, Any] = {"samples": 40, "save_images": True}
+    square = entry("Square", "square:queries=20")
+    whole = evaluate(checkpoints / "snn", suite=suite_of(square), **settings).records
+    parted = evaluate(checkpoints / "snn", suite=suite_of({**square, "sample": 39}), **settings)
+    rows = parted.records[parted.records["forward_passes"] > 0].drop_duplicates(
+        "image_id", keep="last"
+    )
+    alone = whole[whole["attack"] == "square"].set_index("image_id")["margin"]
+    rows = rows[rows["attack"] != "clean"].set_index("image_id")
+    assert len(rows) > 20
+    np.testing.assert_allclose(rows["margin"], alone.loc[rows.index], atol=1e-5)
+
+
+def test_what_a_sample_says_of_the_others(seeker: str, darker: str) -> None:
+    some = suite_of(entry("Darker", darker), entry("Seeker", seeker, sample=50))
+    found = evaluate(Line(), images({400: 20}), some)
+    (measure,) = [m for m in found.manifest.diagnostics if m["slug"] == "black-box-finds-more"]
+    (part,) = measure["details"]["samples"]
+    assert (part["asked"], part["of"]) == (50, 180)
+    # Wilson: with z = 1.96, none of n gives at most z^2 / (n + z^2).
+    z2 = 1.959964**2
+    assert part["at most"] == pytest.approx(z2 / (50 + z2) * 180 / 200, rel=1e-4)
+    assert not measure["flagged"]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -161,6 +243,9 @@ def test_a_killed_run_goes_on(darker: str, tmp_path: Path) -> None:
         ({"until": {}, "probe": True}, "a probe runs once"),
         ({"until": {}, "attack": "sa-pgd"}, "names none: write steps=400"),
         ({"until": {}, "attack": "square:queries=100"}, "names none: write steps=400"),
+        ({"until": {}, "sample": 64}, "an entry with until attacks all survivors"),
+        ({"probe": True, "sample": 64}, "an entry with probe attacks all survivors"),
+        ({"sample": 0}, "sample"),
     ],
 )
 def test_what_cannot_be_repeated_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -173,8 +258,9 @@ def test_labels_of_rounds_may_not_collide() -> None:
     one = entry("Long", "sa-pgd:steps=400", until={})
     with pytest.raises(ValidationError, match="two have the label 'long-800'"):
         suite_of(one, entry("Long 800", "pgd"))
-    with pytest.raises(ValidationError, match="until works in a cascade only"):
-        suite_of(one, cascade=False)
+    for field, value in (("until", {}), ("sample", 64)):
+        with pytest.raises(ValidationError, match=f"{field} works in a cascade only"):
+            suite_of(entry("Long", "sa-pgd:steps=400", **{field: value}), cascade=False)
 
 
 def test_only_the_steps_of_the_attack_itself_are_doubled() -> None:
