@@ -11,7 +11,7 @@ from robustsnn.adversary.catalogue import attack_names
 from robustsnn.common.epsilon import size_of
 from robustsnn.common.wording import slug
 from robustsnn.errors import InputError, unknown
-from robustsnn.evaluation.rounds import Until, rounds_of, steps_in
+from robustsnn.evaluation.until import Until, rounds_of, steps_in
 from robustsnn.records.schema import CLEAN, WORST_CASE
 
 RESERVED = (CLEAN, WORST_CASE)

@@ -28,8 +28,8 @@ from robustsnn.evaluation.entry import Entry
 from robustsnn.evaluation.inputs import check_fit, check_order, images_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
-from robustsnn.evaluation.rounds import Until
 from robustsnn.evaluation.suites import Suite
+from robustsnn.evaluation.until import Until
 from robustsnn.foreign.check import IMAGES as CHECKED
 from robustsnn.foreign.check import check
 from robustsnn.foreign.original import compare_with_original

@@ -10,9 +10,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from robustsnn.evaluation.rounds import rounds_of, steps_in
 from robustsnn.evaluation.run import Evaluation, evaluate
 from robustsnn.evaluation.suites import Suite
+from robustsnn.evaluation.until import rounds_of, steps_in
 from tests.evaluation.test_cascade import Line, Some, entry, suite_of
 from tests.evaluation.test_resume import Stop, same
 
