@@ -80,7 +80,8 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
     every = [Stage.of(row) for row in manifest.stages]
     settings = {stage.attack: (stage.steps, stage.restarts) for stage in every}
     # A cascade copies what was found once into the rows of later attacks; there it must not count.
-    own = records[own_rows(records, manifest.cascade)]
+    rounds = {stage.condition for stage in every if stage.family}
+    own = records[own_rows(records, manifest.cascade, rounds)]
     plain = summarise(records, manifest.data, settings, cascade=manifest.cascade)
     stages = as_recorded(attacking(every), own)
     classes = _classes(manifest, records)

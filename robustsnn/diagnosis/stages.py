@@ -17,6 +17,7 @@ import pandas as pd
 from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
+from robustsnn.common.statistics import wilson
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.records.schema import Condition, Size
@@ -29,6 +30,8 @@ LONG = 50
 FULL_STEPS, FULL_QUERIES, FULL_ESTIMATORS = 100, 1000, 3
 #: The differences of accuracy, as fractions of all images, above which D3, D5 and D7 are flagged.
 SURROGATE_GAP, STILL_BREAKS, BLACK_FINDS = 0.10, 0.005, 0.002
+#: The number of images that the last of several rounds of doubled length may break.
+STILL_ONE = 1
 #: With more classes than this, every loss of a suite is defined.
 FEW_CLASSES = 3
 #: The estimators that are the network's own derivative, with any options.
@@ -52,6 +55,10 @@ class Stage:
         restarts: The restarts of the attack, as it declares them.
         queries: The queries of a search without gradient, as it declares them.
         warm: Whether the attack starts from what attacks before it found.
+        family: The slug of the entry whose rounds of doubled length this stage is one of; empty if
+            it is not one.
+        gain: The gain of a round, in points, below which that entry has converged.
+        sample: The number of survivors that the attack was asked for, if it was for a part of them.
     """
 
     attack: str
@@ -66,6 +73,9 @@ class Stage:
     restarts: Any = None
     queries: Any = None
     warm: bool = False
+    family: str = ""
+    gain: float | None = None
+    sample: int | None = None
 
     @property
     def condition(self) -> Condition:
@@ -99,7 +109,10 @@ class Stage:
 
     def row(self) -> dict[str, Any]:
         """The stage as a row of the manifest."""
-        return dataclasses.asdict(self)
+        row = dataclasses.asdict(self)
+        # A stage that is not one of several rounds is stored as it always was.
+        later = ("family", "gain", "sample")
+        return {name: value for name, value in row.items() if value or name not in later}
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Stage:
@@ -206,8 +219,10 @@ def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -
 def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> Finding | None:
     """D5: what the last long gradient attack of a cascade still broke.
 
-    None outside a cascade, and unless another long one came before it. Attacks for the nearest
-    adversarial image do not count: what they break says little about more steps in the ball.
+    Where entries are repeated with doubled length, the last round of each is what counts: a run as
+    long as those before it says little about longer ones. None outside a cascade, and without such
+    rounds unless another long attack came before the last. Attacks for the nearest adversarial
+    image do not count: what they break says little about more steps in the ball.
 
     Args:
         records: The records of the run.
@@ -215,6 +230,8 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
         cascade: Whether each stage saw only the survivors of earlier ones.
     """
     white = [s for s in some if s.white and not s.probe and s.kind == "fixed-epsilon"]
+    if cascade and any(s.gain is not None for s in white):
+        return _doubling(records, [s for s in white if s.gain is not None])
     long = [s for s in white if s.long >= LONG]
     if not cascade or len(long) < 2:
         return None
@@ -233,6 +250,40 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
     )
 
 
+def _doubling(records: pd.DataFrame, rounds: Sequence[Stage]) -> Finding:
+    """What the last round of each entry that is repeated with doubled length broke; the most."""
+    broken, images = broken_by(records), images_of(records)
+    lasts: list[tuple[int, Stage, dict[str, float]]] = []
+    for family in dict.fromkeys(s.family for s in rounds):
+        ran = [s for s in rounds if s.family == family and _attacked(records, s)]
+        if ran:
+            counts = [len(broken.get(s.condition, set())) for s in ran]
+            by_steps = {str(s.long): n / images for s, n in zip(ran, counts, strict=True)}
+            lasts.append((counts[-1], ran[-1], by_steps))
+    if not lasts:
+        # All images had fallen before the first round.
+        lasts = [(0, rounds[0], {})]
+    most, last, by_steps = max(lasts, key=lambda found: found[0])
+    assert last.gain is not None
+    still = most / images
+    return Finding(
+        "D5",
+        "not-converged",
+        100 * still >= last.gain or most > STILL_ONE,
+        "caution",
+        f"{wording.attack(last.attack)}, the last round of doubled length at "
+        f"{wording.threat(*last.size)}, still broke {100 * still:.1f} points "
+        f"({wording.count(most, 'image')}): longer runs would break more.",
+        still,
+        {"attack": last.attack, "by steps": by_steps},
+    )
+
+
+def _attacked(records: pd.DataFrame, stage: Stage) -> bool:
+    """Whether a stage of a cascade spent passes on any image."""
+    return bool(rows_of(records, stage)["forward_passes"].sum() > 0)
+
+
 def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
     """D7: what only attacks without the network's gradient broke; None without both kinds.
 
@@ -248,17 +299,43 @@ def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
     by_white: set[int] = set().union(*(broken.get(s.condition, set()) for s in white))
     by_black: set[int] = set().union(*(broken.get(s.condition, set()) for s in black))
     only = len((by_black - by_white) & right_when_clean(records)) / images_of(records)
-    names = wording.listing([wording.attack(s.attack) for s in black])
+    ran = [s for s in black if _attacked(records, s)]
+    names = wording.listing([wording.attack(s.attack) for s in ran or black])
+    parts = [part for s in black if (part := _part(records, s)) is not None]
+    said = "".join(f" {part['sentence']}" for part in parts)
     return Finding(
         "D7",
         "black-box-finds-more",
         only > BLACK_FINDS,
         "caution",
         f"At {wording.threat(*some[0].size)} {names} broke {100 * only:.1f} points that no "
-        "gradient found: gradients are not the whole story, and a longer search may find more.",
+        "gradient found: gradients are not the whole story, and a longer search may find more."
+        f"{said}",
         only,
-        {"by stage": _per_stage(records, black)},
+        {"by stage": _per_stage(records, black)} | ({"samples": parts} if parts else {}),
     )
+
+
+def _part(records: pd.DataFrame, stage: Stage) -> dict[str, Any] | None:
+    """What a search of a part of the survivors says of the others; None if it is not one."""
+    rows = rows_of(records, stage)
+    asked = int((rows["forward_passes"] > 0).sum())
+    left = len(right_when_clean(records) - _broken_before(records, stage))
+    if stage.sample is None or not asked or asked >= left:
+        return None
+    broke = len(broken_by(records).get(stage.condition, set()))
+    if broke:
+        # The others were attacked too.
+        return None
+    most = wilson(0, asked).high * left / images_of(records)
+    return {
+        "attack": stage.attack,
+        "asked": asked,
+        "of": left,
+        "at most": most,
+        "sentence": f"{wording.attack(stage.attack)} was asked for {asked} of {left} survivors and "
+        f"broke none, so that it would break at most {100 * most:.1f} points (95 %).",
+    }
 
 
 def noise_survives(records: pd.DataFrame, size: Size, fooled: Sequence[int], draws: int) -> Finding:
@@ -282,6 +359,17 @@ def noise_survives(records: pd.DataFrame, size: Size, fooled: Sequence[int], dra
         share,
         {"images": missed[:20]},
     )
+
+
+def _broken_before(records: pd.DataFrame, stage: Stage) -> set[int]:
+    """The ids of the images that earlier stages of the same norm and size broke."""
+    found: set[int] = set()
+    for condition, images in broken_by(records).items():
+        if condition == stage.condition:
+            break
+        if (condition.norm, condition.epsilon) == stage.size:
+            found |= images
+    return found
 
 
 def _per_stage(records: pd.DataFrame, stages: Sequence[Stage]) -> dict[str, float]:

@@ -24,8 +24,9 @@ from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, pa
 from robustsnn.evaluation.judging import COUNTS, judged
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.evaluation.progress import Progress
+from robustsnn.evaluation.rounds import Round, rest_after, sampled
 from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, Size
 
 #: The name of the proposals in a part. They are not examples yet.
 PROPOSAL = "proposal"
@@ -114,6 +115,8 @@ class Cascade:
         self._network = plan.subject.load()
         self._second = plan.substitute.load() if plan.substitute else None
         self._frames = [clean]
+        # The finished rounds of entries that have several, by the norm and size and the entry.
+        self._rounds: dict[tuple[Size, str], list[Round]] = {}
         self._attacked: list[NDArray[np.int64]] = []
         self._broken: list[NDArray[np.bool_]] = []
 
@@ -122,11 +125,31 @@ class Cascade:
         return int(self._lines[task.size].surviving.sum())
 
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
-        """The positions of the images that a task attacks, pooled over the whole data set."""
+        """The positions of the images that a task attacks, pooled over the whole data set.
+
+        A round attacks nothing if the one before it found that the entry has converged, or that
+        it breaks none of a sample.
+        """
         # A ball of radius 0 holds only the image itself; there is nothing to look for.
         survivors = np.flatnonzero(self._lines[task.size].surviving & (task.threat.radius > 0))
+        survivors = self._in_round(task, survivors)
         size = together(self._plan)
         return [survivors[i : i + size] for i in range(0, len(survivors), size)]
+
+    def _in_round(self, task: Task, survivors: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of the survivors that the round of a task attacks."""
+        plan = self._plan
+        before = self._rounds.get((task.size, task.family), [])[: task.round]
+        if task.until is not None:
+            asked = before[task.until.least - 1 :]
+            done = any(task.until.reached(one.broken, len(plan.images)) for one in asked)
+            return survivors[:0] if done else survivors
+        if task.sample is None:
+            return survivors
+        if task.round == 0:
+            return survivors[sampled(plan.images.ids[survivors], task.sample)]
+        # Before the sample is attacked, all others may follow.
+        return rest_after(before, survivors) if before else survivors
 
     def resolved(self, task: Task) -> Task:
         """The task with the estimator that it runs with, which replaces `best`."""
@@ -200,6 +223,9 @@ class Cascade:
             line.source[where[better]] = at[better]
         if task.probe:
             line.probes.append(Ranked(task.estimator, margins))
+        if task.until is not None or task.sample is not None:
+            now = Round(where, int(np.sum(~(margins[where] < 0))))
+            self._rounds.setdefault((task.size, task.family), []).append(now)
         self._frames.append(rows)
         self._attacked.append(where)
         self._broken.append(~(margins < 0))

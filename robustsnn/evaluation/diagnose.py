@@ -106,6 +106,7 @@ def stages_of(plan: Plan) -> list[Stage]:
             estimator=named(task),
             probe=task.probe,
             substitute=task.substitute,
+            rounds=task,
         )
         for task in plan.tasks
     ]
@@ -120,6 +121,7 @@ def stage_of(
     estimator: str,
     probe: bool,
     substitute: bool,
+    rounds: Task | None = None,
 ) -> Stage:
     """An attack at one size as a stage.
 
@@ -131,6 +133,7 @@ def stage_of(
         estimator: The estimator as records name it.
         probe: Whether the attack is there to rank that estimator.
         substitute: Whether the attack crafts on a second network.
+        rounds: The task, which may be one of several rounds of its entry; None if that is unknown.
     """
     free = bool(getattr(attack, "gradient_free", False))
     return Stage(
@@ -146,7 +149,19 @@ def stage_of(
         restarts=_plain(getattr(attack, "restarts", None)),
         queries=_plain(getattr(attack, "queries", None)),
         warm=bool(getattr(attack, "warm", False)),
+        **_round(rounds),
     )
+
+
+def _round(task: Task | None) -> dict[str, Any]:
+    """What a stage holds of a task that is one of several rounds of its entry."""
+    if task is None or (task.until is None and task.sample is None):
+        return {}
+    return {
+        "family": task.family,
+        "gain": task.until.gain if task.until else None,
+        "sample": task.sample if task.round == 0 else None,
+    }
 
 
 def _plain(value: object) -> object:

@@ -20,13 +20,16 @@ from robustsnn.adversary.contract import Attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.content import digest, files_in
 from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
+from robustsnn.common.wording import slug
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
+from robustsnn.evaluation.entry import Entry
 from robustsnn.evaluation.inputs import check_fit, check_order, images_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
-from robustsnn.evaluation.suites import Entry, Suite
+from robustsnn.evaluation.suites import Suite
+from robustsnn.evaluation.until import Until
 from robustsnn.foreign.check import IMAGES as CHECKED
 from robustsnn.foreign.check import check
 from robustsnn.foreign.original import compare_with_original
@@ -51,6 +54,11 @@ class Task:
         estimator: The estimator as the suite has it, or `best`.
         substitute: Whether the attack crafts on a second network.
         probe: Whether the attack also ranks its estimator.
+        until: When the attack has converged, if it is a round of several; None for one that is not.
+        family: The slug of its entry, which all rounds share.
+        round: The number of the round, from 0.
+        sample: The number of survivors that round 0 attacks, if round 1 attacks the others only
+            where one of them broke; None for an attack on all survivors.
     """
 
     label: str
@@ -60,10 +68,17 @@ class Task:
     estimator: str
     substitute: bool
     probe: bool = False
+    until: Until | None = None
+    family: str = ""
+    round: int = 0
+    sample: int | None = None
 
     @property
     def stream(self) -> str:
         """The name of the stream of its draws; probes share one, to be ranked from one start."""
+        if self.sample is not None:
+            # An image has the same draws whether or not it is one of the sample.
+            return self.family
         return "probe" if self.probe else self.slug
 
     @property
@@ -322,17 +337,22 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
                     f"{entry.attack} works in {' and '.join(norms)} only, not in {norm}: choose "
                     "another attack or norm."
                 )
-            tasks.append(
+            tasks += [
                 Task(
-                    label=entry.label,
-                    slug=entry.slug,
-                    attack=attack,
+                    label=label,
+                    slug=slug(label),
+                    attack=load_attack(spec),
                     threat=ThreatModel(norm, epsilon),
                     estimator=entry.estimator.strip(),
                     substitute=entry.substitute or attack.kind == "transfer",
                     probe=entry.probe,
+                    until=entry.until,
+                    family=entry.slug,
+                    round=place,
+                    sample=entry.sample,
                 )
-            )
+                for place, (label, spec) in enumerate(entry.runs)
+            ]
     return tuple(tasks)
 
 

@@ -8,17 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from robustsnn.adversary.catalogue import attack_names
 from robustsnn.common.content import files_in, folder
 from robustsnn.common.epsilon import norm as norm_named
 from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of, sizes
@@ -27,12 +18,16 @@ from robustsnn.common.kinds import BEST, NORMS
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.common.wording import slug
 from robustsnn.errors import InputError, unknown
-from robustsnn.records.schema import CLEAN, WORST_CASE
+from robustsnn.evaluation.entry import (
+    LONGEST_LABEL,
+    NETWORKS,
+    Entry,
+    Epsilon,
+    Strict,
+    as_text,
+    check_attack,
+)
 
-RESERVED = (CLEAN, WORST_CASE)
-LONGEST_LABEL = 60
-#: The kinds of networks: without spikes, and with spikes.
-NETWORKS = ("ann", "snn")
 #: The fields that older suites do not have, and the values with which they change nothing.
 _LATER = {
     "draws": 1,
@@ -42,94 +37,17 @@ _LATER = {
     "least_classes": 2,
     "deterministic": False,
     "energy": False,
+    "until": None,
+    "sample": None,
 }
-
-
-def _text(value: Any) -> Any:
-    # YAML reads 0.031 and 0 as numbers; epsilon is kept as text.
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _epsilons(value: Any) -> Any:
     several = isinstance(value, list | tuple)
-    return [_text(v) for v in value] if several else [_text(value)]
+    return [as_text(v) for v in value] if several else [as_text(value)]
 
 
-def _valid_epsilon(text: str) -> str:
-    try:
-        size_of(text)
-    except InputError as error:
-        raise ValueError(str(error)) from None
-    return text
-
-
-def _valid_attack(spec: str) -> str:
-    try:
-        _check_attack(spec)
-    except InputError as error:
-        raise ValueError(str(error)) from None
-    return spec
-
-
-def _valid_label(label: str) -> str:
-    if not slug(label) or slug(label) in RESERVED:
-        raise ValueError(f"the label {label!r} is reserved or empty: choose another")
-    return label
-
-
-Epsilon = Annotated[str, AfterValidator(_valid_epsilon)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Entry(_Strict):
-    """One attack of a suite.
-
-    Attributes:
-        label: The label that tables show.
-        attack: The specification of the attack.
-        estimator: The specification of the gradient estimator. In a cascade it may be `best`: the
-            estimator whose probe came closest to breaking the images that survived all probes.
-        norm: The norm in place of the suite's.
-        epsilon: The size in place of the suite's.
-        substitute: Whether the attack crafts on a second network (black box).
-        probe: Whether the entry also ranks its estimator; in a cascade only.
-        kinds: The kinds of networks that the entry is meant for, `ann` or `snn`; None for both.
-        least_classes: The least number of classes that such a network has.
-        deterministic: Whether such a network must not draw.
-    """
-
-    label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
-    attack: Annotated[str, AfterValidator(_valid_attack)]
-    estimator: str = "bptt"
-    norm: Literal["Linf", "L2"] | None = None
-    epsilon: Annotated[Epsilon | None, BeforeValidator(_text)] = None
-    substitute: bool = False
-    probe: bool = False
-    kinds: Annotated[tuple[Literal["ann", "snn"], ...] | None, Field(min_length=1)] = None
-    least_classes: Annotated[int, Field(ge=2)] = 2
-    deterministic: bool = False
-
-    def runs_on(self, kind: str, classes: int, stochastic: bool) -> bool:
-        """Whether the entry is meant for such a network.
-
-        Args:
-            kind: The kind of the network, `ann` or `snn`.
-            classes: The number of classes.
-            stochastic: Whether the network draws.
-        """
-        fits = self.kinds is None or kind in self.kinds
-        return fits and classes >= self.least_classes and not (stochastic and self.deterministic)
-
-    @property
-    def slug(self) -> str:
-        """The label in the form of the column `attack` in records."""
-        return slug(self.label)
-
-
-class Suite(_Strict):
+class Suite(Strict):
     """What is run on a model; the clean images are always part of it.
 
     Attributes:
@@ -171,7 +89,8 @@ class Suite(_Strict):
         if len({size_of(e) for e in self.epsilon}) < len(self.epsilon):
             raise ValueError("epsilon: the same size is given twice: drop one")
         for kind in NETWORKS:
-            slugs = [e.slug for e in self.entries if e.kinds is None or kind in e.kinds]
+            entries = [e for e in self.entries if e.kinds is None or kind in e.kinds]
+            slugs = [slug(label) for entry in entries for label, _ in entry.runs]
             for one in slugs:
                 if slugs.count(one) > 1:
                     raise ValueError(
@@ -183,6 +102,11 @@ class Suite(_Strict):
                 "drop one"
             )
         for place, entry in enumerate(self.entries):
+            rounds = [name for name in ("until", "sample") if getattr(entry, name) is not None]
+            if rounds and not self.cascade:
+                raise ValueError(
+                    f"entries.{place}: {rounds[0]} works in a cascade only: add cascade: true"
+                )
             self._check_probing(place, entry)
         return self
 
@@ -369,7 +293,7 @@ def suite_of(attacks: Sequence[str], epsilon: str = "8/255", norm: str = "Linf")
     norm, epsilon = norm_named(norm) or "Linf", sizes(epsilon) or "8/255"
     entries = []
     for spec in attacks:
-        _check_attack(spec)
+        check_attack(spec)
         head, _, rest = spec.partition(":")
         label = slug(f"{Path(head).stem if head.endswith('.py') else head}-{rest}")
         entries.append(
@@ -393,16 +317,6 @@ def _short(label: str) -> str:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:8]
     return f"{label[: LONGEST_LABEL - 9].rstrip('-.')}-{digest}"
-
-
-def _check_attack(spec: str) -> None:
-    """Refuse an attack that does not exist, without loading an attack that does."""
-    head = spec.strip().partition(":")[0].strip()
-    if head.endswith(".py") or "/" in head:
-        if not Path(head).expanduser().is_file():
-            raise InputError(f"no attack file {head!r}: give the path of an existing .py file.")
-    elif head not in attack_names():
-        raise unknown("attack", head, attack_names())
 
 
 def _validated(document: dict[str, Any], where: str, path: Path | None = None) -> Suite:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,7 +191,9 @@ def survivors(records: pd.DataFrame, size: Size | None = None) -> set[int]:
     return {int(image) for image in every.index[every]}
 
 
-def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
+def own_rows(
+    records: pd.DataFrame, cascade: bool, rounds: Collection[Condition] = ()
+) -> NDArray[np.bool_]:
     """Whether an attack made each record itself, bool `[row]`; true for clean images.
 
     In a cascade every attack has a row for each image, and the rows after the attack that broke an
@@ -201,6 +203,8 @@ def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
     Args:
         records: Every record of a run, in the order in which they were made.
         cascade: Whether each attack saw only the survivors of those before it.
+        rounds: The attacks that may leave survivors alone, as a round does that is not needed; they
+            made the rows that took passes, or that broke an image.
     """
     own = np.ones(len(records), dtype=bool)
     if not cascade:
@@ -217,6 +221,9 @@ def own_rows(records: pd.DataFrame, cascade: bool) -> NDArray[np.bool_]:
         size = Size(*size_of)
         before = surviving.setdefault(size, right_when_clean(records))
         seen = np.isin(images[rows], list(before)) & (parse_epsilon(size.epsilon) > 0)
+        if Condition(attack, *size) in rounds:
+            took = records["forward_passes"].to_numpy()[rows] > 0
+            seen &= took | broken[rows]
         own[rows] = seen
         before.difference_update(images[rows][seen & broken[rows]].tolist())
     return own

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from robustsnn.evaluation.entry import Entry
 from robustsnn.evaluation.plan import prepare
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Evaluation, run
-from robustsnn.evaluation.suites import Entry, Suite
+from robustsnn.evaluation.suites import Suite
 from robustsnn.models.subject import subject_of
 from robustsnn.records.schema import CLEAN
 from robustsnn.records.summary import survivors

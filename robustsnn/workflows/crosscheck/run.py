@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustsnn.common.files import expanded, write_atomically
+from robustsnn.common.wording import slug
 from robustsnn.errors import InputError
+from robustsnn.evaluation.entry import Entry
 from robustsnn.evaluation.request import Request
-from robustsnn.evaluation.suites import Entry, Suite, load_suite
+from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.workflows.crosscheck.page import frame, markdown
 from robustsnn.workflows.crosscheck.rows import OURS, PEERS, Crosscheck, join
 
@@ -165,7 +167,7 @@ def crosschecked(
     output = expanded(output)
     runs = list(zip((OURS, PEERS), plans, strict=True))
     done = run_all(runs, output, progress=progress, command=command)
-    labels = {entry.slug: entry.label for entry in second.entries}
+    labels = {slug(label): label for entry in second.entries for label, _ in entry.runs}
     rows = join(done[0].records, done[1].records, labels)
     found = Crosscheck(output, subject.name, rows, left_out)
     write_atomically(output / "crosscheck.csv", frame(rows).to_csv(index=False).encode())
