@@ -84,6 +84,8 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
     inside = network.inner if isinstance(network, Wrapped) else network
     return Manifest(
         identity=plan.identity,
+        basis=plan.basis,
+        function=dataclasses.asdict(plan.function) if plan.function else None,
         command=tuple(command),
         versions=versions(),
         model=plan.subject.name,

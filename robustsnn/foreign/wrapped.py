@@ -23,10 +23,11 @@ from robustsnn.foreign.library import Unknown
 from robustsnn.foreign.reach import Found, Reach
 from robustsnn.foreign.replay import Replay, handled, settings_of
 from robustsnn.foreign.twin import Twins
+from robustsnn.models.calling import AT_ONCE, call
 from robustsnn.snn.backward_rule import spiking_layers
 
 #: What a wrapped network says of itself only if the network inside says it.
-SAID_INSIDE = ("stochastic", "classes", "input_shape")
+SAID_INSIDE = ("stochastic", "classes", "input_shape", AT_ONCE)
 
 
 class Wrapped(nn.Module):
@@ -106,7 +107,7 @@ class Wrapped(nn.Module):
         with self._registered():
             self.reset()
             try:
-                logits = self.inner(images, **keys)
+                logits = call(self.inner, images, **keys)
             finally:
                 # Nothing of a pass stays behind: neither its graph nor a state.
                 self.reset()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.models.calling import call
 from robustsnn.snn.encoding import latency, poisson
 
 ENCODINGS = ("direct", "poisson", "latency")
@@ -117,18 +118,18 @@ class Shaped(nn.Module):
         count = len(images)
         if self.shape.steps is None:
             inside = {"keys": keys} if getattr(self.inner, "stochastic", False) else {}
-            found = _picked(self.inner(images, **inside), self.shape, self.inner)
+            found = _picked(call(self.inner, images, **inside), self.shape, self.inner)
             if found.dim() == 3 and found.shape[0] == found.shape[1] == count:
                 # Which axis is time shows only if the batch has another length.
                 more = torch.cat([images, images[-1:]])
                 if inside and keys is not None:
                     inside = {"keys": torch.cat([keys, keys[-1:]])}
-                found = _picked(self.inner(more, **inside), self.shape, self.inner)
+                found = _picked(call(self.inner, more, **inside), self.shape, self.inner)
                 return self._decoded(found, count + 1)[:count]
             return self._decoded(found, count)
         sequence = self._encoded(images, keys)
         if self._takes_sequence():
-            output = self.inner(torch.stack(list(sequence)))
+            output = call(self.inner, torch.stack(list(sequence)))
             found = _picked(output, self.shape, self.inner)
             if found.dim() == 2 and len(found) == self.shape.steps * count:
                 found = found.unflatten(0, (self.shape.steps, count))
@@ -161,7 +162,7 @@ class Shaped(nn.Module):
         state: Any = None
         found = []
         for step, image in enumerate(sequence):
-            output = self.inner(image, state) if passes and step else self.inner(image)
+            output = call(self.inner, image, *([state] if passes and step else []))
             if passes and isinstance(output, tuple) and len(output) > 1:
                 state = output[1] if len(output) == 2 else output[1:]
             found.append(_picked(output, self.shape, self.inner))
