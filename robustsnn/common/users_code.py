@@ -20,7 +20,7 @@ from robustsnn.errors import InputError
 #: How the modules of the user's own files begin, which are loaded by their path.
 USERS = "robustsnn_user_"
 #: Where a library runs a network: its layers, its hooks, its gradient.
-_RUN_BY = ("torch.nn.", "torch.autograd", "torch.jit", "torch._dynamo", "torch.fx", "torch._ops")
+_RUN_BY = ("torch.nn.modules.module", "torch.autograd", "torch.jit", "torch._dynamo", "torch.fx")
 #: What the messages of torch and of Python say when memory runs out.
 _MEMORY = ("can't allocate memory", "out of memory")
 
@@ -68,7 +68,7 @@ def users_code(what: str, *, all_of_it: bool = False, network: Any = None) -> It
         >>> with users_code("the factory", all_of_it=True):
         ...     raise KeyError("width")
         Traceback (most recent call last):
-        robustsnn.common.users_code.UsersCodeError: the factory failed (...
+        robustsnn.common.users_code.UsersCodeError: the factory failed: KeyError: 'width'; ...
     """
     try:
         yield

@@ -49,7 +49,7 @@ def identity_of(
         second: The model that black-box attacks craft on, if there are any.
         files: The paths and digests of the user's own attacks and estimators.
     """
-    function = function_of(subject.load, images.shape)
+    function = _function(subject, images)
     others = {
         "data": [images.fingerprint, images.name, len(images)],
         # If the content of a user's own file changes, it is another suite.
@@ -68,6 +68,10 @@ def identity_of(
     return Identity(digest(function.digest), function, digest(function.contents))
 
 
+def _function(subject: Subject, images: Images) -> Function | None:
+    return None if subject.described else function_of(subject.load, images.shape)
+
+
 def _computed(subject: Subject, images: Images) -> Any:
-    function = function_of(subject.load, images.shape)
+    function = _function(subject, images)
     return [subject.identity, function.digest] if function else subject.identity

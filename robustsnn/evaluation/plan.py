@@ -150,7 +150,8 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         subject = recomputing(subject, request.recompute)
     if images is None:
         images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
-    subject = at_its_size(subject, images.tensor(slice(0, 1)), [request.batch_size])
+    one = images.tensor(slice(0, 1)).to(request.device)
+    subject = at_its_size(subject, one, [request.batch_size])
     network = checked(subject, images, request.device)
     check_fit(network, subject.name, images)
     check_order(subject, images)
@@ -393,7 +394,8 @@ def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
         # The name comes from the file of a checkpoint, so its errors name that checkpoint.
         second = _named_substitute(named, subject, request.device)
     check_fit(second.load(), f"the substitute {second.name}", images)
-    return second
+    one = images.tensor(slice(0, 1)).to(request.device)
+    return at_its_size(second, one, [request.batch_size])
 
 
 def _named_substitute(named: object, subject: Subject, device: str) -> Subject:

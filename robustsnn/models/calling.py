@@ -134,7 +134,8 @@ def fixed_batch(network: nn.Module, image: Tensor, sizes: list[int]) -> int | No
                 found = call(network, image.expand(count, *image.shape[1:]).contiguous(), **keys)
         except Exception:
             return False
-        return isinstance(found, Tensor) and found.dim() == 2 and len(found) == count
+        # What is not logits at all is told by its shape, where it is decoded.
+        return not isinstance(found, Tensor) or found.dim() != 2 or len(found) == count
 
     return None if takes(ANY) else next((size for size in sizes if takes(size)), None)
 
@@ -181,7 +182,7 @@ def _is_compiled(module: nn.Module) -> bool:
 def take_at_once(network: nn.Module, size: int) -> nn.Module:
     """The same network, which is given that many images at a time from now on."""
     setattr(network, AT_ONCE, size)
-    inner = getattr(network, "inner", None)
-    if isinstance(inner, nn.Module) and type(network).__module__.startswith("robustsnn."):
-        setattr(inner, AT_ONCE, size)
+    if hasattr(network, "reach"):
+        # Its check calls the network inside by itself.
+        setattr(network.inner, AT_ONCE, size)
     return network

@@ -28,7 +28,8 @@ class Subject:
     `load` returns a new network each time, in evaluation mode and frozen; `identity` changes with
     its structure, weights and masks, and with the files of a factory (see `models.function` for
     the rest of what it computes); `sha256` is that of its weights; `origin` is the place that it
-    came from; `meta` is the `meta` of a checkpoint; `at_once` is the number of images that it takes
+    came from; `meta` is the `meta` of a checkpoint; `described` says whether it is one, so that its
+    weights and settings say all that it computes; `at_once` is the number of images that it takes
     at a time, if it takes no other.
     """
 
@@ -38,6 +39,7 @@ class Subject:
     sha256: str
     origin: str
     meta: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    described: bool = False
     at_once: int | None = None
 
 
@@ -123,6 +125,7 @@ def checkpoint_subject(
         checkpoint.sha256,
         str(checkpoint.folder.resolve()),
         checkpoint.meta,
+        described=True,
     )
 
 
@@ -134,6 +137,8 @@ def at_its_size(subject: Subject, image: Tensor, sizes: Sequence[int | None]) ->
         image: One image, `[1, channel, height, width]`.
         sizes: Numbers of images to try first, if it does not take any number of them.
     """
+    if subject.described:
+        return subject
     network = subject.load()
     declared = getattr(network, "batch_size", None)
     tried = [*sizes, declared if isinstance(declared, int) else None, *(2**n for n in range(9))]

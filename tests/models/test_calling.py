@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.utils.data import DataLoader, Dataset
 
 import robustsnn
 from robustsnn.errors import InputError
@@ -280,6 +281,37 @@ def test_an_exception_in_the_middle_of_an_attack() -> None:
     images = IMAGES * 0.9
     with pytest.raises(InputError, match=r"OverflowError: too bright"):
         robustsnn.evaluate(Late(), (images, LABELS), attack="pgd:steps=3", epsilon=1.0)
+
+
+class Unreadable(Dataset[Any]):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        if index > 3:
+            raise OSError("no such picture")
+        return IMAGES[index], int(LABELS[index])
+
+
+class RaisingAttack:
+    kind = "fixed-epsilon"
+
+    def __call__(self, victim: Any, images: Any, labels: Any, threat: Any, rng: Any) -> Any:
+        raise ArithmeticError("of the attack")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"data": Unreadable(), "attack": "fgsm"}, "the data failed.*OSError: no such picture"),
+        ({"data": DataLoader(Unreadable()), "attack": "fgsm"}, "the data failed.*OSError"),
+        ({"data": (IMAGES, LABELS), "attack": RaisingAttack()}, "the attack.*ArithmeticError: of"),
+    ],
+)
+def test_data_and_attacks_that_raise(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as caught:
+        robustsnn.evaluate(plain(), **given)
+    assert f"{Path(__file__).name}, line " in str(caught.value)
 
 
 def test_a_layer_of_torch_is_named() -> None:
