@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -116,7 +118,7 @@ class Neuron(nn.Module):
         return -x if self.training else x
 
 
-def _with_threshold(self: nn.Module) -> None:
+def _with_threshold(self: Any) -> None:
     nn.Module.__init__(self)
     self.v_threshold = 1.0
 

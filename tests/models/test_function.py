@@ -189,9 +189,11 @@ def hook_before(factor: float) -> nn.Module:
 
 def hook_of_the_gradient(factor: float) -> nn.Module:
     network = Plain()
-    network.linear.register_full_backward_hook(
-        lambda module, inner, outer: tuple(None if g is None else g * factor for g in inner)
-    )
+
+    def scale(module: nn.Module, inner: Any, outer: Any) -> Any:
+        return tuple(None if gradient is None else gradient * factor for gradient in inner)
+
+    network.linear.register_full_backward_hook(scale)
     return network
 
 
@@ -504,7 +506,7 @@ def test_neurons_of_spikingjelly() -> None:
         {"detach_reset": True},
         {"decay_input": False},
         {"surrogate_function": surrogate.ATan(alpha=3.0)},
-        {"surrogate_function": surrogate.Sigmoid(alpha=4.0)},
+        {"surrogate_function": surrogate.Sigmoid(alpha=2.0)},
     ]
     found = [identity(build(**settings)) for settings in variants]
     assert len(set(found)) == len(found)
