@@ -91,7 +91,8 @@ class Keeping(Base):
         super().__init__()
         self.kept: dict[str, Any] = {"all": []}
         self.net[1].register_forward_hook(self.keep)
-        self.scale = self.net[1].weight.sum() * 0 + 1
+        weight: Any = self.net[1].weight
+        self.scale = weight.sum() * 0 + 1
         self.state = torch.zeros(1, 3, requires_grad=True)
 
     def keep(self, module: nn.Module, given: Any, out: Tensor) -> None:
