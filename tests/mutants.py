@@ -19,7 +19,10 @@ from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.level import CRITERIA
 
 #: Where diagnostics are tested; the quickest first.
-WHERE = ("test_diagnostics.py", "test_preflight.py", "test_probe.py", "test_indicators.py")
+WHERE = (
+    *("test_diagnostics.py", "test_clean.py", "test_preflight.py", "test_probe.py"),
+    "test_indicators.py",
+)
 #: Diagnostics that change no level, by their slugs, beside those of the rules; and measures that
 #: never flag, which lose their name in place of their flag.
 NOTES = ("unavailable-gradients", "silent-success", "incomplete-optimisation", "few-classes")

@@ -18,6 +18,7 @@ from robustsnn.common.randomness import derive, positions
 from robustsnn.estimators.base import Estimator, Found
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.batching import micro_batch_for, padding
+from robustsnn.models.calling import call, calling
 from robustsnn.snn.draws import mean_of_draws
 
 
@@ -84,7 +85,7 @@ class Victim:
         if start is not None and len(start) != len(ids):
             raise ValueError("start holds another number of images")
         self._network = network
-        self._pass: Callable[..., Tensor] = network
+        self._pass: Callable[..., Tensor] = partial(call, network)
         self._counting = Counting(network)
         self.estimator = estimator
         self.start = start
@@ -270,7 +271,12 @@ class Victim:
         # All draws of an image go through the network together.
         size = max(1, self.micro_batch // self.draws)
         parts: list[Found] = []
-        with torch.inference_mode(False), torch.enable_grad(), self._attacked():
+        with (
+            calling(self._network),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            self._attacked(),
+        ):
             for begin in range(0, len(images), size):
                 here = slice(begin, begin + size)
                 some = labels[here].clone()

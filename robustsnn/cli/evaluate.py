@@ -25,6 +25,7 @@ from robustsnn.cli.screen import (
     print_crosscheck,
     print_json,
     print_page,
+    print_reprinted,
     print_run,
     progress,
 )
@@ -70,6 +71,8 @@ def evaluate(
     folder = output if output is not None else plan.default_folder
     with progress(about_images(plan.images)) as told:
         done = run(plan, folder, command=asked(), progress=told)
+    if done.reprinted:
+        print_reprinted(done.manifest, request)
     if json_output:
         said = {"flags": list(done.manifest.flags), "verdict": done.manifest.verdict}
         print_json(folder, done.results, **said)
@@ -100,7 +103,11 @@ def compare(
 
     use_threads(request.threads)
     with progress(about_images(request.images)) as told:
-        page = finished(request, output=output, progress=told, command=asked()).page
+        compared = finished(request, output=output, progress=told, command=asked())
+    page = compared.page
+    for done in compared.evaluations.values():
+        if done.reprinted:
+            print_reprinted(done.manifest, request)
     if json_output:
         from robustsnn.records.runs import load_runs
         from robustsnn.workflows.report import runs_of
@@ -145,6 +152,8 @@ def crosscheck(
     use_threads(request.threads)
     with progress(about_images(request.images)) as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
+    for manifest in found.reprinted:
+        print_reprinted(manifest, request)
     if json_output:
         from robustsnn.workflows.crosscheck.page import frame
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from robustsnn.evaluation.request import Request
+    from robustsnn.records.manifest import Manifest
     from robustsnn.workflows.crosscheck.rows import Crosscheck
 
 
@@ -85,6 +87,28 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
             bar.update(task, description=what, completed=done, total=total)
 
         yield shown
+
+
+def print_reprinted(manifest: Manifest, request: Request) -> None:
+    """Say on stderr when a run was made, and what was asked for now and not used.
+
+    Args:
+        manifest: The manifest of the run, which was there already.
+        request: What is asked for now.
+    """
+    used: dict[str, tuple[Any, list[Any]]] = {
+        "--threads": (request.threads, [manifest.threads]),
+        "--batch-size": (request.batch_size, [manifest.batch_size, manifest.batch_size_asked]),
+        "--recompute": (request.recompute, [manifest.recompute]),
+        "--device": (request.device, [manifest.device]),
+    }
+    unused = [
+        f"{option} {value} was not used, it was {before[0]}"
+        for option, (value, before) in used.items()
+        if value is not None and value not in before
+    ]
+    said = "; ".join([f"{manifest.model}: {manifest.made}, not computed again", *unused])
+    print(f"robustsnn: {said}.", file=sys.stderr)
 
 
 def print_run(folder: Path) -> None:

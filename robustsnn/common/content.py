@@ -18,10 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from robustsnn.common.users_code import USERS, reason_of, where_of
 from robustsnn.errors import InputError, unknown
-
-#: How the modules of the user's own files begin.
-USERS = "robustsnn_user_"
 
 
 def folder(package: str) -> Path:
@@ -164,7 +162,7 @@ def _loaded(path: Path, what: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(
-            f"{what} file {str(path)!r} does not load: {type(error).__name__}: {error}."
+            f"{what} file {str(path)!r} does not load: {reason_of(error)} ({where_of(error)})."
         ) from error
     except BaseException:
         del sys.modules[name]

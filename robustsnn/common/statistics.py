@@ -57,6 +57,30 @@ def wilson(correct: int, n: int, level: float = 0.95) -> Interval:
     return Interval(low, high)
 
 
+def binomial_tail(least: int, n: int, p: float) -> float:
+    """The probability of at least so many successes among `n` trials of probability `p`.
+
+    >>> round(binomial_tail(2, 3, 0.5), 6)
+    0.5
+
+    Raises:
+        ValueError: If `p` is outside [0, 1] or a count is negative.
+    """
+    if least < 0 or n < 0 or not 0 <= p <= 1:
+        raise ValueError(f"no tail of {least} or more of {n} trials of probability {p}")
+    if least == 0 or p == 1:
+        return float(least <= n)
+    if p == 0:
+        return 0.0
+    scale = math.lgamma(n + 1)
+    terms = [
+        scale - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p)
+        + (n - k) * math.log1p(-p)
+        for k in range(least, n + 1)
+    ]  # fmt: skip
+    return min(1.0, math.fsum(map(math.exp, terms)))
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """The two-sided exact McNemar p-value for discordant counts `b` and `c`.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustsnn.diagnosis.clean import clean_at_chance
 from robustsnn.diagnosis.finding import Finding, of_check, of_measure
 from robustsnn.diagnosis.flags import by_row, flags_of
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
@@ -30,7 +31,7 @@ from robustsnn.diagnosis.stages import (
 )
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest
-from robustsnn.records.schema import Condition
+from robustsnn.records.schema import CLEAN, Condition
 from robustsnn.records.summary import own_rows, summarise, survivors
 
 
@@ -91,6 +92,9 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
         *_of_stages(own, stages, manifest.cascade, probed),
         total(rows, manifest.samples, manifest.probe_cost),
     ]
+    chance = clean_at_chance(records[records["attack"] == CLEAN], classes)
+    if chance.flagged:
+        measured.append(chance)
     if classes <= FEW_CLASSES:
         measured.append(few_classes(classes, manifest.left_out))
     flags = flags_of(

@@ -181,6 +181,15 @@ CRITERIA = (
     ),
     Criterion(
         "D10",
+        ("clean-at-chance",),
+        "C",
+        "B",
+        "Mend the network or its data first: check weights, normalisation, the numbers of the "
+        "classes and the reset of states on clean images, then run again.",
+        overestimates=False,
+    ),
+    Criterion(
+        "D10",
         ("ties", "saturated"),
         "B",
         "B",

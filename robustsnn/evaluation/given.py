@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
+from robustsnn.common.users_code import users_code
 from robustsnn.data.datasets import check_images
 from robustsnn.data.images import TensorSet
 from robustsnn.data.pixels import of_pil
@@ -62,7 +63,8 @@ def images_in_memory(data: Any, samples: int | None = None, class_names: Any = (
     if isinstance(data, list | tuple) and not _is_items(data):
         pixels, values = _of_pair(data)
     else:
-        pixels, values = _of_items(data, samples)
+        with users_code("the data"):
+            pixels, values = _of_items(data, samples)
     pixels = check_images(pixels)
     labels = _labels(values, len(pixels))[:samples]
     if samples is not None and samples > len(pixels):

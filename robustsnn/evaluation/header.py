@@ -87,6 +87,8 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
     shape = shaped.shape if isinstance(shaped, Shaped) else None
     return Manifest(
         identity=plan.identity,
+        basis=plan.basis,
+        function=dataclasses.asdict(plan.function) if plan.function else None,
         command=tuple(command),
         versions=versions(),
         model=plan.subject.name,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +19,16 @@ from torch import Tensor, nn
 
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
-from robustsnn.common.content import USERS
 from robustsnn.common.randomness import Rng
+from robustsnn.common.users_code import (
+    UsersCodeError,
+    is_users,
+    is_users_file,
+    out_of_memory,
+    reason_of,
+    through_users_file,
+    where_of,
+)
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Batch, Networks, _kept, inputs_of, labelled
@@ -235,7 +242,7 @@ def _propose(
 
 @contextlib.contextmanager
 def _users_mistakes(task: Task) -> Iterator[None]:
-    """Report in one line where a user's own attack, estimator or surrogate failed.
+    """Report in one line where a user's own attack, estimator, surrogate or network failed.
 
     A failure of ours keeps its traceback, since it is a bug.
     """
@@ -243,25 +250,13 @@ def _users_mistakes(task: Task) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
-        # Attacks, estimators and surrogates of the user's own are loaded under such names.
-        users = {
-            getattr(module, "__file__", None)
-            for name, module in sys.modules.items()
-            if name.startswith(USERS)
-        }
-        attack = getattr(sys.modules.get(type(task.attack).__module__), "__file__", None)
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in users]
-        if frames:
-            where = f"{frames[-1].filename}, line {frames[-1].lineno}"
-        elif attack in users:
-            where = str(attack)
-        else:
+    except (Exception, SystemExit) as error:
+        module = type(task.attack).__module__
+        file = getattr(sys.modules.get(module), "__file__", "") if is_users_file(module) else ""
+        if out_of_memory(error) or not (file or through_users_file(error) or is_users(error)):
             raise
-        raise InputError(
-            f"the attack {task.label} failed ({where}): {type(error).__name__}: {error}; mend it "
-            "and run the same command again."
-        ) from error
+        where = where_of(error) or str(file)
+        raise UsersCodeError(f"the attack {task.label}", where, reason_of(error)) from error
 
 
 def _admitted(threat: ThreatModel, proposals: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.users_code import out_of_memory
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.preflight import IMAGES, preflight
 from robustsnn.errors import InputError
@@ -19,7 +20,7 @@ from robustsnn.evaluation.inputs import check_classes
 from robustsnn.evaluation.plan import Plan, Task, follows_gradient
 from robustsnn.foreign.reach import Reach
 from robustsnn.foreign.wrapped import Wrapped
-from robustsnn.models.batching import out_of_memory, padding
+from robustsnn.models.batching import padding
 from robustsnn.models.scoring import finite_logits, score
 from robustsnn.snn.backward_rule import spiking_layers
 

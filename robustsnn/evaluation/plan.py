@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +23,7 @@ from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.entry import Entry
+from robustsnn.evaluation.identity import identity_of
 from robustsnn.evaluation.inputs import check_fit, check_order, images_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
@@ -36,8 +35,16 @@ from robustsnn.foreign.original import compare_with_original
 from robustsnn.foreign.wrap import adapted
 from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import micro_batch_for
+from robustsnn.models.calling import calling
+from robustsnn.models.function import Function
 from robustsnn.models.scoring import finite_logits
-from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
+from robustsnn.models.subject import (
+    Subject,
+    at_its_size,
+    checkpoint_subject,
+    recomputing,
+    subject_of,
+)
 from robustsnn.records.schema import Size
 from robustsnn.snn.backward_rule import spiking_layers
 
@@ -111,6 +118,8 @@ class Plan:
         recompute: The number of time steps between two membranes that are kept for a gradient.
         save_images: Whether every adversarial image is kept.
         identity: The sha256 of all that decides the records.
+        function: What a network of the user's own computes, which is part of the identity.
+        basis: The identity without what rounding may change in it; empty for our networks.
     """
 
     subject: Subject
@@ -127,6 +136,8 @@ class Plan:
     recompute: int | None
     save_images: bool
     identity: str
+    function: Function | None = None
+    basis: str = ""
 
     @property
     def default_folder(self) -> Path:
@@ -154,6 +165,8 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         subject = recomputing(subject, request.recompute)
     if images is None:
         images = images_of(request.images, subject, root=request.data_root, samples=request.samples)
+    one = images.tensor(slice(0, 1)).to(request.device)
+    subject = at_its_size(subject, one, [request.batch_size])
     network = checked(subject, images, request.device)
     check_fit(network, subject.name, images)
     check_order(subject, images)
@@ -174,15 +187,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
     files = tuple((str(path), digest(path)) for path in _files(suite))
-    identity = {
-        "model": subject.identity,
-        "data": [images.fingerprint, images.name, len(images)],
-        # If the content of a user's own file changes, it is another suite.
-        "suite": [suite.name, suite.version, suite.digest(), [sha256 for _, sha256 in files]],
-        "substitute": second.identity if second else None,
-        "seed": request.seed,
-        "save_images": request.save_images,
-    }
+    identity = identity_of(request, suite, subject, images, second, files)
     return Plan(
         subject=subject,
         images=images,
@@ -194,10 +199,12 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         substitute=second,
         seed=request.seed,
         device=request.device,
-        batch_size=request.batch_size or micro_batch_for(network),
+        batch_size=request.batch_size or subject.at_once or micro_batch_for(network),
         recompute=request.recompute,
         save_images=request.save_images,
-        identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        identity=identity.digest,
+        function=identity.function,
+        basis=identity.basis,
     )
 
 
@@ -268,8 +275,9 @@ def checked(subject: Subject, images: Images, device: str) -> nn.Module:
     network = subject.load()
     if isinstance(network, Wrapped):
         some = images.tensor(slice(0, CHECKED)).to(device)
-        compare_with_original(network, some)
-        check(network, some)
+        with calling(network):
+            compare_with_original(network, some)
+            check(network, some)
     return network
 
 
@@ -406,7 +414,8 @@ def _substitute(request: Request, subject: Subject, images: Images) -> Subject:
         # The name comes from the file of a checkpoint, so its errors name that checkpoint.
         second = _named_substitute(named, subject, request.device)
     check_fit(second.load(), f"the substitute {second.name}", images)
-    return second
+    one = images.tensor(slice(0, 1)).to(request.device)
+    return at_its_size(second, one, [request.batch_size])
 
 
 def _named_substitute(named: object, subject: Subject, device: str) -> Subject:

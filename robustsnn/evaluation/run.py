@@ -23,6 +23,7 @@ from robustsnn.evaluation import forms
 from robustsnn.evaluation.batch import Networks, batches_of, inputs_of, part_name
 from robustsnn.evaluation.cascade import Cascade, attack_survivors
 from robustsnn.evaluation.diagnose import probed
+from robustsnn.evaluation.earlier import identity_in, refuse_other_versions
 from robustsnn.evaluation.finished import Evaluation as Evaluation
 from robustsnn.evaluation.header import as_started, manifest_of, with_stages
 from robustsnn.evaluation.judging import attacked_batch, clean_batch
@@ -127,11 +128,12 @@ def run(
             batch_size_asked=plan.batch_size, preflight=[check.as_check() for check in checks]
         )
 
-    folder = open_folder(output, plan.identity, begun)
+    folder = open_folder(output, identity_in(output, plan), begun)
     manifest = folder.manifest()
     if manifest.done:
         folder.tidy()
         return _read(folder, manifest, reprinted=True)
+    refuse_other_versions(output, manifest)
     with _locked(output):
         # The batches on disk have the size that the run was started with.
         plan = as_started(plan, manifest)

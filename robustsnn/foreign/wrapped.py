@@ -22,12 +22,13 @@ from robustsnn.foreign.library import Unknown
 from robustsnn.foreign.reach import Found, Reach
 from robustsnn.foreign.replay import Replay, handled, settings_of
 from robustsnn.foreign.twin import Twins
+from robustsnn.models.calling import AT_ONCE, call
 from robustsnn.models.shapes import Shaped, not_logits
 from robustsnn.snn.backward_rule import spiking_layers
 from robustsnn.snn.neuron import LIF
 
 #: What a wrapped network says of itself only if the network inside says it.
-SAID_INSIDE = ("stochastic", "classes", "input_shape")
+SAID_INSIDE = ("stochastic", "classes", "input_shape", AT_ONCE)
 
 
 class Wrapped(nn.Module):
@@ -121,7 +122,7 @@ class Wrapped(nn.Module):
                 if isinstance(self.inner, Shaped):
                     self.inner.find_time_axis(images, keys.get("keys"), before=self.reset)
                 self.reset()
-                logits = self.inner(images, **keys)
+                logits = call(self.inner, images, **keys)
             finally:
                 # Nothing of a pass stays behind: neither its graph nor a state.
                 self.reset()

@@ -75,12 +75,3 @@ def largest_layer(network: Network) -> int:
         for handle in handles:
             handle.remove()
     return max(sizes)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a CPU or an accelerator."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        sign in str(error) for sign in ("can't allocate memory", "out of memory")
-    )

@@ -6,9 +6,7 @@ The exception is a model named `python.module:factory`, which is the user's own 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,10 @@ from torch.nn.utils import prune
 
 from robustsnn.common.files import expanded, write_atomically
 from robustsnn.errors import InputError
+from robustsnn.models.factory import from_factory
 from robustsnn.models.naming import is_factory, parse_factory
 from robustsnn.models.shapes import Shaped
 from robustsnn.models.sparse_file import packed, unpacked
-from robustsnn.models.weights import load_weights
 from robustsnn.models.zoo import refuse_nir, zoo_folder
 from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.snn.sparsity import weights_of
@@ -259,40 +257,8 @@ def load_model(
         named = parse_factory(text)
         if weights is not None and named.weights is not None:
             raise InputError(f"{text!r} names its weights already: drop --weights.")
-        network = _from_factory(named.factory, weights or named.weights).to(device)
+        network = from_factory(named.factory, weights or named.weights).to(device)
         return network if named.shape is None else Shaped(network, named.shape)
     if weights is not None:
         raise InputError(f"--weights goes with python.module:factory, not with {text!r}.")
     return load_network(read_checkpoint(name_or_path), device)
-
-
-def _from_factory(text: str, weights: Path | None) -> nn.Module:
-    """The network of `python.module:factory`; an attribute that is a network already will do."""
-    module_name, _, attribute = text.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"cannot find {text!r} ({error}): give module:factory, importable from here."
-        ) from None
-    # A network is callable too, with images, and must not be called here.
-    ready = isinstance(factory, nn.Module) or not callable(factory)
-    try:
-        network = factory if ready else factory()
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{text!r} failed ({type(error).__name__}: {error}): mend it, or name another."
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise InputError(f"{text!r} returned {type(network).__name__}, not a torch.nn.Module.")
-    if weights is not None:
-        # The states of neurons have the shape of the last batch, and are made anew in each pass.
-        states = [name for name, buffer in network.named_buffers() if buffer.numel() == 0]
-        load_weights(network, weights, repr(text), without=states)
-    network.eval()
-    network.requires_grad_(False)
-    return network

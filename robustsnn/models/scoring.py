@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.common.randomness import derive
+from robustsnn.common.users_code import UsersCodeError
 from robustsnn.errors import InputError
-from robustsnn.models.batching import out_of_memory, padding
+from robustsnn.models.batching import padding
+from robustsnn.models.calling import call
 from robustsnn.models.shapes import not_logits
 from robustsnn.snn.network import Network
 from robustsnn.snn.operations import counted
@@ -57,9 +59,9 @@ def score(
             keys = torch.tensor(
                 [derive(seed, "verdict", i, *which) for i in ids], dtype=torch.int64
             )
-            logits = network(chunk, keys=keys)
+            logits = call(network, chunk, keys=keys)
         else:
-            logits = network(chunk)
+            logits = call(network, chunk)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(chunk):
             raise not_logits(network, logits)
         found.append(logits[:real])
@@ -234,15 +236,11 @@ def finite_logits(
     """
     try:
         logits = score(network, images, image_ids, micro_batch, seed)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        if out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except UsersCodeError as error:
+        where = f"{error.where}: " if error.where else ""
         raise InputError(
             f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
-            f"({reason}): it must map pixels in [0, 1] to logits [batch, class]."
+            f"({where}{error.reason}): it must map pixels in [0, 1] to logits [batch, class]."
         ) from error
     if logits.shape[1] < 2:
         raise InputError(

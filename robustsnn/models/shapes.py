@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.models.calling import call
 from robustsnn.snn.encoding import latency, poisson
 
 ENCODINGS = ("direct", "poisson", "latency")
@@ -144,7 +145,7 @@ class Shaped(nn.Module):
             return self._decoded(found, count)
         sequence = self._encoded(images, keys)
         if self._takes_sequence():
-            output = self.inner(torch.stack(list(sequence)))
+            output = call(self.inner, torch.stack(list(sequence)))
             found = _picked(output, self.shape, self.inner)
             if found.dim() == 2 and len(found) == self.shape.steps * count:
                 found = found.unflatten(0, (self.shape.steps, count))
@@ -188,7 +189,7 @@ class Shaped(nn.Module):
         """What a network that makes its steps itself returns of what is decoded."""
         drawn = getattr(self.inner, "stochastic", False)
         inside = {} if keys is None or not drawn else {"keys": keys}
-        return _picked(self.inner(images, **inside), self.shape, self.inner)
+        return _picked(call(self.inner, images, **inside), self.shape, self.inner)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -225,7 +226,7 @@ class Shaped(nn.Module):
         state: tuple[Any, ...] = (None,) * sum(one.default is one.empty for one in takes)
         found = []
         for image in sequence:
-            output = self.inner(image, *state)
+            output = call(self.inner, image, *state)
             if takes and isinstance(output, tuple) and len(output) > 1:
                 state = _passed_on(self.inner, output[1:], takes)
             found.append(_picked(output, self.shape, self.inner))

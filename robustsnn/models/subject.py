@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustsnn.errors import InputError
+from robustsnn.models.calling import calling, fixed_batch, frozen, take_at_once, uncompiled
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.models.identity import digest_of
+from robustsnn.models.sources import sources_of
 from robustsnn.snn.copying import ANEW, copy_of
 from robustsnn.snn.network import Network
 
@@ -24,8 +26,11 @@ class Subject:
     """A model under evaluation.
 
     `load` returns a new network each time, in evaluation mode and frozen; `identity` changes with
-    anything that changes what the network computes; `sha256` is that of its weights; `origin` is
-    the place that it came from; `meta` is the `meta` of a checkpoint.
+    its structure, weights and masks, and with the files of a factory (see `models.function` for
+    the rest of what it computes); `sha256` is that of its weights; `origin` is the place that it
+    came from; `meta` is the `meta` of a checkpoint; `described` says whether it is one, so that its
+    weights and settings say all that it computes; `at_once` is the number of images that it takes
+    at a time, if it takes no other.
     """
 
     name: str
@@ -34,6 +39,8 @@ class Subject:
     sha256: str
     origin: str
     meta: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    described: bool = False
+    at_once: int | None = None
 
 
 def subject_of(
@@ -60,9 +67,9 @@ def subject_of(
         InputError: The model cannot be found or read.
     """
     if isinstance(model, nn.Module):
-        kept = copy_of(model if adapt is None else adapt(model))
-        kept.eval().requires_grad_(False)
-        digest = digest_of(kept)
+        with calling(model):
+            kept = frozen(copy_of(_adapted(uncompiled(model), adapt)))
+            digest = digest_of(kept)
         return Subject(
             name or str(getattr(model, "inner_name", type(model).__name__)),
             lambda: copy_of(kept).to(device),
@@ -75,8 +82,11 @@ def subject_of(
         # It is called once: a factory may draw new weights at every call, or always return one
         # and the same module.
         made = load_model(text, weights, device)
-        made = made if adapt is None else adapt(made)
-        digest = digest_of(made)
+        with calling(made):
+            made = _adapted(made, adapt)
+            digest = digest_of(made)
+        files = json.dumps(sources_of(text.partition(":")[0]))
+        identity = hashlib.sha256(f"{digest} {files}".encode()).hexdigest()
 
         def anew(network: nn.Module) -> nn.Module:
             # Nothing of the first network is held here, so that it can be forgotten.
@@ -86,7 +96,7 @@ def subject_of(
 
         # What cannot be copied, such as a lock, its factory makes anew.
         ANEW[made] = anew
-        return Subject(name or text, lambda: copy_of(made), digest, digest, text)
+        return Subject(name or text, lambda: copy_of(made), identity, digest, text)
     return checkpoint_subject(text, device=device, name=name)
 
 
@@ -110,6 +120,10 @@ def _like(network: nn.Module, again: nn.Module) -> nn.Module:
         f"the factory of {name} {said}, and that network cannot be copied: let it "
         "build a new and equal one."
     )
+
+
+def _adapted(network: nn.Module, adapt: Callable[[nn.Module], nn.Module] | None) -> nn.Module:
+    return network if adapt is None else adapt(network)
 
 
 def checkpoint_subject(
@@ -142,6 +156,28 @@ def checkpoint_subject(
         checkpoint.sha256,
         str(checkpoint.folder.resolve()),
         checkpoint.meta,
+        described=True,
+    )
+
+
+def at_its_size(subject: Subject, image: Tensor, sizes: Sequence[int | None]) -> Subject:
+    """The same model, which is given as many images at a time as it takes, if that is one number.
+
+    Args:
+        subject: The model.
+        image: One image, `[1, channel, height, width]`.
+        sizes: Numbers of images to try first, if it does not take any number of them.
+    """
+    if subject.described:
+        return subject
+    network = subject.load()
+    declared = getattr(network, "batch_size", None)
+    tried = [*sizes, declared if isinstance(declared, int) else None, *(2**n for n in range(9))]
+    size = fixed_batch(network, image, [n for n in dict.fromkeys(tried) if n])
+    if size is None:
+        return subject
+    return dataclasses.replace(
+        subject, load=lambda: take_at_once(subject.load(), size), at_once=size
     )
 
 

@@ -28,6 +28,12 @@ class Manifest(BaseModel):
     Attributes:
         format: The version of the layout of run folders.
         identity: The sha256 of all that decides the records: model, data, suite, seed, sizes.
+        basis: The same without what the rounding of a machine decides; empty for a network of
+            RobustSNN.
+        function: What a network of the user's own computes, as far as it can be told: digests of
+            what its code reads (`contents`), of its `logits` and its `gradient` on a few fixed
+            images, and the `numbers` by which two machines are compared; None for a network of
+            RobustSNN and in older runs.
         command: The command line that asked for the run; empty for a call from Python.
         versions: The versions of the packages that numbers depend on, by name.
         model: The model as the user named it.
@@ -104,6 +110,8 @@ class Manifest(BaseModel):
 
     format: str = FORMAT
     identity: str = ""
+    basis: str = ""
+    function: dict[str, Any] | None = None
     command: tuple[str, ...] = ()
     versions: dict[str, str] = {}
     model: str
@@ -184,6 +192,22 @@ class Manifest(BaseModel):
             False
         """
         return self.status == DONE
+
+    @property
+    def made(self) -> str:
+        """When and by what a run was made, as a part of a sentence.
+
+        Examples:
+            >>> held = {"robustsnn": "0.1.0", "torch": "2.14.0"}
+            >>> start = "2026-11-30T16:45:35+00:00"
+            >>> Manifest(model="a", data="b", suite="quick", start=start, versions=held).made
+            'made on 2026-11-30 at 16:45 UTC by RobustSNN 0.1.0 with torch 2.14.0'
+        """
+        date, _, clock = self.start.partition("T")
+        when = f" on {date} at {clock[:5]} UTC" if clock else ""
+        by = f" by RobustSNN {self.versions.get('robustsnn', 'of an unknown version')}"
+        torch = f" with torch {self.versions['torch']}" if "torch" in self.versions else ""
+        return f"made{when}{by}{torch}"
 
     @property
     def diagnosis(self) -> Mapping[str, Any]:

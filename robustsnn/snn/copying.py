@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from robustsnn.common.users_code import out_of_memory, reason_of, where_of
 from robustsnn.errors import InputError
 
 #: What makes another network like the one given, for networks that code can build again.
@@ -44,21 +46,25 @@ def copy_of(network: nn.Module) -> nn.Module:
     """
     try:
         memo: dict[int, Any] = {}
-        with _ConstantsForResults():
+        # Without a graph, because scripts are copied by operations that would be part of it.
+        with torch.no_grad(), _ConstantsForResults():
             copied: nn.Module = copy.deepcopy(network, memo)
         rebind = _Rebinding(memo)
         for module in copied.modules():
             rebind.inside(module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # What a foreign network holds may refuse with an error of any type.
+        if out_of_memory(error):
+            raise
         if network in ANEW:
             made = ANEW[network](network)
             ANEW[made] = ANEW[network]
             return made
+        where = where_of(error)
         raise InputError(
-            f"{type(network).__name__} cannot be copied ({type(error).__name__}: {error}): an "
-            "evaluation works on copies, so take out what it holds besides tensors and plain "
-            "values, such as a lock or an open file."
+            f"{type(network).__name__} cannot be copied ({f'{where}: ' if where else ''}"
+            f"{reason_of(error)}): an evaluation works on copies, so take out what it holds "
+            "besides tensors and plain values, such as a lock or an open file."
         ) from error
     return copied
 

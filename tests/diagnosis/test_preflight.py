@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from torch import nn
 
 from robustsnn.diagnosis.flags import by_row, flags_of
 from robustsnn.diagnosis.level import level_of
-from robustsnn.diagnosis.preflight import preflight
+from robustsnn.diagnosis.preflight import is_neuron, preflight
 from robustsnn.errors import InputError
 from robustsnn.evaluation.memory import reached
 from robustsnn.evaluation.run import evaluate
@@ -116,6 +118,11 @@ class Neuron(nn.Module):
         return -x if self.training else x
 
 
+def _with_threshold(self: Any) -> None:
+    nn.Module.__init__(self)
+    self.v_threshold = 1.0
+
+
 class Moody(Base):
     """Its neurons do something else in training mode; its dropout may."""
 
@@ -126,6 +133,54 @@ class Moody(Base):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.dropout(self.neuron(super().forward(images)))
         return logits
+
+
+class Normalise(nn.Module):
+    """A normalisation written from scratch: in training mode by the batch, as it should be."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - x.mean(0)) / x.std(0) if self.training else x
+
+
+class OwnBatchNorm(nn.BatchNorm2d):
+    """A normalisation of a library of neurons, which derives it from that of torch."""
+
+
+class OwnConv(nn.Conv2d):
+    """A layer of such a library, which is no neuron either."""
+
+    step_mode = "s"
+
+
+class FromScratch(Base):
+    """Every layer that differs in training mode is meant to, and none of them is a neuron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch, self.norm = Normalise(), OwnBatchNorm(1)
+        self.conv, self.pool = OwnConv(1, 1, 1), nn.MaxPool2d(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.pool(self.conv(self.norm(self.scratch(images)))))
+
+
+class Choosy(Base):
+    """A neuron that cannot be run in training mode, where nobody takes a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.neuron = SpikingRefusal()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.neuron(super().forward(images))
+        return logits
+
+
+class SpikingRefusal(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            raise RuntimeError("there is no training here")
+        return x
 
 
 class Dropping(Base):
@@ -183,7 +238,9 @@ def checks(network: nn.Module) -> set[str]:
         (Tied, {"ties", "zero-gradient"}),
         (TwoFaced, {"attack-mode"}),
         (OwnStatistics, {"alone-as-in-batch", "batch-statistics"}),
-        (Remembering, {"state-leak"}),
+        (Remembering, set()),
+        (FromScratch, set()),
+        (Choosy, set()),
         (Moody, {"neuron-modes"}),
         (Dropping, set()),
         (Purifying, {"dynamic"}),
@@ -249,12 +306,64 @@ def test_watching_calls_leaves_a_profiler_alone():
         sys.setprofile(before)
 
 
-def test_a_network_in_training_mode_is_found():
-    network = Base().eval()
-    network.linear.train()
+class Noisy(Base):
+    """A part that says something else in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = Turn()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.turn(super().forward(images))
+        return logits
+
+
+class Turn(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.roll(1, 1) if self.training else x
+
+
+class DeclaredNoisy(Noisy):
+    stochastic = True
+
+    def forward(self, images: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("network", [Noisy, DeclaredNoisy])
+def test_training_mode_is_found_where_it_matters(network):
     images, labels = torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
-    found = {c.slug: not c.flagged for c in preflight(network, images, labels, range(4), 4)}
-    assert not found["attack-mode"]
+    for part, sound in (("linear", True), ("turn", False)):
+        made = network().eval()
+        getattr(made, part).train()
+        found = {c.slug: c for c in preflight(made, images, labels, range(4), 4)}
+        assert found["attack-mode"].flagged is not sound
+        assert ("other classes" in found["attack-mode"].sentence) is not sound
+
+
+def test_a_buffer_that_changes_is_a_note_and_names_the_buffer():
+    images, labels = torch.rand(20, 1, 4, 4), torch.zeros(20, dtype=torch.int64)
+    found = {c.slug: c for c in preflight(Remembering().eval(), images, labels, range(20), 4)}
+    assert not found["state-leak"].flagged
+    assert found["state-leak"].sentence.endswith("only in seen.")
+
+
+@pytest.mark.parametrize(
+    ("module", "is_one"),
+    [
+        (Neuron(), True),
+        (Turn(), False),
+        (Normalise(), False),
+        (OwnBatchNorm(1), False),
+        (OwnConv(1, 1, 1), False),
+        (nn.LeakyReLU(), False),
+        (type("LIFNode", (nn.Module,), {})(), True),
+        (type("MyActivation", (nn.Module,), {"__init__": _with_threshold})(), True),
+        (type("SpikingNet", (Base,), {})(), False),
+    ],
+)
+def test_only_neurons_are_taken_for_neurons(module, is_one):
+    assert is_neuron(module) is is_one
 
 
 def test_spiking_networks_pass(checkpoints):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from robustsnn.adversary.victim import Victim
+from robustsnn.common.users_code import out_of_memory
 from robustsnn.errors import InputError
 from robustsnn.estimators.backprop import Backprop
 from robustsnn.evaluation.plan import prepare
@@ -17,7 +18,6 @@ from robustsnn.models.batching import (
     MICRO_BATCH,
     largest_layer,
     micro_batch_for,
-    out_of_memory,
 )
 from robustsnn.models.checkpoint import load_model
 from robustsnn.models.subject import recomputing, subject_of

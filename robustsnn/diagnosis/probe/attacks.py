@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import derive
+from robustsnn.common.users_code import UsersCodeError
 from robustsnn.common.wording import count, percent
 from robustsnn.diagnosis.finding import MARGIN, Finding
 from robustsnn.diagnosis.indicators import LAST_STEPS, silent, unfinished, unstable
@@ -280,7 +281,7 @@ def _twin(specimen: Specimen, threat: ThreatModel) -> float | None:
         last = climb(specimen, "twin", threat, start, TWIN_STEPS).last
         with twin.applied(specimen.network):
             said = score(specimen.network, last, specimen.ids, specimen.micro_batch, specimen.seed)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, UsersCodeError):
         # A foreign layer may lack what a twin is made of.
         return None
     specimen.spent.forward += len(specimen)

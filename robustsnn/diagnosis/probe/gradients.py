@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Gradient
+from robustsnn.common.users_code import UsersCodeError, out_of_memory
 from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import MOST_ZERO_GRADIENTS, Finding, Severity
@@ -19,7 +20,6 @@ from robustsnn.diagnosis.indicators import cosine, expected_cosine, slope, spear
 from robustsnn.diagnosis.probe.specimen import OWN, Specimen, joined
 from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
 from robustsnn.estimators.make import make_estimator
-from robustsnn.models.batching import out_of_memory
 from robustsnn.models.scoring import judged_margin
 
 #: The share of a layer's membranes that a surrogate of compact support has to see.
@@ -80,10 +80,11 @@ def take(specimen: Specimen, threat: ThreatModel) -> Taken:
         try:
             found, bad = _gradient(specimen, text, specimen.images, seen)
             after, worse = _gradient(specimen, text, start)
-        except RuntimeError as error:
+        except (RuntimeError, UsersCodeError) as error:
             if out_of_memory(error):
                 raise
-            failed[text] = str(error).splitlines()[0].rstrip(".")
+            said = error.text if isinstance(error, UsersCodeError) else str(error)
+            failed[text] = said.splitlines()[0].rstrip(".")
             here[text], away[text] = (torch.zeros_like(specimen.images) for _ in range(2))
             continue
         here[text], away[text] = found.gradient, after.gradient

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robustsnn.common.statistics import wilson, worst_case
 from robustsnn.errors import InputError
+from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import CLEAN, CONDITION, Size
 
 #: Names of the two run folders in the output folder.
@@ -67,12 +68,14 @@ class Crosscheck:
         model: The name of the model.
         rows: The rows; at each size the one of our suite comes first.
         left_out: A sentence for each peer that was not run, which says why.
+        reprinted: The manifests of the runs that were there already.
     """
 
     folder: Path
     model: str
     rows: tuple[Row, ...]
     left_out: tuple[str, ...]
+    reprinted: tuple[Manifest, ...] = ()
 
     @property
     def lowest(self) -> bool:

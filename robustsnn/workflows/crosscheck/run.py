@@ -169,7 +169,8 @@ def crosschecked(
     done = run_all(runs, output, progress=progress, command=command)
     labels = {slug(label): label for entry in second.entries for label, _ in entry.runs}
     rows = join(done[0].records, done[1].records, labels)
-    found = Crosscheck(output, subject.name, rows, left_out)
+    earlier = tuple(one.manifest for one in done if one.reprinted)
+    found = Crosscheck(output, subject.name, rows, left_out, earlier)
     write_atomically(output / "crosscheck.csv", frame(rows).to_csv(index=False).encode())
     write_atomically(output / "crosscheck.md", markdown(found, library_versions()).encode())
     return found
