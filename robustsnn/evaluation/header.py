@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from robustsnn.evaluation.diagnose import stages_of
-from robustsnn.evaluation.plan import Plan, classes_of, kind_of
+from robustsnn.evaluation.meant import classes_of, kind_of
+from robustsnn.evaluation.plan import Plan
 from robustsnn.foreign.reach import Reach
 from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.shapes import Shape, Shaped

@@ -25,6 +25,7 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.entry import Entry
 from robustsnn.evaluation.identity import identity_of
 from robustsnn.evaluation.inputs import check_fit, check_order, images_of
+from robustsnn.evaluation.meant import entries_for, kind_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
@@ -37,7 +38,6 @@ from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import micro_batch_for
 from robustsnn.models.calling import calling
 from robustsnn.models.function import Function
-from robustsnn.models.scoring import finite_logits
 from robustsnn.models.subject import (
     Subject,
     at_its_size,
@@ -46,7 +46,6 @@ from robustsnn.models.subject import (
     subject_of,
 )
 from robustsnn.records.schema import Size
-from robustsnn.snn.backward_rule import spiking_layers
 
 
 @dataclass(frozen=True)
@@ -362,43 +361,6 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
                 for place, (label, spec) in enumerate(entry.runs)
             ]
     return tuple(tasks)
-
-
-def entries_for(suite: Suite, network: nn.Module, images: Images, device: str) -> list[Entry]:
-    """The entries of a suite that are meant for such a network.
-
-    Args:
-        suite: The suite.
-        network: The network.
-        images: The images, one of which tells the number of classes if nothing else does.
-        device: The device that computes.
-
-    Raises:
-        InputError: The network does not take the images.
-    """
-    kind, classes = kind_of(network), max(entry.least_classes for entry in suite.entries)
-    if classes > 2:
-        classes = classes_of(network, images, device)
-    stochastic = bool(getattr(network, "stochastic", False))
-    return [entry for entry in suite.entries if entry.runs_on(kind, classes, stochastic)]
-
-
-def kind_of(network: nn.Module) -> str:
-    """`snn` if a network names spiking layers, `ann` if not."""
-    return "snn" if spiking_layers(network) else "ann"
-
-
-def classes_of(network: nn.Module, images: Images, device: str) -> int:
-    """The number of classes of a network.
-
-    Raises:
-        InputError: The network does not take the images.
-    """
-    known = getattr(network, "classes", None) or len(images.class_names)
-    if known:
-        return int(known)
-    one = images.tensor(slice(0, 1)).to(device)
-    return finite_logits(network, one, images.ids[:1].tolist(), 1, 0).shape[1]
 
 
 def _substitute(request: Request, subject: Subject, images: Images) -> Subject:

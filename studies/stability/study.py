@@ -14,7 +14,8 @@ import pandas as pd
 from robustsnn.common.statistics import wilson
 from robustsnn.data.images import Images, TensorSet
 from robustsnn.errors import InputError
-from robustsnn.evaluation.plan import classes_of, prepare
+from robustsnn.evaluation.meant import classes_of
+from robustsnn.evaluation.plan import prepare
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite, load_suite

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from robustsnn.data.datasets import load_training
-from robustsnn.evaluation.plan import kind_of, prepare
+from robustsnn.evaluation.meant import kind_of
+from robustsnn.evaluation.plan import prepare
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import run
 from robustsnn.evaluation.suites import Suite, load_suite
