@@ -314,7 +314,7 @@ def test_an_attack_that_raises(tmp_path: Path) -> None:
         "class A:\n    kind = 'fixed-epsilon'\n    def __call__(self, v, x, y, t, r):\n"
         "        raise SystemExit('of the attack')\nATTACK = A\n"
     )
-    with pytest.raises(InputError, match="the attack .*SystemExit: of the attack") as caught:
+    with pytest.raises(InputError, match=r"the attack .*SystemExit: of the attack") as caught:
         robustsnn.evaluate(plain(), (IMAGES, LABELS), attack=str(path))
     assert f"{path}, line 4" in str(caught.value)
 
