@@ -100,8 +100,9 @@ class Keeping(Base):
         self.kept["all"] = [out, self.kept.get("last")]
 
     def forward(self, x: Tensor) -> Tensor:
-        self.last = super().forward(x) * self.scale + self.state
-        return self.last
+        logits: Tensor = super().forward(x) * self.scale + self.state
+        self.last = logits
+        return logits
 
 
 def after_training() -> nn.Module:
@@ -294,25 +295,28 @@ class Unreadable(Dataset[Any]):
         return IMAGES[index], int(LABELS[index])
 
 
-class RaisingAttack:
-    kind = "fixed-epsilon"
-
-    def __call__(self, victim: Any, images: Any, labels: Any, threat: Any, rng: Any) -> Any:
-        raise ArithmeticError("of the attack")
-
-
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
         ({"data": Unreadable(), "attack": "fgsm"}, "the data failed.*OSError: no such picture"),
         ({"data": DataLoader(Unreadable()), "attack": "fgsm"}, "the data failed.*OSError"),
-        ({"data": (IMAGES, LABELS), "attack": RaisingAttack()}, "the attack.*ArithmeticError: of"),
     ],
 )
-def test_data_and_attacks_that_raise(given: dict[str, Any], reason: str) -> None:
+def test_data_that_raise(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         robustsnn.evaluate(plain(), **given)
     assert f"{Path(__file__).name}, line " in str(caught.value)
+
+
+def test_an_attack_that_raises(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "class A:\n    kind = 'fixed-epsilon'\n    def __call__(self, v, x, y, t, r):\n"
+        "        raise SystemExit('of the attack')\nATTACK = A\n"
+    )
+    with pytest.raises(InputError, match=r"the attack .*SystemExit: of the attack") as caught:
+        robustsnn.evaluate(plain(), (IMAGES, LABELS), attack=str(path))
+    assert f"{path}, line 4" in str(caught.value)
 
 
 def test_a_layer_of_torch_is_named() -> None:
