@@ -246,7 +246,8 @@ def test_wrap_is_what_the_name_says(
     monkeypatch.setattr(here, "built", make, raising=False)
     named = subject_of(f"tests.foreign.test_shapes:built:{settings}", adapt=adapted)
     network = make()
-    assert subject_of(wrap(network, **asked(settings)), adapt=adapted).identity == named.identity
+    # The identity of a name also holds the files of its factory, which a network in memory has not.
+    assert subject_of(wrap(network, **asked(settings)), adapt=adapted).sha256 == named.sha256
     assert subject_of(wrap(network, **asked(settings))).name == type(network).__name__
 
 

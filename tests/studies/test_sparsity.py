@@ -135,7 +135,9 @@ def test_members_of_the_zoo_are_what_the_study_says(name: str):
 
 def test_every_sparse_network_of_the_zoo_is_in_the_study():
     sparse = [n for n in zoo_names() if "x" in n.rpartition("-")[2] or "agc" in n or "dnr" in n]
-    assert set(sparse) <= set(study.NETWORKS)
+    # The sparse ANNs of a second seed are there to be converted.
+    steps = [n for n in sparse if "-ann-" in n and n.endswith("-b")]
+    assert set(sparse) - set(steps) <= set(study.NETWORKS)
 
 
 def test_a_smaller_network_is_faster_and_the_page_says_by_how_much():

@@ -177,8 +177,9 @@ def test_draws_of_noise_are_taken_together_and_differ(
 def test_batches_change_what_is_computed_together_and_no_verdict_of_a_linear_network(
     tmp_path: Path, subject: Subject, images: Images, short: Suite, monkeypatch: pytest.MonkeyPatch
 ):
-    # The preflight runs batches of its own to see whether logits depend on the batch.
+    # These run batches of their own: whether logits depend on the batch, and which it may be.
     monkeypatch.setattr("robustsnn.evaluation.memory.preflight", lambda *_: [])
+    monkeypatch.setattr("robustsnn.models.subject.fixed_batch", lambda *_: None)
     reached = within_reach(subject, images, RADIUS)
     for variant in stability.batches(short):
         Flat.seen.clear()
