@@ -17,6 +17,7 @@ from torch import nn
 from robustsnn.evaluation.diagnose import stages_of
 from robustsnn.evaluation.plan import Plan, classes_of, kind_of
 from robustsnn.foreign.wrapped import Wrapped
+from robustsnn.models.batching import bounded
 from robustsnn.models.subject import recomputing
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import RUNNING
@@ -46,9 +47,8 @@ def as_started(plan: Plan, manifest: Manifest) -> Plan:
     subject = plan.subject
     if manifest.recompute != plan.recompute:
         subject = recomputing(subject, manifest.recompute)
-    return dataclasses.replace(
-        plan, subject=subject, batch_size=manifest.batch_size, recompute=manifest.recompute
-    )
+    size = bounded(manifest.batch_size, len(plan.images))
+    return dataclasses.replace(plan, subject=subject, batch_size=size, recompute=manifest.recompute)
 
 
 def with_stages(manifest: Manifest, plan: Plan) -> Manifest:

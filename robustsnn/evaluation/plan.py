@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +21,7 @@ from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
+from robustsnn.evaluation.identity import run_identity
 from robustsnn.evaluation.inputs import check_fit, check_order, images_of
 from robustsnn.evaluation.options import Named
 from robustsnn.evaluation.request import Request
@@ -32,7 +31,7 @@ from robustsnn.foreign.check import check
 from robustsnn.foreign.original import compare_with_original
 from robustsnn.foreign.wrap import adapted
 from robustsnn.foreign.wrapped import Wrapped
-from robustsnn.models.batching import micro_batch_for
+from robustsnn.models.batching import bounded, micro_batch_for
 from robustsnn.models.scoring import finite_logits
 from robustsnn.models.subject import Subject, checkpoint_subject, recomputing, subject_of
 from robustsnn.records.schema import Size
@@ -158,16 +157,17 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
     for task in tasks:
         if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
-    files = tuple((str(path), digest(path)) for path in _files(suite))
-    identity = {
-        "model": subject.identity,
-        "data": [images.fingerprint, images.name, len(images)],
-        # If the content of a user's own file changes, it is another suite.
-        "suite": [suite.name, suite.version, suite.digest(), [sha256 for _, sha256 in files]],
-        "substitute": second.identity if second else None,
-        "seed": request.seed,
-        "save_images": request.save_images,
-    }
+    named = files_of([(entry.attack, entry.estimator) for entry in suite.entries])
+    files = tuple((str(path), digest(path)) for path in named)
+    shas = [sha256 for _, sha256 in files]
+    identity = run_identity(
+        model=subject.identity,
+        data=[images.fingerprint, images.name, len(images)],
+        suite=[suite.name, suite.version, suite.digest(), shas],
+        substitute=second.identity if second else None,
+        seed=request.seed,
+        save_images=request.save_images,
+    )
     return Plan(
         subject=subject,
         images=images,
@@ -179,10 +179,10 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         substitute=second,
         seed=request.seed,
         device=request.device,
-        batch_size=request.batch_size or micro_batch_for(network),
+        batch_size=bounded(request.batch_size or micro_batch_for(network), len(images)),
         recompute=request.recompute,
         save_images=request.save_images,
-        identity=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        identity=identity,
     )
 
 
@@ -421,7 +421,11 @@ def follows_gradient(attack: Attack) -> bool:
     return attack.kind not in GRADIENT_FREE and not getattr(attack, "gradient_free", False)
 
 
-def _files(suite: Suite) -> list[Path]:
-    """The user's own files that a suite runs, in the order of its entries."""
-    named = [path for entry in suite.entries for path in files_in(entry.attack)]
-    return [*named, *dict.fromkeys(p for e in suite.entries for p in files_in(e.estimator))]
+def files_of(specs: Sequence[tuple[str, str]]) -> list[Path]:
+    """The user's own files that a suite runs, in the order of its entries.
+
+    Args:
+        specs: The attack and the estimator of each entry.
+    """
+    attacks = [path for attack, _ in specs for path in files_in(attack)]
+    return [*attacks, *dict.fromkeys(path for _, one in specs for path in files_in(one))]

@@ -1,120 +1,88 @@
-"""Verify a run: score its saved images again, with the model read anew, and compare verdicts."""
+"""Verify a run: recompute what its folder claims, and say how much of it was seen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
-from robustsnn.adversary.threat import ThreatModel
-from robustsnn.common.files import expanded
+from robustsnn.common.content import digest, files_in
+from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.files import check_file, expanded
+from robustsnn.common.wording import slug
+from robustsnn.data.images import Images
+from robustsnn.diagnosis.diagnose import Diagnosis
+from robustsnn.diagnosis.stages import Stage
 from robustsnn.errors import InputError
-from robustsnn.evaluation.header import densities_of
-from robustsnn.evaluation.plan import adapting, check_device
-from robustsnn.models.scoring import verdict_and_operations
-from robustsnn.models.subject import Subject, checkpoint_subject, subject_of
-from robustsnn.records.folder import RunFolder
-from robustsnn.records.manifest import Manifest
-from robustsnn.records.schema import (
-    CLEAN,
-    CONDITION,
-    OPERATIONS,
-    RESULTS,
-    RESULTS_TEXT,
-    Condition,
+from robustsnn.evaluation.identity import run_identity
+from robustsnn.evaluation.options import Data
+from robustsnn.evaluation.plan import (
+    Plan,
+    check_device,
+    checked,
+    entries_for,
+    files_of,
+    tasks_of,
 )
+from robustsnn.evaluation.progress import Progress
+from robustsnn.evaluation.suites import Suite
+from robustsnn.models.batching import bounded
+from robustsnn.models.subject import Subject
+from robustsnn.records.folder import LARGEST, RunFolder
+from robustsnn.records.manifest import Manifest, blaming, intact
+from robustsnn.records.runs import odd_columns
+from robustsnn.records.schema import CONDITION, OPERATIONS, Condition
 from robustsnn.records.summary import summarise
 from robustsnn.workflows.rediagnose import Unknowable, diagnosis_of, differences
+from robustsnn.workflows.verify.again import attacked_again, on, one_step, some_of
+from robustsnn.workflows.verify.asked import (
+    Asked,
+    Expected,
+    asked_by,
+    expected_of,
+    mislabelled,
+    other_version,
+)
+from robustsnn.workflows.verify.images import (
+    Saved,
+    at_hand,
+    check_saved,
+    held_by,
+    odd_images,
+    rescored,
+)
+from robustsnn.workflows.verify.measured import odd_activity, odd_preflight
+from robustsnn.workflows.verify.model import odd_densities, subject_in, substitute_in, untrue
+from robustsnn.workflows.verify.result import Verification
+from robustsnn.workflows.verify.rows import (
+    contradictory,
+    goes_far,
+    incomplete,
+    missing_columns,
+    odd_rows,
+    wrong_rows,
+)
 
-#: The columns of `results.csv` that do not follow from the records.
-_ELSEWHERE = ("data", "steps", "restarts", "flags")
-#: Those that do, numbers and text.
-MEASURED = [name for name in RESULTS if name not in (*RESULTS_TEXT, "seed")]
-NAMED = [name for name in RESULTS if name not in (*MEASURED, *_ELSEWHERE, *CONDITION)]
-#: The fraction of verdicts that may differ, because a spike at its threshold may flip on another
-#: machine.
-TOLERATED = 0.005
-#: The share by which the synaptic operations of an image may differ, for the same reason: one spike
-#: more can cause others.
-RECOUNTED = 0.01
+#: The steps from which an attack does at least as well as a single step.
+SOME_STEPS = 5
 
 
-@dataclass(frozen=True)
-class Verification:
-    """The result of scoring a run again.
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """What a run folder holds."""
 
-    Args:
-        images: The number of saved images.
-        verdicts: The number of verdicts that were compared.
-        differing: The id of the image and the attack, with its norm and size, of each verdict that
-            differs.
-        outside: The number of saved images outside their ball or range.
-        rows: The number of rows of `results.csv`, worst cases included, that do not follow from
-            the records.
-        contradictory: The number of records whose margin contradicts their prediction.
-        incomplete: The number of attacks without exactly one record for each image of the run.
-        diagnosis: The differences between the flags and the level that follow from manifest and
-            records and those that the run states, one sentence each.
-        unknowable: Whether the run is too old to be diagnosed again.
-        densities: The differences between the weights that the model has and those that the run
-            states, one sentence each.
-        miscounted: The number of saved images whose synaptic operations are not the recorded ones;
-            none for runs that did not count them.
-    """
-
-    images: int
-    verdicts: int
-    differing: tuple[tuple[int, str], ...]
-    outside: int
-    rows: int
-    contradictory: int = 0
-    incomplete: int = 0
-    diagnosis: tuple[str, ...] = ()
-    unknowable: bool = False
-    densities: tuple[str, ...] = ()
-    miscounted: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether at most 0.5 % of verdicts and counts differ, and nothing else is wrong."""
-        few = max(len(self.differing), self.miscounted) <= TOLERATED * self.verdicts
-        rest = self.outside + self.rows + self.contradictory + self.incomplete
-        return few and rest == 0 and not self.diagnosis and not self.densities
-
-    @property
-    def sentence(self) -> str:
-        """The result in one line."""
-        parts = [
-            f"{len(self.differing)} of {self.verdicts} verdicts on {self.images} saved images "
-            "differ"
-        ]
-        if self.outside:
-            parts.append(f"{self.outside} saved images are outside their ball or range")
-        if self.rows:
-            parts.append(f"{self.rows} rows of results.csv do not follow from the records")
-        if self.contradictory:
-            parts.append(f"{self.contradictory} records have a margin of another prediction")
-        if self.incomplete:
-            parts.append(f"{self.incomplete} attacks have not a record of each image")
-        if self.miscounted:
-            parts.append(
-                f"{self.miscounted} saved images take other synaptic operations than recorded"
-            )
-        parts += self.diagnosis
-        parts += self.densities
-        if self.unknowable:
-            parts.append(
-                "flags and level were not taken again, as the run is too old to say what its "
-                "attacks were"
-            )
-        return f"{'verified' if self.passed else 'NOT verified'}: {'; '.join(parts)}."
+    manifest: Manifest
+    records: pd.DataFrame
+    results: pd.DataFrame
+    activity: pd.DataFrame
+    saved: Saved
+    edited: bool
 
 
 def verify(
@@ -122,16 +90,32 @@ def verify(
     *,
     model: str | None = None,
     weights: Path | None = None,
+    substitute: str | None = None,
+    data: Data = None,
+    data_root: Path | str | None = None,
     device: str = "cpu",
+    attack_again: int = 0,
+    allow_code: bool = False,
+    progress: Progress | None = None,
 ) -> Verification:
-    """Score the saved images of a run again, in batches of the same shape as in the run.
+    """Recompute what a run claims, and score its saved images again with the model read anew.
+
+    Identity, suite, attacks, records, every row and column of `results.csv`, flags, ledger, level,
+    spikes and energy are computed again and compared, and the images with those of the data set
+    where that is at hand.
 
     Args:
         folder: The folder of a finished run. A run that was made with `--save-images` holds all
             images, any other run a few.
         model: The place where the model lies now, if it was moved.
         weights: The state dict of a model given as `python.module:factory`.
+        substitute: The place where the model of a black-box attacker lies now, if it was moved.
+        data: The images of the run, if they were in memory.
+        data_root: The folder of the data set; None for the sample that ships.
         device: The device that computes.
+        attack_again: The number of images that the whole suite attacks again, drawn at random.
+        allow_code: Whether files of the user's own that the suite names may be run for that.
+        progress: The function that is told of every finished batch of these attacks.
 
     Raises:
         InputError: The run is not finished or is damaged, or its model is missing or another one.
@@ -143,54 +127,95 @@ def verify(
         ...     done = robustsnn.evaluate(
         ...         "fashion-mnist/vgg5-ann", attack=["fgsm"], samples=4, output=folder
         ...     )
-        ...     verify(folder).passed
-        True
+        ...     verify(folder).sentence
+        'verified: all of 4 images.'
     """
     check_device(device)
+    if attack_again < 0:
+        raise InputError(f"--attack-again {attack_again}: give a number of at least 0.")
     folder = expanded(folder)
-    run, manifest = _finished(folder)
-    subject = _subject(manifest, model, weights, device)
+    places = (model, weights, substitute, None if data_root is None else Path(data_root))
+    with blaming(folder):
+        return _verified(
+            folder, places, data, device, attack_again, allow_code=allow_code, progress=progress
+        )
+
+
+def _verified(
+    folder: Path,
+    places: tuple[str | None, Path | None, str | None, Path | None],
+    data: Data,
+    device: str,
+    attack_again: int,
+    *,
+    allow_code: bool,
+    progress: Progress | None,
+) -> Verification:
+    model, weights, substitute, data_root = places
+    held = _held(folder)
+    manifest, records = held.manifest, held.records
+    subject = subject_in(manifest, model, weights, device)
     network = subject.load()
-    records, results, saved = _held(run)
-    ids = saved["image_id"].tolist()
-    labels, clean = saved["label"].to(device), saved["clean"].to(device)
-    differing: list[tuple[int, str]] = []
-    outside = verdicts = miscounted = 0
-    for group, rows in records.groupby(CONDITION, sort=False):
-        about = Condition(*map(str, group))
-        name = CLEAN if about.attack == CLEAN else f"adversarial/{about.attack}@{about.epsilon}"
-        if name not in saved:
-            raise InputError(f"{folder} holds no images {name!r}: run the evaluation again.")
-        images = saved[name].to(device)
-        if about.attack != CLEAN:
-            threat = ThreatModel(about.norm, about.epsilon)
-            outside += int((~threat.admits(images, clean)).sum())
-        wrong, other = _differing(network, images, labels, ids, rows, manifest)
-        miscounted += other
-        verdicts += len(ids)
-        condition = about.attack if about.attack == CLEAN else " ".join(about)
-        differing += [(ids[i], condition) for i in wrong]
-    differing_diagnosis, unknowable = _diagnosis(manifest, records, results)
+    saved = held_by(manifest, held.saved, network)
+    whole, why = at_hand(manifest, subject, data, data_root)
+    asked = asked_by(manifest, OPERATIONS in records)
+    network = checked(subject, saved, device)
+    second, gone = substitute_in(manifest, substitute, device)
+    expected, left_out, unmade = expected_of(
+        asked, network, second.load() if second else None, saved, device
+    )
+    plan = _plan(manifest, subject, second, saved, asked, expected, left_out, device)
+    images = rescored(network, held.saved, records, manifest, device)
+    diagnosed, unknowable, found = _diagnosis(held)
+    activity, uncounted = odd_activity(manifest, held.activity, plan, whole)
+    checks, unchecked = odd_preflight(manifest, plan, whole)
+    claims = [
+        *_edited(held),
+        *mislabelled(manifest, asked),
+        *untrue(manifest, plan, not gone),
+        *_stages(manifest, expected),
+        *odd_rows(manifest, records, expected),
+        *odd_images(manifest, records, held.saved, whole),
+        *images.claims,
+        *activity,
+        *checks,
+        *one_step(plan, records, _strong(manifest, expected)),
+    ]
+    unseen = [*([why] if why else []), *([gone] if gone else []), *unmade, *uncounted, *unchecked]
+    unseen += other_version(manifest)
+    if not manifest.digest:
+        unseen.append("the run is older and carries no digest of its manifest")
+    differing = images.differing
+    if attack_again:
+        some = some_of(whole or saved, attack_again)
+        again = on(_runnable(plan, asked, manifest, network, allow_code), some)
+        _, said, fallen = attacked_again(again, records, progress)
+        claims += said
+        differing = (*differing, *(fallen if said else ()))
     return Verification(
-        images=len(ids),
-        verdicts=verdicts,
-        differing=tuple(differing),
-        outside=outside,
-        rows=_rows(records, results, manifest.cascade),
-        contradictory=_contradictory(records),
-        incomplete=_incomplete(records, manifest.samples),
-        diagnosis=differing_diagnosis,
+        images=len(saved),
+        verdicts=images.verdicts,
+        differing=differing,
+        outside=images.outside,
+        rows=_rows(held, found),
+        contradictory=contradictory(records),
+        incomplete=incomplete(records, manifest.samples),
+        diagnosis=diagnosed,
         unknowable=unknowable,
-        densities=_densities(manifest, subject.meta, network),
-        miscounted=miscounted,
+        densities=odd_densities(manifest, subject.meta, network),
+        miscounted=images.miscounted,
+        samples=manifest.samples,
+        claims=tuple(claims),
+        unseen=tuple(unseen),
+        digest=manifest.digest,
     )
 
 
-def _finished(folder: Path) -> tuple[RunFolder, Manifest]:
-    """The run of a folder and its manifest.
+def _held(folder: Path) -> _Held:
+    """What a run folder holds.
 
     Raises:
-        InputError: The folder holds no run, or one that is not finished.
+        InputError: The folder holds no run, or one that is not finished, or it is damaged.
     """
     if not folder.is_dir():
         raise InputError(f"no run folder {folder}: name the folder of a finished evaluation.")
@@ -198,140 +223,162 @@ def _finished(folder: Path) -> tuple[RunFolder, Manifest]:
     manifest = run.manifest()
     if not manifest.done:
         raise InputError(f"{folder} is not finished: run the same evaluation again first.")
-    return run, manifest
-
-
-def _held(run: RunFolder) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, torch.Tensor]]:
-    """The records, the results and the saved images of a run."""
     try:
-        saved = load_file(run.path / "examples.safetensors")
-        if missing := [name for name in ("image_id", "label", "clean") if name not in saved]:
-            raise KeyError(missing[0])
-        return run.records(), run.results(), saved
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"{run.path} is damaged ({error}): run the evaluation again.") from None
-
-
-def _diagnosis(
-    manifest: Manifest, records: pd.DataFrame, results: pd.DataFrame
-) -> tuple[tuple[str, ...], bool]:
-    """What of a run's diagnosis does not follow, and whether nobody can tell."""
-    try:
-        return differences(manifest, diagnosis_of(manifest, records), results), False
-    except Unknowable:
-        return (), True
-
-
-def _differing(
-    network: torch.nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    ids: list[int],
-    rows: pd.DataFrame,
-    manifest: Manifest,
-) -> tuple[list[int], int]:
-    """The positions of the images whose verdict is another, and how many have other operations."""
-    size, seed, draws = manifest.batch_size, manifest.seed, manifest.draws
-    said, found = verdict_and_operations(network, images, labels, ids, size, seed, draws)
-    recorded = rows.drop_duplicates("image_id").set_index("image_id").reindex(ids)
-    # Both are compared, because a tie at the top may be right by its class and is an error in
-    # the worst case.
-    wrong = (said.predictions.cpu().numpy() != recorded["prediction"].to_numpy()) | (
-        (said.margins < 0).cpu().numpy() != (recorded["margin"] < 0).to_numpy()
-    )
-    miscounted = 0
-    if OPERATIONS in recorded:
-        counts = recorded[OPERATIONS].to_numpy(dtype=float)
-        alike = np.isclose(counts, found.cpu().numpy(), rtol=RECOUNTED, atol=0, equal_nan=True)
-        miscounted = int((~alike).sum())
-    return [int(i) for i in wrong.nonzero()[0]], miscounted
-
-
-def _subject(manifest: Manifest, model: str | None, weights: Path | None, device: str) -> Subject:
-    if model is None and manifest.origin == "memory":
-        raise InputError("the run's network was in memory: name its checkpoint with --model.")
-    if model is not None:
-        asked = model
-        found = manifest.foreign
-        # With other neurons within reach it would be another network by its digest.
-        adapt = found and adapting("none" if found["left_alone"] else "auto")
-        subject = subject_of(model, weights=weights, device=device, adapt=adapt or None)
-    elif weights is not None:
-        raise InputError("--weights goes with --model python.module:factory: name it too.")
-    else:
-        # The manifest may come from anybody, so what it names is looked up and never imported.
-        asked = manifest.origin if Path(manifest.origin).is_dir() else manifest.model
-        if ":" in asked and not Path(asked).exists():
-            raise InputError(
-                f"the run's network came from code ({asked}), which a manifest cannot make "
-                "RobustSNN import: name it with --model (and --weights)."
-            )
-        subject = checkpoint_subject(asked, device=device)
-    if subject.sha256 != manifest.checkpoint_sha256:
+        check_file(folder / "examples.safetensors", LARGEST, "run the evaluation again")
+        saved = load_file(folder / "examples.safetensors")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{folder} is damaged ({error}): run the evaluation again.") from None
+    records, results = run.records(), run.results()
+    if lacking := missing_columns(records, results):
+        raise InputError(f"{folder} is damaged ({lacking[0]}): run the evaluation again.")
+    if odd := odd_columns(records):
         raise InputError(
-            f"{asked} is not the model of this run (sha256 {subject.sha256[:12]}, the run has "
-            f"{manifest.checkpoint_sha256[:12]}): name the right one with --model."
+            f"{folder} is damaged ({odd[0]} has another type): run the evaluation again."
         )
-    return subject
+    if not len(records):
+        raise InputError(f"{folder} is damaged (it has no records): run the evaluation again.")
+    check_saved(saved, records, folder)
+    edited = bool(manifest.digest) and not intact(folder)
+    return _Held(manifest, records, results, run.activity(), saved, edited)
 
 
-def _densities(
-    manifest: Manifest, meta: Mapping[str, Any], network: torch.nn.Module
-) -> tuple[str, ...]:
-    """What the run states about the weights of the model and is not so; nothing if it is older."""
-    if manifest.densities is None:
-        return ()
-    found = {row["layer"]: row for row in densities_of(network)}
-    stated = {row["layer"]: row for row in manifest.densities}
-    differing = [
-        f"the run states {_weights(stated.get(layer))} for {layer}, the model has "
-        f"{_weights(found.get(layer))}"
-        for layer in {**stated, **found}
-        if stated.get(layer) != found.get(layer)
+def _edited(held: _Held) -> list[str]:
+    """Whether the manifest is another than the one that the run wrote."""
+    said = ["manifest.json was edited after the run: its digest is another"] if held.edited else []
+    versions = held.manifest.versions
+    if held.manifest.digest and not {"robustsnn", "torch", "numpy", "python"} <= versions.keys():
+        said.append("the versions of the packages are missing")
+    return said
+
+
+def _stages(manifest: Manifest, expected: Sequence[Expected]) -> list[str]:
+    """Whether the attacks are what the manifest says that they were, one sentence each."""
+    said = []
+    sizes = tuple(dict.fromkeys(one.condition.epsilon for one in expected))
+    if manifest.sizes != sizes:
+        said.append(f"the sizes in the manifest are not those of the suite ({', '.join(sizes)})")
+    if manifest.stages is None:
+        return said
+    stated = [Condition(*(str(row.get(name)) for name in CONDITION)) for row in manifest.stages]
+    if stated != [one.condition for one in expected]:
+        return [*said, "the stages in the manifest are not the attacks of the suite"]
+    for row, one in zip(manifest.stages, expected, strict=True):
+        if one.stage is not None and dict(row) != dict(one.stage):
+            wrong = [k for k, v in one.stage.items() if row.get(k) != v] or ["a field"]
+            said.append(f"{wrong[0]} of {one.condition.attack} is not as the suite has it")
+    return said
+
+
+def _strong(manifest: Manifest, expected: Sequence[Expected]) -> list[Expected]:
+    """The attacks that follow the network's own gradient as far as their size, in some steps."""
+    specs = {
+        slug(str(entry.get("label"))): str(entry.get("attack", "")) for entry in manifest.entries
+    }
+    found = []
+    for one in expected:
+        stage = None if one.stage is None else Stage.of(one.stage)
+        spec = specs.get(one.condition.attack, "")
+        if stage is None or not stage.own or not goes_far(one, spec):
+            continue
+        steps = 1 if spec.partition(":")[0].strip() == "fgsm" else stage.long
+        if (steps == 1 or steps >= SOME_STEPS) and parse_epsilon(one.condition.epsilon) > 0:
+            found.append(one)
+    return found
+
+
+def _diagnosis(held: _Held) -> tuple[tuple[str, ...], bool, Diagnosis | None]:
+    """What of a run's diagnosis does not follow, whether nobody can tell, and what follows."""
+    try:
+        found = diagnosis_of(held.manifest, held.records)
+    except Unknowable:
+        return (), True, None
+    return differences(held.manifest, found, held.results), False, found
+
+
+def _rows(held: _Held, found: Diagnosis | None) -> int:
+    """The number of rows of `results.csv` that do not follow."""
+    if found is not None:
+        return wrong_rows(held.results, found.results)
+    due = summarise(held.records, held.manifest.data, {}, cascade=held.manifest.cascade)
+    return wrong_rows(held.results, due, without=("steps", "restarts", "flags"))
+
+
+def _runnable(
+    plan: Plan, asked: Asked, manifest: Manifest, network: nn.Module, allow_code: bool
+) -> Plan:
+    """The plan with its attacks.
+
+    Raises:
+        InputError: An attack is a file that may not be run or is another one by now, cannot be
+            made, or crafts on a network that is not at hand.
+    """
+    for path in files_named(manifest):
+        if not allow_code:
+            raise InputError(
+                f"the suite of the run names Python files that --attack-again would run ({path}): "
+                "look at them, then add --allow-code."
+            )
+        if digest(path) != manifest.files.get(str(path)):
+            raise InputError(f"{path} is not the file that was run: put that one in its place.")
+    entries = [
+        entry.model_copy(update={"attack": spec})
+        for entry, spec in zip(asked.suite.entries, asked.specs, strict=True)
     ]
-    # Only a checkpoint knows what it had before channels were removed.
-    dense = meta.get("dense_weights")
-    if meta and dense != manifest.dense_weights:
-        differing.append(
-            f"the run states {manifest.dense_weights} weights before channels were removed, the "
-            f"checkpoint {dense}"
-        )
-    return tuple(differing)
+    suite: Suite = asked.suite.model_copy(update={"entries": tuple(entries)})
+    meant = entries_for(suite, network, plan.images, plan.device)
+    tasks = tasks_of(suite, plan.images, meant)
+    if plan.substitute is None and any(task.substitute for task in tasks):
+        raise InputError("the suite attacks through a substitute: name it with --substitute.")
+    return dataclasses.replace(plan, suite=suite, tasks=tasks)
 
 
-def _weights(row: Mapping[str, Any] | None) -> str:
-    return "no weights" if row is None else f"{row['kept']} of {row['weights']} weights"
+def files_named(manifest: Manifest) -> tuple[Path, ...]:
+    """The Python files that the suite of a run names; they are neither looked for nor run here."""
+    specs = [
+        str(entry.get(name, "")) for entry in manifest.entries for name in ("attack", "estimator")
+    ]
+    return tuple(dict.fromkeys(path for spec in specs for path in files_in(spec)))
 
 
-def _rows(records: pd.DataFrame, results: pd.DataFrame, cascade: bool) -> int:
-    """The number of rows of `results.csv` that do not follow from the records or are missing."""
-    again = summarise(records, "", {}, cascade=cascade).set_index(CONDITION)
-    written = results.set_index(CONDITION)
-    if written.index.has_duplicates:
-        return len(written)
-    # Older runs do not have a column of draws.
-    measured = [c for c in MEASURED if c in written or c != "draws_accuracy"]
-    # Only runs of suites that ask for it count operations; a column that went missing is an error.
-    measured += [OPERATIONS] if OPERATIONS in again or OPERATIONS in written else []
-    wrong = len(again.index.symmetric_difference(written.index))
-    for key in again.index.intersection(written.index):
-        want, said = again.loc[key], written.loc[key]
-        one, other = (row.reindex(measured).to_numpy(dtype=float) for row in (want, said))
-        alike = np.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True)
-        name, also = (row.reindex(NAMED).astype(str).tolist() for row in (want, said))
-        wrong += not (alike and name == also)
-    return wrong
-
-
-def _contradictory(records: pd.DataFrame) -> int:
-    """The number of records that are right by prediction and wrong by margin, or the reverse."""
-    right = records["prediction"] == records["label"]
-    margins = records["margin"]
-    return int(((right & (margins.isna() | (margins > 0))) | (~right & (margins < 0))).sum())
-
-
-def _incomplete(records: pd.DataFrame, samples: int) -> int:
-    """The number of attacks, clean included, without one record for each image of the run."""
-    clean = sorted(records[records["attack"] == CLEAN]["image_id"])
-    groups = records.groupby(CONDITION, sort=False)["image_id"]
-    return sum(len(ids) != samples or sorted(ids) != clean for _, ids in groups)
+def _plan(
+    manifest: Manifest,
+    subject: Subject,
+    second: Subject | None,
+    images: Images,
+    asked: Asked,
+    expected: Sequence[Expected],
+    left_out: Sequence[str],
+    device: str,
+) -> Plan:
+    """The evaluation of a manifest, planned anew, without its attacks."""
+    specs = [
+        (spec, entry.estimator)
+        for spec, entry in zip(asked.specs, asked.suite.entries, strict=True)
+    ]
+    files = [(str(path), manifest.files.get(str(path), "")) for path in files_of(specs)]
+    suite = [manifest.suite, manifest.suite_version, manifest.suite_sha256]
+    black = second if any(one.black_box for one in expected) else None
+    identity = run_identity(
+        model=subject.identity,
+        data=[manifest.data_fingerprint, manifest.data, manifest.samples],
+        suite=[*suite, [sha256 for _, sha256 in files]],
+        substitute=black.identity if black else None,
+        seed=manifest.seed,
+        save_images=manifest.save_images,
+    )
+    return Plan(
+        subject=subject,
+        images=images,
+        suite=asked.suite,
+        estimator=manifest.estimator,
+        files=tuple(files),
+        tasks=(),
+        left_out=tuple(left_out),
+        substitute=black,
+        seed=manifest.seed,
+        device=device,
+        batch_size=bounded(manifest.batch_size, manifest.samples),
+        recompute=manifest.recompute,
+        save_images=manifest.save_images,
+        identity=identity,
+    )
