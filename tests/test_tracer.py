@@ -11,7 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,13 @@ def plantings(document: dict[str, Any], tracer: str, kept: tuple[str, ...] = ())
                     yield {**document, key: {**value, inner: changed}}
 
 
+def turns(document: dict[str, Any], tracers: Sequence[str], kept: tuple[str, ...] = ()) -> Any:
+    """The plantings of a document, with the tracers taking turns."""
+    every = [list(plantings(document, tracer, kept)) for tracer in tracers]
+    for place in range(len(every[0])):
+        yield every[place % len(every)][place]
+
+
 def ends(done: subprocess.CompletedProcess[str], *codes: int) -> None:
     assert done.returncode in (codes or (0, 1, 2, 3)), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -161,29 +168,33 @@ def test_the_interpreter_reports_what_a_user_types(traced, warm, given, tmp_path
     (tmp_path / "heard").unlink()
 
 
-@pytest.mark.parametrize("which", range(4))
-def test_no_manifest_runs_code(traced, warm, given, which):
+def test_no_manifest_runs_code(traced, warm, given):
     run = given("run")
     manifest = json.loads((run / "manifest.json").read_text())
     given("snn"), given("other")
-    every = plantings(manifest, traced[which], kept=("format", "status"))
-    for place, document in enumerate(every):
+    for document in turns(manifest, traced, kept=("format", "status")):
         (run / "manifest.json").write_text(json.dumps(document))
         ends(warm("verify", run))
-        if place == 0:
-            ends(warm("report", run))
-            ends(warm("report", run, "--diagnose-again"))
+    for tracer in traced[1::2]:
+        everywhere = {**planted_but(manifest, tracer), "status": "done"}
+        (run / "manifest.json").write_text(json.dumps(everywhere))
+        ends(warm("verify", run))
+        ends(warm("report", run))
+        ends(warm("report", run, "--diagnose-again"))
     # An older run has no stages, and its entries are looked up.
-    for field in ("entries", "estimator", "files", "substitute", "origin"):
+    for tracer in traced:
         older = {k: v for k, v in manifest.items() if k not in ("stages", "digest")}
-        value = {traced[which]: "0" * 64} if field == "files" else traced[which]
-        older[field] = planted(manifest[field], traced[which]) if field == "entries" else value
+        older["entries"] = planted(manifest["entries"], tracer)
         (run / "manifest.json").write_text(json.dumps(older))
         ends(warm("verify", run))
-        ends(warm("report", run, "--diagnose-again"))
+        ends(warm("report", run, "--diagnose-again"), 2)
+        older["entries"] = [{**one, "attack": tracer} for one in manifest["entries"]]
+        (run / "manifest.json").write_text(json.dumps(older))
+        ends(warm("verify", run), 1, 2)
+        ends(warm("report", run, "--diagnose-again"), 2)
     # One that was stopped goes on by what it says.
     stopped = {**manifest, "status": "running", "stages": None}
-    (run / "manifest.json").write_text(json.dumps(planted_but(stopped, traced[which])))
+    (run / "manifest.json").write_text(json.dumps(planted_but(stopped, traced[1])))
     asked = ["--samples", "4", "--attack", "fgsm", "--attack", "transfer:fgsm", "--energy"]
     ends(warm("evaluate", "snn", *asked, "--output", run))
 
@@ -226,25 +237,28 @@ def test_no_rows_run_code(traced, warm, given):
 
 def test_no_checkpoint_runs_code(traced, warm, given):
     given("other")
-    for tracer in traced:
-        checkpoint = given("snn")
-        description = json.loads((checkpoint / "model.json").read_text())
-        for place, document in enumerate(plantings(description, tracer, kept=("sha256",))):
-            (checkpoint / "model.json").write_text(json.dumps(document))
-            verb = "compare" if place % 2 else "evaluate"
-            ends(warm(verb, "snn", "--samples", "4", "--attack", "transfer:fgsm"))
-            shutil.rmtree(checkpoint.parent / "runs", ignore_errors=True)
+    checkpoint = given("snn")
+    description = json.loads((checkpoint / "model.json").read_text())
+    documents = [*turns(description, traced), *turns(description, traced[::-1])]
+    documents += [{**description, "substitute": tracer} for tracer in traced]
+    for document in documents:
+        (checkpoint / "model.json").write_text(json.dumps(document))
+        verb = "evaluate" if document.get("substitute") in traced else "compare"
+        ends(warm(verb, "snn", "--samples", "4", "--attack", "transfer:fgsm"))
+        shutil.rmtree(checkpoint.parent / "runs", ignore_errors=True)
 
 
 def test_no_recipe_runs_code(traced, warm, given):
     given("images"), given("start")
     recipe = yaml.safe_load(given("recipe.yaml").read_text())
     tagged = "!!python/object/apply:robustsnn_tracer.build []"
-    for tracer in (*traced, tagged):
-        for place, document in enumerate(plantings(recipe, tracer)):
-            text = yaml.safe_dump(document).replace(f"'{tagged}'", tagged)
-            given("recipe.yaml").write_text(text)
-            ends(warm("train", "recipe.yaml", "--data-root", "images", "--output", f"t{place}"))
+    documents = list(turns(recipe, (*traced, tagged)))
+    for tracer in traced:
+        documents += [{**recipe, "init": tracer}, {**recipe, "guidance": {"teacher": tracer}}]
+    for place, document in enumerate(documents):
+        text = yaml.safe_dump(document).replace(f"'{tagged}'", tagged)
+        given("recipe.yaml").write_text(text)
+        ends(warm("train", "recipe.yaml", "--data-root", "images", "--output", f"t{place}"))
     # The state that training is resumed from holds JSON in its header.
     given("recipe.yaml").write_text(yaml.safe_dump(recipe))
     asked = ("train", "recipe.yaml", "--data-root", "images", "--output", "t")
@@ -256,18 +270,16 @@ def test_no_suite_runs_code_that_the_user_has_not_allowed(traced, warm, given, v
     given("snn"), given("other")
     suite = yaml.safe_load(given("suite.yaml").read_text())
     tagged = "!!python/object/apply:robustsnn_tracer.build []"
+    documents = list(turns(suite, (*traced, tagged)))
     for tracer in (*traced, tagged):
-        documents = list(plantings(suite, tracer))
-        for place, entry in enumerate(suite["entries"]):
-            for field in ("attack", "estimator", "label", "norm", "epsilon"):
-                entries = [dict(one) for one in suite["entries"]]
-                entries[place] = {**entry, field: tracer}
-                documents.append({**suite, "entries": entries})
-        for document in documents if verb == "evaluate" else documents[-10:]:
-            text = yaml.safe_dump(document).replace(f"'{tagged}'", tagged)
-            given("suite.yaml").write_text(text)
-            ends(warm(verb, "snn", "--samples", "4", "--suite", "suite.yaml"))
-            shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        for field in ("attack", "estimator"):
+            entries = [dict(suite["entries"][0]), {**suite["entries"][1], field: tracer}]
+            documents.append({**suite, "entries": entries})
+    for document in documents if verb == "evaluate" else documents[-8:]:
+        text = yaml.safe_dump(document).replace(f"'{tagged}'", tagged)
+        given("suite.yaml").write_text(text)
+        ends(warm(verb, "snn", "--samples", "4", "--suite", "suite.yaml"))
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
     if verb == "crosscheck":
         ends(warm(verb, "snn", "--samples", "4", "--suite", "quick", "--peers", "suite.yaml"))
 

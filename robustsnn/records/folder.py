@@ -7,6 +7,7 @@ and then renamed.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -154,13 +155,17 @@ class RunFolder:
         """Write every file of a finished run, the manifest last, then remove the parts."""
         from safetensors.numpy import save
 
-        table = parquet(records, records_schema(records.columns))
-        write_atomically(self.path / "records.parquet", table)
-        write_atomically(self.path / "activity.parquet", parquet(activity))
         contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
-        write_atomically(self.path / "examples.safetensors", save(contiguous))
-        write_atomically(self.path / "results.csv", results.to_csv(index=False).encode())
-        self.write_manifest(manifest)
+        contents = {
+            "records.parquet": parquet(records, records_schema(records.columns)),
+            "activity.parquet": parquet(activity),
+            "examples.safetensors": save(contiguous),
+            "results.csv": results.to_csv(index=False).encode(),
+        }
+        for name, content in contents.items():
+            write_atomically(self.path / name, content)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        self.write_manifest(manifest.but(contents=digests))
         self.tidy()
 
     def tidy(self) -> None:

@@ -23,6 +23,9 @@ from robustsnn.records.schema import DONE, FORMAT, MANIFEST
 #: The bytes above which a manifest is refused; those of ours have some 100 kB.
 LARGEST = 64_000_000
 
+#: The other files of a finished run folder.
+TABLES = ("records.parquet", "activity.parquet", "examples.safetensors", "results.csv")
+
 Row = Mapping[str, Any]
 """One row of a list in the manifest, as in JSON."""
 
@@ -102,6 +105,9 @@ class Manifest(BaseModel):
         operations: The operations of each layer with synapses per image, one row each; see
             `robustsnn.snn.operations.LayerOperations`.
         activity_images: The number of images whose spikes were counted.
+        contents: The sha256 of each other file of the folder as the run wrote it; empty in older
+            runs. A table that was only written anew says the same, so `verify` does not look at
+            it.
         digest: The digest of a finished manifest, see `content_digest`; empty in older runs.
         diagnosed_again: The note on a diagnosis that was made again; never written to disk.
     """
@@ -169,6 +175,7 @@ class Manifest(BaseModel):
     counts: dict[str, float] = {}
     operations: tuple[dict[str, Any], ...] = ()
     activity_images: int | None = None
+    contents: dict[str, str] = {}
     digest: str = ""
     diagnosed_again: str = ""
 
@@ -244,24 +251,41 @@ def intact(folder: Path) -> bool:
     return isinstance(held, dict) and held.get("digest") == content_digest(held)
 
 
+def _untouched(folder: Path) -> bool:
+    """Whether every file of a folder is as a finished run wrote it."""
+    if not intact(folder):
+        return False
+    contents = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("contents")
+    if not isinstance(contents, dict) or not contents:
+        return False
+    try:
+        return all(
+            (folder / name).is_file()
+            and hashlib.sha256((folder / name).read_bytes()).hexdigest() == contents.get(name)
+            for name in TABLES
+        )
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def blaming(*folders: Path) -> Iterator[None]:
-    """A context in which what fails on an edited manifest is told as damage, not as our mistake.
+    """A context in which what fails on an edited run is told as damage, not as our mistake.
 
-    The rows of a manifest are free in their fields, so code that reads them may find any of them
-    missing or of another type.
+    The rows of a manifest are free in their fields, and those of a table in their values, so code
+    that reads them may find any of them missing or of another type.
 
     Args:
         folders: The run folders that are read inside.
 
     Raises:
-        InputError: Something failed, and a manifest is not the one that its run wrote.
+        InputError: Something failed, and a file is not the one that its run wrote.
     """
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         for folder in folders:
-            if not intact(folder):
+            if not _untouched(folder):
                 said = " ".join(str(error).split())[:200]
                 raise InputError(
                     f"{folder} is damaged or was edited ({type(error).__name__}: {said}): run the "

@@ -334,7 +334,10 @@ def odd_columns(frame: pd.DataFrame) -> list[str]:
         ['label']
     """
     kinds = pd.api.types
-    odd = []
+    odd: list[str] = []
+    if not len(frame):
+        # The columns of an empty table, such as the spikes of an ANN, have no type.
+        return odd
     for name in frame.columns:
         held = frame[name]
         if name in WHOLE:
