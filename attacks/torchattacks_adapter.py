@@ -13,7 +13,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from robustsnn.adversary.peers import check_norm, count_classes, craft, seeded
+from robustsnn.adversary.peers import check_norm, check_option, count_classes, craft, seeded
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.kinds import NORMS
@@ -187,6 +187,7 @@ class Torchattacks:
             default = parameters[option].default
             kind = str if default is None else type(default)
             values[option] = parse_value(text, kind, f"{owner}: {option}")
+            check_option(owner, option, values[option], default)
         return values
 
 

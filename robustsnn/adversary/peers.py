@@ -27,6 +27,15 @@ from robustsnn.errors import InputError
 #: The command that installs the libraries that do not come with RobustSNN.
 INSTALL = "pip install 'robustsnn[peers]'"
 
+#: The settings of which there must be at least one, and words in those that must be above 0.
+COUNTS = frozenset(
+    "steps max_iter num_steps n_iter eot_iter n_queries queries n_restarts restarts nb_random_init "
+    "num_random_init batch_size binary_search_steps init_steps max_halving max_doubling "
+    "n_target_classes nb_restarts n_neig sampling_number targets num_grad_steps "
+    "gradient_estimate_steps gradient_estimator_steps".split()
+)
+LENGTHS = ("alpha", "step", "lr", "learning_rate", "sigma", "eps_")
+
 Craft = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """A call of a peer: network, images `[batch, ...]`, labels `[batch]`, seed to proposed images."""
 
@@ -76,6 +85,37 @@ def check_norm(owner: str, norm: str, norms: tuple[str, ...]) -> None:
             f"{owner} works in {' and '.join(norms)} only, not in {norm}: choose another attack "
             "or norm."
         )
+
+
+def check_option(owner: str, option: str, value: Any, default: Any) -> None:
+    """Refuse a setting with which an attack does nothing, or something that it was not made for.
+
+    Libraries take any number: no step at all leaves the images as they are, and they then count as
+    robust.
+
+    Args:
+        owner: The attack as the user named it, for the message.
+        option: The name of the setting.
+        value: The value that is asked for.
+        default: The default of the library, which is a value that means something.
+
+    Raises:
+        InputError: A count is below 1, or a size or rate is negative or zero where the default is
+            above 0.
+
+    Examples:
+        >>> check_option("torchattacks:PGD", "steps", 7, 10)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if option in COUNTS:
+        if value < 1:
+            raise InputError(f"{owner}: {option} must be at least 1.")
+    elif any(word in option for word in LENGTHS):
+        if not value > 0:
+            raise InputError(f"{owner}: {option} must be above 0.")
+    elif isinstance(default, int | float) and default >= 0 > value:
+        raise InputError(f"{owner}: {option} must be at least 0.")
 
 
 def count_classes(victim: Victim, images: Tensor) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +20,7 @@ from robustsnn.cli.options import (
 from robustsnn.cli.screen import (
     about_images,
     asked,
+    list_code,
     print_crosscheck,
     print_json,
     print_page,
@@ -62,7 +61,7 @@ def evaluate(
 
     request = Request((model,), **settings)
     request.check(output)
-    _list_code(request.code)
+    list_code(request.code)
     from robustsnn.evaluation.plan import prepare
     from robustsnn.evaluation.run import run
 
@@ -98,7 +97,7 @@ def compare(
 
     request = Request(tuple(models), **settings)
     request.check(output)
-    _list_code(request.code)
+    list_code(request.code)
     from robustsnn.workflows.compare import finished
 
     use_threads(request.threads)
@@ -148,7 +147,7 @@ def crosscheck(
     from robustsnn.workflows.crosscheck.run import crosschecked, peers_suite
 
     theirs = peers_suite(peers, request.chosen, allow_code=request.allow_code)
-    _list_code((*request.code, *theirs.files()))
+    list_code((*request.code, *theirs.files()))
     use_threads(request.threads)
     with progress(about_images(request.images)) as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
@@ -166,9 +165,3 @@ def crosscheck(
         )
         return
     print_crosscheck(found)
-
-
-def _list_code(files: Iterable[Path]) -> None:
-    """Say on stderr which Python files a suite file names before any of them runs."""
-    for path in dict.fromkeys(files):
-        print(f"robustsnn: the suite runs {path}", file=sys.stderr)

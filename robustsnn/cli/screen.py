@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,15 +113,17 @@ def print_reprinted(manifest: Manifest, request: Request) -> None:
 
 def print_run(folder: Path) -> None:
     """Print the table of a finished run and its flags."""
+    from robustsnn.records.manifest import blaming
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.sentences import flag_sentences
     from robustsnn.reporting.terminal import comparison_tables
 
-    runs = load_runs([folder])
     out = console()
-    out.print(comparison_tables(runs))
-    for _, _, severity, sentence in flag_sentences(runs.runs):
-        out.print(f"{severity}: {sentence}", markup=False)
+    with blaming(folder):
+        runs = load_runs([folder])
+        out.print(comparison_tables(runs))
+        for _, _, severity, sentence in flag_sentences(runs.runs):
+            out.print(f"{severity}: {sentence}", markup=False)
     print(f"{folder}  (robustsnn report {folder} writes the page)")
 
 
@@ -177,3 +179,9 @@ def print_crosscheck(found: Crosscheck) -> None:
     for sentence in [*sentences(found.rows), *(f"left out: {text}" for text in found.left_out)]:
         out.print(sentence, markup=False)
     print(found.folder / "crosscheck.md")
+
+
+def list_code(files: Iterable[Path]) -> None:
+    """Say on stderr which Python files a suite names before any of them runs."""
+    for path in dict.fromkeys(files):
+        print(f"robustsnn: the suite runs {path}", file=sys.stderr)

@@ -88,6 +88,7 @@ def _files(root: Path, split: str) -> list[Path]:
         path
         for path in root.rglob("*")
         if path.suffix.lower() == ".parquet"
+        and path.is_file()
         and not any(left_behind(Path(part)) for part in path.relative_to(root).parts)
     )
     for kind in SERVES[split]:

@@ -36,7 +36,7 @@ from robustsnn.evaluation.suites import Suite
 from robustsnn.foreign.activity import count as count_activity
 from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.records.folder import RunFolder, open_folder
-from robustsnn.records.manifest import Manifest
+from robustsnn.records.manifest import Manifest, blaming
 from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energies, energy
@@ -136,8 +136,9 @@ def run(
     refuse_other_versions(output, manifest)
     with _locked(output):
         # The batches on disk have the size that the run was started with.
-        plan = as_started(plan, manifest)
-        manifest = with_stages(manifest, plan)
+        with blaming(output):
+            plan = as_started(plan, manifest)
+            manifest = with_stages(manifest, plan)
         try:
             try:
                 _judge_clean(plan, folder, progress or _silent)
@@ -187,13 +188,11 @@ def _finish(
     plan: Plan, folder: RunFolder, manifest: Manifest, cascade: Cascade | None = None
 ) -> Evaluation:
     if cascade is None:
-        batches = range(len(batches_of(plan)))
-        parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
-        records, examples = folder.merged([(part, batch) for part in parts for batch in batches])
+        records, examples = folder.merged(_parts(plan))
     else:
         records, examples = cascade.records(), cascade.examples()
     found = diagnose(manifest, records)
-    activity, measured = _activity(plan)
+    activity, measured = activity_of(plan)
     manifest = manifest.but(
         **found.fields(),
         **measured,
@@ -204,7 +203,31 @@ def _finish(
     return _read(folder, folder.manifest())
 
 
-def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
+def records_of(plan: Plan, folder: RunFolder, progress: Progress | None = None) -> pd.DataFrame:
+    """The records of a plan, made in a folder that is there, without the files of a finished run.
+
+    Args:
+        plan: The plan.
+        folder: The folder, which holds no parts of another run.
+        progress: The function that is told of every finished batch.
+
+    Raises:
+        InputError: The network or an attack fails.
+    """
+    _judge_clean(plan, folder, progress or _silent)
+    if plan.suite.cascade:
+        return attack_survivors(plan, folder, progress or _silent).records()
+    _attack_all(plan, folder, progress or _silent)
+    return folder.merged(_parts(plan))[0]
+
+
+def _parts(plan: Plan) -> list[tuple[str, int]]:
+    batches = range(len(batches_of(plan)))
+    parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
+    return [(part, batch) for part in parts for batch in batches]
+
+
+def activity_of(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Spikes per neuron by layer and step, and the fields of the manifest about what they cost."""
     network = plan.subject.load()
     if not isinstance(network, Network):

@@ -7,6 +7,7 @@ and then renamed.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.files import check_file, check_output, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
 from robustsnn.records.schema import MANIFEST, RESULTS_TEXT, records_schema
@@ -116,6 +117,7 @@ class RunFolder:
 
         path = self.part(entry, batch).with_suffix(".safetensors")
         try:
+            check_file(path, LARGEST, REMEDY)
             with safe_open(path, framework="np") as images:
                 held = images.get_slice(name)
                 return np.concatenate([held[row : row + 1] for row in rows])
@@ -153,13 +155,17 @@ class RunFolder:
         """Write every file of a finished run, the manifest last, then remove the parts."""
         from safetensors.numpy import save
 
-        table = parquet(records, records_schema(records.columns))
-        write_atomically(self.path / "records.parquet", table)
-        write_atomically(self.path / "activity.parquet", parquet(activity))
         contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
-        write_atomically(self.path / "examples.safetensors", save(contiguous))
-        write_atomically(self.path / "results.csv", results.to_csv(index=False).encode())
-        self.write_manifest(manifest)
+        contents = {
+            "records.parquet": parquet(records, records_schema(records.columns)),
+            "activity.parquet": parquet(activity),
+            "examples.safetensors": save(contiguous),
+            "results.csv": results.to_csv(index=False).encode(),
+        }
+        for name, content in contents.items():
+            write_atomically(self.path / name, content)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        self.write_manifest(manifest.but(contents=digests))
         self.tidy()
 
     def tidy(self) -> None:
@@ -188,10 +194,30 @@ def read_table(path: Path) -> pd.DataFrame:
         InputError: The file is missing or damaged.
     """
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        # pyarrow's own errors derive from these two.
+        check_file(path, LARGEST, REMEDY)
+        with pq.ParquetFile(path) as held:
+            about = held.metadata
+            groups = [about.row_group(i) for i in range(about.num_row_groups)]
+            # A few bytes can stand for any number of equal rows.
+            if about.num_rows > MOST_ROWS or sum(g.total_byte_size for g in groups) > LARGEST:
+                raise InputError(f"{path} holds more rows than a run can have: {REMEDY}.")
+        frame = pd.read_parquet(path)
+        if not frame.columns.is_unique:
+            raise ValueError("a column is there twice")
+        plain = isinstance(frame.index, pd.RangeIndex)
+        return frame if plain else frame.reset_index()
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        # pyarrow's own errors derive from these; pandas raises some on a foreign schema.
         raise _damaged(path, error) from None
+
+
+#: What is advised where a file of a run cannot be used.
+REMEDY = "remove the run folder and run again"
+#: The rows and bytes above which a table is refused before it is read; a run of 10,000 images
+#: under 50 attacks at 10 sizes has 5 million rows.
+MOST_ROWS, LARGEST = 50_000_000, 16 * 2**30
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -251,9 +277,12 @@ def read_results(path: Path) -> pd.DataFrame:
         InputError: The file is missing or damaged.
     """
     try:
+        check_file(path, LARGEST, REMEDY)
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for name in frame.columns.difference(RESULTS_TEXT):
             frame[name] = pd.to_numeric(frame[name])
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
     return frame

@@ -28,7 +28,7 @@ from robustsnn.common.files import expanded, write_atomically
 from robustsnn.common.randomness import derive
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
-from robustsnn.models.checkpoint import save_checkpoint
+from robustsnn.models.checkpoint import outline, save_checkpoint
 from robustsnn.snn.channels import slim
 from robustsnn.snn.network import Network
 from robustsnn.training.adversarial import adversarial_update
@@ -112,6 +112,7 @@ def train(
     """
     path = expanded(path)
     recipe = load_recipe(path, overrides)
+    outline(recipe.network, str(path))
     folder = expanded(output) if output is not None else Path("training-runs") / recipe.name
     run = _prepared(recipe, path, load_training(recipe.data, data_root), folder, device)
     done, log = _begun(run) if resume else _anew(run)

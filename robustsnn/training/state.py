@@ -97,10 +97,25 @@ def load_state(
         length = int.from_bytes(blob[:8], "little")
         about = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["state"])
         tensors = load_tensors(blob)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is broken ({error}): start again without --resume.") from None
-    if about["recipe"] != recipe:
-        raise InputError(f"{folder} holds a run of another recipe: choose another --output.")
+        if about["recipe"] != recipe:
+            raise InputError(f"{folder} holds a run of another recipe: choose another --output.")
+        return _put_back(about, tensors, network, optimizer, scheduler)
+    except (
+        *(SafetensorError, OSError, RecursionError, LookupError, TypeError, ValueError),
+        *(AttributeError, RuntimeError),
+    ) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is broken ({said}): start again without --resume.") from None
+
+
+def _put_back(
+    about: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+) -> tuple[int, list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Put a state back into what is trained, and return what `load_state` returns."""
     network.load_state_dict(
         {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
     )
