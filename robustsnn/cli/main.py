@@ -125,7 +125,7 @@ def _last_resort(error: Exception) -> int:
 def _out_of_memory(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from robustsnn.models.batching import out_of_memory
+    from robustsnn.common.users_code import out_of_memory
 
     return out_of_memory(error)
 

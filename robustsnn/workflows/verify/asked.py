@@ -16,12 +16,15 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.content import files_in
 from robustsnn.common.epsilon import resolve_epsilon
 from robustsnn.common.kinds import BEST
+from robustsnn.common.wording import slug
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
 from robustsnn.evaluation.diagnose import stage_of
 from robustsnn.evaluation.digests import suite_digest
-from robustsnn.evaluation.plan import Task, entries_for, estimator_name
-from robustsnn.evaluation.suites import Entry, Suite, load_suite, suite_names
+from robustsnn.evaluation.entry import Entry
+from robustsnn.evaluation.meant import entries_for
+from robustsnn.evaluation.plan import Task, estimator_name
+from robustsnn.evaluation.suites import Suite, load_suite, suite_names
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import Condition
 
@@ -190,14 +193,15 @@ def expected_of(
             continue
         black = entry.substitute or spec.partition(":")[0].strip() == "transfer"
         sizes = asked.suite.epsilon if entry.epsilon is None else (entry.epsilon,)
+        runs = entry.model_copy(update={"attack": spec}).runs
         for size in sizes:
-            about = Condition(
-                entry.slug, entry.norm or asked.suite.norm, resolve_epsilon(size, values)
-            )
-            stage = None
-            if attack is not None and not files_in(entry.estimator):
-                stage = _stage(entry, attack, about, network, second, black)
-            found.append(Expected(about, stage, black))
+            norm, epsilon = entry.norm or asked.suite.norm, resolve_epsilon(size, values)
+            for place, (label, one) in enumerate(runs):
+                about = Condition(slug(label), norm, epsilon)
+                stage = None
+                if attack is not None and not files_in(entry.estimator):
+                    stage = _stage(entry, place, _attack(one)[0], about, network, second, black)
+                found.append(Expected(about, stage, black))
     return found, left_out, unseen
 
 
@@ -213,6 +217,7 @@ def _attack(spec: str) -> tuple[Any, str]:
 
 def _stage(
     entry: Entry,
+    place: int,
     attack: Any,
     about: Condition,
     network: nn.Module,
@@ -224,12 +229,16 @@ def _stage(
         return None
     task = Task(
         label=entry.label,
-        slug=entry.slug,
+        slug=about.attack,
         attack=attack,
         threat=ThreatModel(about.norm, about.epsilon),
         estimator=entry.estimator.strip(),
         substitute=black,
         probe=entry.probe,
+        until=entry.until,
+        family=entry.slug,
+        round=place,
+        sample=entry.sample,
     )
     best = task.estimator == BEST
     stage = stage_of(
@@ -238,6 +247,7 @@ def _stage(
         estimator=BEST if best else estimator_name(task, network, second if black else None),
         probe=entry.probe,
         substitute=black,
+        rounds=task,
     )
     row: dict[str, Any] = json.loads(json.dumps(stage.row()))
     return row

@@ -22,12 +22,12 @@ from robustsnn.diagnosis.stages import Stage
 from robustsnn.errors import InputError
 from robustsnn.evaluation.digests import run_identity
 from robustsnn.evaluation.identity import computed, function_in
+from robustsnn.evaluation.meant import entries_for
 from robustsnn.evaluation.options import Data
 from robustsnn.evaluation.plan import (
     Plan,
     check_device,
     checked,
-    entries_for,
     files_of,
     tasks_of,
 )
