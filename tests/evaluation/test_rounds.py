@@ -149,7 +149,8 @@ def test_sizes_converge_apart(darker: str) -> None:
 
 
 def test_a_killed_run_goes_on(darker: str, tmp_path: Path) -> None:
-    turns, settings = {**TURNS, 1600: 0}, {"batch_size": 64, "save_images": True}
+    turns = {**TURNS, 1600: 0}
+    settings: dict[str, Any] = {"batch_size": 64, "save_images": True}
     some = images(turns)
     evaluate(Line(), some, suite(darker), output=tmp_path / "whole", **settings)
     seen: list[str] = []
