@@ -160,7 +160,7 @@ def test_paths_that_cannot_be_used_end_in_one_line(warm, finished, checkpoints, 
     for module in ("./here:make", "..:make", "a b:c"):
         one_line(warm("evaluate", module, "--data", "fashion-mnist"))
     (tmp_path / "wrong.py").write_text("def make(:\n")
-    one_line(warm("evaluate", "wrong:make", "--data", "fashion-mnist"), "does not load", "mend")
+    one_line(warm("evaluate", "wrong:make", "--data", "fashion-mnist"), "failed", "mend")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["wrong.py"]
 
 
