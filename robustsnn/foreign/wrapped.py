@@ -207,7 +207,7 @@ def found_in(network: nn.Module) -> Reach:
             Layer(name, module, library)
             one.leak, one.reset = library.shown(module).values()
         except Exception as error:
-            # Another version of a library may lack an attribute, which is no reason to stop.
+            # Another version of a library may lack an attribute; the run goes on without it.
             one.why_not = why(error)
     for name, layer in own_layers(network).items():
         if not isinstance(layer, LIF):

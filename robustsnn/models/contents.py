@@ -172,7 +172,7 @@ class _Walk:
             yield from self._each(self._of(value))
 
     def _of(self, value: Any) -> Iterable[tuple[Any, Any]]:
-        """The parts of a value that is no container, each with a name."""
+        """The parts of a value that is not a container, each with a name."""
         if isinstance(value, type):
             return self._of_class(value)
         if isinstance(value, types.FunctionType):

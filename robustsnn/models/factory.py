@@ -24,7 +24,7 @@ def from_factory(text: str, weights: Path | None = None) -> nn.Module:
         weights: The file of its weights.
 
     Raises:
-        InputError: There is no such module or function, its code raises an exception, what it
+        InputError: The module or function does not exist, its code raises an exception, what it
             returns is not a network, or the weights do not fit.
 
     Examples:

@@ -147,7 +147,7 @@ class OwnBatchNorm(nn.BatchNorm2d):
 
 
 class OwnConv(nn.Conv2d):
-    """A layer of such a library, which is no neuron either."""
+    """A layer of such a library, which is not a neuron either."""
 
     step_mode = "s"
 
@@ -179,7 +179,7 @@ class Choosy(Base):
 class SpikingRefusal(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            raise RuntimeError("there is no training here")
+            raise RuntimeError("this layer does not train")
         return x
 
 

@@ -194,7 +194,7 @@ def test_layers_are_counted_however_they_are_called() -> None:
             return logits
 
     found = count(Odd().eval(), images(4))
-    # The tokens pass the second layer twice, and that is no time axis that neurons are known for.
+    # The tokens pass the second layer as a second axis, which is not the time axis of its neurons.
     assert "several times for an image" in found.uncounted
 
     class Plain(Odd):
