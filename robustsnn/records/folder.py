@@ -7,10 +7,14 @@ and then renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +128,47 @@ class RunFolder:
         except (OSError, ValueError, SafetensorError) as error:
             raise _damaged(path, error) from None
 
+    def write_piece(self, name: str, about: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        """Store a piece of the diagnosis, which is removed with the parts.
+
+        Args:
+            name: The name of the piece.
+            about: What it says, ready for JSON.
+            tensors: Its arrays, by name.
+        """
+        from safetensors.numpy import save
+
+        self.parts.mkdir(exist_ok=True)
+        contiguous = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+        said = json.dumps(about)
+        blob = save(contiguous, metadata={"about": said, "sha256": _digest(said, contiguous)})
+        write_atomically(self._piece(name), blob)
+
+    def read_piece(self, name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """A piece of the diagnosis, or None if it was not stored.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self._piece(name)
+        if not path.exists():
+            return None
+        try:
+            check_file(path, LARGEST, REMEDY)
+            with safe_open(path, framework="np") as held:
+                said = held.metadata()["about"]
+                tensors = {key: held.get_tensor(key) for key in held.keys()}
+                if held.metadata()["sha256"] != _digest(said, tensors):
+                    raise ValueError("it was edited")
+            return json.loads(said), tensors
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise _damaged(path, error) from None
+
+    def _piece(self, name: str) -> Path:
+        return self.parts / f"{name}.safetensors"
+
     def merged(self, order: Sequence[tuple[str, int]]) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The rows of all parts, and their images joined by name.
 
@@ -185,6 +230,15 @@ class RunFolder:
     def activity(self) -> pd.DataFrame:
         """The rows of `activity.parquet`."""
         return read_table(self.path / "activity.parquet")
+
+
+def _digest(about: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """The sha256 of a piece of the diagnosis."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -286,3 +340,32 @@ def read_results(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
     return frame
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a second process out of a run folder inside the block.
+
+    The system releases the lock even if this process dies.
+
+    Raises:
+        InputError: Another process has it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(
+            f"another process is running the evaluation in {path}: wait for it, or name another "
+            "--output."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
