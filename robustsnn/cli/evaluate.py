@@ -28,6 +28,7 @@ from robustsnn.cli.screen import (
     print_run,
     progress,
 )
+from robustsnn.common.telling import telling
 
 
 @app.command(short_help="Attack the models that ship: tables, figures and a page.")
@@ -66,7 +67,8 @@ def evaluate(
     from robustsnn.evaluation.run import run
 
     use_threads(request.threads)
-    plan = prepare(request)
+    with telling("reading the model and the images"):
+        plan = prepare(request)
     folder = output if output is not None else plan.default_folder
     with progress(about_images(plan.images)) as told:
         done = run(plan, folder, command=asked(), progress=told)

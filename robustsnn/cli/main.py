@@ -25,6 +25,14 @@ COMMANDS = (evaluate, reports, train, listing)
 DEBUG_VARIABLE = "ROBUSTSNN_DEBUG"
 #: The exit code of a mistake of ours: EX_SOFTWARE of sysexits.h.
 OURS = 70
+#: What is said to be kept of a command that was interrupted.
+KEPT = {
+    **dict.fromkeys(
+        ("evaluate", "compare", "crosscheck", "demo"),
+        "; finished batches are kept: the same command resumes",
+    ),
+    "train": "; finished epochs are kept: the same command with --resume goes on",
+}
 REPORT_TO = "https://github.com/robustsnn/robustsnn/issues"
 
 
@@ -39,6 +47,8 @@ def main() -> None:
         # A terminal or a file in ASCII gets our signs in other words, not a traceback.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=READABLE)
+    # Figures are drawn into files, so how they would be shown does not matter.
+    os.environ.pop("MPLBACKEND", None)
     keep_freed_memory()
     let_idle_threads_sleep()
     sys.exit(_main(sys.argv[1:]))
@@ -70,10 +80,8 @@ def _main(arguments: list[str]) -> int:
         else:
             return _fail(_usage(error))
     if code == 130:
-        print(
-            "robustsnn: interrupted; finished batches are kept: the same command resumes.",
-            file=sys.stderr,
-        )
+        kept = KEPT.get(next(iter(arguments), ""), "")
+        print(f"robustsnn: interrupted{kept}.", file=sys.stderr)
     return int(code or 0)
 
 

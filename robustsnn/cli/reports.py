@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from robustsnn.cli.options import (
     use_threads,
 )
 from robustsnn.cli.screen import list_code, progress
+from robustsnn.common.telling import telling
 from robustsnn.errors import InputError
 
 
@@ -40,7 +40,9 @@ def report(
     """Write tables, figures and one page about finished runs."""
     from robustsnn.workflows.report import report as write_report
 
-    print(write_report(runs, output, baseline, diagnose_again=diagnose_again))
+    with telling("writing the page"):
+        page = write_report(runs, output, baseline, diagnose_again=diagnose_again)
+    print(page)
 
 
 @app.command(short_help="Check a run: images, numbers, flags and level.")
@@ -90,7 +92,7 @@ def verify(
 
         list_code(files_named(read_manifest(run)))
     use_threads(threads)
-    with progress() if attack_again else contextlib.nullcontext() as told:
+    with progress() if attack_again else telling("recomputing what the run says") as told:
         found = check(
             run,
             model=model,
@@ -100,7 +102,7 @@ def verify(
             device=device,
             attack_again=attack_again,
             allow_code=allow_code,
-            progress=told,
+            progress=told if callable(told) else None,
         )
     for image, condition in found.differing[:20]:
         print(f"  image {image}: {condition}")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustsnn.common.telling import telling
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
@@ -47,7 +49,8 @@ def about_images(images: object) -> list[str]:
 def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], None]]:
     """Show progress on stderr inside the block.
 
-    It is a bar in a terminal, and elsewhere a line whenever something new begins.
+    It is a bar in a terminal, and elsewhere a line whenever something new begins and at least
+    every half minute.
 
     Args:
         notes: Sentences that are said when the first batch is done, and thus not before an error.
@@ -58,16 +61,18 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
     left = list(notes)
     if not stderr.is_terminal:
         last = ""
+        with telling("checking the network") as told:
 
-        def line(what: str, done: int, total: int) -> None:
-            nonlocal last
-            while left:
-                print(f"robustsnn: {left.pop(0)}", file=sys.stderr)
-            if what != last:
-                print(f"{100 * (done - 1) // total:3d} % {what}", file=sys.stderr, flush=True)
-                last = what
+            def line(what: str, done: int, total: int) -> None:
+                nonlocal last
+                while left:
+                    told.line(f"robustsnn: {left.pop(0)}")
+                if what != last:
+                    told.line(f"{100 * (done - 1) // total:3d} % {what}")
+                    last = what
+                told.now(f"{what}: {done} of {total} batches are done")
 
-        yield line
+            yield line
         return
     from rich import progress as bars
 

@@ -283,6 +283,25 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Raises:
         InputError: The file is missing or malformed; the message names the line and the field.
     """
+    document = document_of(path, overrides)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [p for p in first["loc"] if isinstance(p, str | int)]
+        field = ".".join(map(str, location)) or "recipe"
+        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None
+
+
+def document_of(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of a recipe as its file has them, with some of them replaced.
+
+    The arguments are those of `load_recipe`.
+
+    Raises:
+        InputError: The file is missing, is not YAML or holds no mapping, or a field that is
+            replaced lies in no section.
+    """
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise InputError(f"{path}: a recipe is a mapping of fields to values.")
@@ -296,10 +315,4 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
         if not isinstance(node, dict):
             raise InputError(f"--set {dotted}: it is not in a section of {path}.")
         node[last] = value
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = [p for p in first["loc"] if isinstance(p, str | int)]
-        field = ".".join(map(str, location)) or "recipe"
-        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None
+    return document

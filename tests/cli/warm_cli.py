@@ -86,6 +86,10 @@ def serve() -> None:
         for found in pkgutil.walk_packages(where, f"{package}."):
             if not found.name.endswith("__main__"):
                 importlib.import_module(found.name)
+    # How long something takes depends on the machine, and what is said in between with it.
+    from robustsnn.common import telling
+
+    telling.SILENCE = TIMEOUT
     gc.collect()
     gc.freeze()
     os.write(1, b"ready\n")
