@@ -116,6 +116,10 @@ class Request(Options):
 
     def _take_as(self) -> None:
         """Take what programs give, such as a number for a size, for what it stands for."""
+        for name in ("data", "suite", "estimator", "norm", "epsilon", "substitute"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.strip():
+                raise InputError(f"--{name} is empty: leave it out, or name one.")
         taken: dict[str, Any] = {
             "models": forms.models(self.models),
             "device": str(self.device),

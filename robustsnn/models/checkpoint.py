@@ -5,6 +5,7 @@ The exception is a model named `python.module:factory`, which is the user's own 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn.utils import prune
 
-from robustsnn.common.files import expanded, read_text, write_atomically
+from robustsnn.common.files import expanded, read_text, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.factory import from_factory
 from robustsnn.models.naming import is_factory, parse_factory
@@ -80,7 +81,8 @@ def save_checkpoint(
         dense_weights: The synaptic weights of the network before channels were removed from it.
 
     Raises:
-        InputError: The network holds masks of torch, which a checkpoint has no place for.
+        InputError: The network holds masks of torch, which a checkpoint has no place for, or the
+            folder cannot be written to, as on a full disk; a new one is left out then.
     """
     if prune.is_pruned(network):
         raise InputError(
@@ -88,7 +90,6 @@ def save_checkpoint(
             "them permanent first (prune.remove)."
         )
     folder = expanded(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict().items()
     dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}
     tensors = packed(dense)
@@ -104,9 +105,24 @@ def save_checkpoint(
         "provenance": provenance,
         "sha256": digest,
     }
-    write_atomically(folder / WEIGHTS, blob)
-    write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    _write(folder, blob, (json.dumps(description, indent=2) + "\n").encode())
     return digest
+
+
+def _write(folder: Path, weights: bytes, description: bytes) -> None:
+    """Write both files of a checkpoint, or leave nothing of a new one behind."""
+    new, held = not folder.exists(), (folder / DESCRIPTION).exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS, weights)
+        write_atomically(folder / DESCRIPTION, description)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if not held:
+                (folder / WEIGHTS).unlink(missing_ok=True)
+            if new:
+                folder.rmdir()
+        raise unwritable(folder, error) from None
 
 
 def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
