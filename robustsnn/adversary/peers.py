@@ -24,8 +24,8 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: The command that installs the libraries that do not come with RobustSNN.
-INSTALL = "pip install 'robustsnn[peers]'"
+#: The command that installs libraries that need not be there, by the extra that holds them.
+INSTALL = "pip install 'robustsnn[{}]'"
 
 #: The settings of which there must be at least one, and words in those that must be above 0.
 COUNTS = frozenset(
@@ -44,12 +44,13 @@ class MissingLibrary(InputError):
     """A peer is not installed, or cannot be imported here."""
 
 
-def library(module: str, package: str) -> Any:
+def library(module: str, package: str, extra: str = "peers") -> Any:
     """A module of a library that need not be installed.
 
     Args:
         module: The name of the module.
         package: The name of the library, for the message.
+        extra: The extra of RobustSNN that holds it, for the message.
 
     Raises:
         MissingLibrary: The module cannot be imported; the message says how to install it.
@@ -63,7 +64,8 @@ def library(module: str, package: str) -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        raise MissingLibrary(f"{package} cannot be imported here ({error}): {INSTALL}.") from error
+        remedy = INSTALL.format(extra)
+        raise MissingLibrary(f"{package} cannot be imported here ({error}): {remedy}.") from error
 
 
 def check_norm(owner: str, norm: str, norms: tuple[str, ...]) -> None:
