@@ -103,7 +103,9 @@ def compare(
     from robustsnn.workflows.compare import finished
 
     use_threads(request.threads)
-    with progress(about_images(request.images)) as told:
+    with telling("reading the images"):
+        notes = about_images(request.images)
+    with progress(notes) as told:
         compared = finished(request, output=output, progress=told, command=asked())
     page = compared.page
     for done in compared.evaluations.values():
@@ -151,7 +153,9 @@ def crosscheck(
     theirs = peers_suite(peers, request.chosen, allow_code=request.allow_code)
     list_code((*request.code, *theirs.files()))
     use_threads(request.threads)
-    with progress(about_images(request.images)) as told:
+    with telling("reading the images"):
+        notes = about_images(request.images)
+    with progress(notes) as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
     for manifest in found.reprinted:
         print_reprinted(manifest, request)
