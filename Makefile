@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make demo      attack the models that ship and write runs/demo/index.html (minutes)"
 	@echo "make test      lint, types, and the tests (under 25 minutes)"
-	@echo "make test-all  every test however slow, with coverage, and the mutants (hours)"
+	@echo "make test-all  every test however slow, with coverage, the mutants and kills (hours)"
 	@echo "make lint      lint and types only"
 	@echo "make docs      build the documentation site in site/ (open site/index.html)"
 	@echo "make bench     speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
@@ -36,6 +36,7 @@ test-all: $(VENV)/.all $(VENV)/.older lint
 	$(PYTEST) --durations=20 --cov --cov-report=term
 	$(ALONE) $(VENV)/older/bin/python -m pytest -p no:cacheprovider tests/foreign
 	$(ALONE) $(BIN)/python -m tests.mutants
+	$(ALONE) $(BIN)/python -m tests.kills 30
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -59,12 +60,12 @@ clean:
 # Stamps: the environment is renewed when the dependencies change.
 $(VENV)/.core: pyproject.toml
 	$(venv)
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --editable '.[torchattacks]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
 	$(venv)
-	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --editable '.[dev,torchattacks]'
 	@touch $@ $(VENV)/.core
 
 $(VENV)/.peers: pyproject.toml

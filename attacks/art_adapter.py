@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustsnn.adversary.peers import check_norm, count_classes, craft, library
+from robustsnn.adversary.peers import check_norm, check_option, count_classes, craft, library
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.kinds import NORMS
@@ -145,6 +145,7 @@ class Art:
             default = parameters[option].default
             kind = str if default is None else type(default)
             values[option] = parse_value(text, kind, f"{owner}: {option}")
+            check_option(owner, option, values[option], default)
         return values
 
 

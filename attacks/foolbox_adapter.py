@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from robustsnn.adversary.peers import check_norm, craft, library
+from robustsnn.adversary.peers import check_norm, check_option, craft, library
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.kinds import NORMS
@@ -99,6 +99,7 @@ class Foolbox:
             if option not in parameters:
                 raise unknown(f"field of {owner}", option, parameters)
             values[option] = parse_value(text, hints.get(option, str), f"{owner}: {option}")
+            check_option(owner, option, values[option], parameters[option].default)
         return values
 
 

@@ -10,10 +10,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor, nn
 
-from robustsnn.adversary.peers import check_norm, count_classes, craft, seeded
+from robustsnn.adversary.peers import (
+    check_norm,
+    check_option,
+    count_classes,
+    craft,
+    library,
+    seeded,
+)
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.kinds import NORMS
@@ -54,7 +60,8 @@ class Torchattacks:
         options: Its other arguments, with their values as written.
 
     Raises:
-        InputError: There is no such attack, it has no epsilon or no norm, or an option is wrong.
+        InputError: torchattacks is not installed or has no such attack, the attack has no epsilon
+            or no norm, or an option is wrong.
 
     Source: Kim, Torchattacks, arXiv 2010.01950.
     """
@@ -124,7 +131,7 @@ class Torchattacks:
 
         def run(network: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
             arguments = {**self._defaults(classes, threat, seed), **self._arguments()}
-            attack = getattr(torchattacks, self.name)(network, **arguments)
+            attack = getattr(_library(), self.name)(network, **arguments)
             if (steps := self._own().get("steps")) is not None:
                 for part in attack._autoattack.attacks:
                     # Square has queries instead of steps.
@@ -166,7 +173,7 @@ class Torchattacks:
         """The options that were given, in the types of the library's own defaults."""
         owner = f"torchattacks:{self.name}"
         if self.name not in accepted():
-            if self.name in torchattacks.__all__:
+            if self.name in _library().__all__:
                 raise InputError(
                     f"{owner} declares no norm and epsilon of its own, so it cannot be held to "
                     f"one: use one of {', '.join(accepted())}."
@@ -187,16 +194,22 @@ class Torchattacks:
             default = parameters[option].default
             kind = str if default is None else type(default)
             values[option] = parse_value(text, kind, f"{owner}: {option}")
+            check_option(owner, option, values[option], default)
         return values
+
+
+def _library() -> Any:
+    """The library, which need not be installed."""
+    return library("torchattacks", "torchattacks", extra="torchattacks")
 
 
 def accepted() -> list[str]:
     """The attacks of torchattacks that this adapter takes."""
-    return sorted(n for n in torchattacks.__all__ if "eps" in _parameters(n) and _norms(n))
+    return sorted(n for n in _library().__all__ if "eps" in _parameters(n) and _norms(n))
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:
-    parameters = dict(inspect.signature(getattr(torchattacks, name).__init__).parameters)
+    parameters = dict(inspect.signature(getattr(_library(), name).__init__).parameters)
     parameters.pop("self")
     return parameters
 
@@ -224,7 +237,7 @@ def _draws(name: str, options: tuple[tuple[str, str], ...]) -> bool:
         threat = ThreatModel(_norms(name)[0], "8/255")
         arguments = {**attack._defaults(3, threat, 0), **attack._arguments()}
         with seeded(0):
-            getattr(torchattacks, name)(network, **arguments)(image, label)
+            getattr(_library(), name)(network, **arguments)(image, label)
             after = _next_draws()
         with seeded(0):
             return after != _next_draws()

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from robustsnn.workflows.compare import compare
     from robustsnn.workflows.crosscheck.run import crosscheck
     from robustsnn.workflows.report import report
-    from robustsnn.workflows.verify import verify
+    from robustsnn.workflows.verify.run import verify
 
     __version__: str
 
@@ -53,7 +53,7 @@ _WHERE = {
     "load_runs": "robustsnn.records.runs",
     "report": "robustsnn.workflows.report",
     "train": "robustsnn.training.run",
-    "verify": "robustsnn.workflows.verify",
+    "verify": "robustsnn.workflows.verify.run",
     "wrap": "robustsnn.foreign.wrap",
 }
 

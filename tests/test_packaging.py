@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -318,7 +320,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("robustsnn", *CONTENT):
         shutil.copytree(ROOT / name, source / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
     command += ["--no-build-isolation", "--wheel-dir", str(target), str(source)]
@@ -346,6 +348,69 @@ def test_the_wheel_holds_everything_under_one_name(wheel: Path) -> None:
     assert {"robustsnn/attacks/suites/quick.yaml", "robustsnn/reports/page.html.j2"} <= files
     assert "robustsnn/data/bundled/test-00000-of-00001.parquet" in files
     assert files - names == set()
+
+
+@pytest.mark.slow
+def test_the_wheel_describes_itself_with_links_that_work(wheel: Path) -> None:
+    held = zipfile.ZipFile(wheel)
+    (name,) = (name for name in held.namelist() if name.endswith(".dist-info/METADATA"))
+    _, _, text = held.read(name).decode().partition("\n\n")
+    assert text.startswith("# RobustSNN") and not relative(text)
+
+
+def relative(text: str) -> list[str]:
+    """The targets of links and pictures in Markdown that are places next to the text."""
+    targets = [piece.partition(")")[0] for piece in text.split("](")[1:]]
+    return [one for one in targets if not one.startswith(("http://", "https://", "#"))]
+
+
+def test_links_of_the_readme_are_made_absolute() -> None:
+    spec = importlib.util.spec_from_file_location("setup_of_robustsnn", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = module.absolute(readme)
+    assert relative(readme) and not relative(text)
+    for target in relative(readme):
+        assert (ROOT / target.partition("#")[0]).exists()
+        assert f"/main/{target})" in text
+    # A picture of a page shows nothing.
+    assert module.absolute("![a](b.png) [c](d.md)") == (
+        f"![a]({module.PICTURES}b.png) [c]({module.PAGES}d.md)"
+    )
+
+
+@pytest.mark.slow
+def test_the_source_archive_holds_what_its_tests_need(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for path in tracked():
+        where = source / path.relative_to(ROOT)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, where)
+    code = "from setuptools import build_meta; build_meta.build_sdist('../built')"
+    (tmp_path / "built").mkdir()
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = (tmp_path / "built").glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    due = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    # What only a checkout needs.
+    assert {name for name in due - names if not name.startswith((".ci/", ".gitignore"))} == set()
+
+
+def test_torchattacks_is_an_extra_that_is_installed_by_default() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert not any("torchattacks" in one for one in project["dependencies"])
+    for extra in ("torchattacks", "peers"):
+        assert any(one.startswith("torchattacks>=") for one in extras[extra])
+    make = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (core,) = re.findall(r"^\$\(VENV\)/\.core:.*\n(?:\t.*\n)+", make, re.MULTILINE)
+    assert "torchattacks" in core
+    assert "pip install -e '.[torchattacks]'" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -24,8 +24,17 @@ from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
 from robustsnn.errors import InputError
 
-#: The command that installs the libraries that do not come with RobustSNN.
-INSTALL = "pip install 'robustsnn[peers]'"
+#: The command that installs libraries that need not be there, by the extra that holds them.
+INSTALL = "pip install 'robustsnn[{}]'"
+
+#: The settings of which there must be at least one, and words in those that must be above 0.
+COUNTS = frozenset(
+    "steps max_iter num_steps n_iter eot_iter n_queries queries n_restarts restarts nb_random_init "
+    "num_random_init batch_size binary_search_steps init_steps max_halving max_doubling "
+    "n_target_classes nb_restarts n_neig sampling_number targets num_grad_steps "
+    "gradient_estimate_steps gradient_estimator_steps".split()
+)
+LENGTHS = ("alpha", "step", "lr", "learning_rate", "sigma", "eps_")
 
 Craft = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """A call of a peer: network, images `[batch, ...]`, labels `[batch]`, seed to proposed images."""
@@ -35,12 +44,13 @@ class MissingLibrary(InputError):
     """A peer is not installed, or cannot be imported here."""
 
 
-def library(module: str, package: str) -> Any:
+def library(module: str, package: str, extra: str = "peers") -> Any:
     """A module of a library that need not be installed.
 
     Args:
         module: The name of the module.
         package: The name of the library, for the message.
+        extra: The extra of RobustSNN that holds it, for the message.
 
     Raises:
         MissingLibrary: The module cannot be imported; the message says how to install it.
@@ -54,7 +64,8 @@ def library(module: str, package: str) -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        raise MissingLibrary(f"{package} cannot be imported here ({error}): {INSTALL}.") from error
+        remedy = INSTALL.format(extra)
+        raise MissingLibrary(f"{package} cannot be imported here ({error}): {remedy}.") from error
 
 
 def check_norm(owner: str, norm: str, norms: tuple[str, ...]) -> None:
@@ -76,6 +87,37 @@ def check_norm(owner: str, norm: str, norms: tuple[str, ...]) -> None:
             f"{owner} works in {' and '.join(norms)} only, not in {norm}: choose another attack "
             "or norm."
         )
+
+
+def check_option(owner: str, option: str, value: Any, default: Any) -> None:
+    """Refuse a setting with which an attack does nothing, or something that it was not made for.
+
+    Libraries take any number: no step at all leaves the images as they are, and they then count as
+    robust.
+
+    Args:
+        owner: The attack as the user named it, for the message.
+        option: The name of the setting.
+        value: The value that is asked for.
+        default: The default of the library, which is a value that means something.
+
+    Raises:
+        InputError: A count is below 1, or a size or rate is negative or zero where the default is
+            above 0.
+
+    Examples:
+        >>> check_option("torchattacks:PGD", "steps", 7, 10)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if option in COUNTS:
+        if value < 1:
+            raise InputError(f"{owner}: {option} must be at least 1.")
+    elif any(word in option for word in LENGTHS):
+        if not value > 0:
+            raise InputError(f"{owner}: {option} must be above 0.")
+    elif isinstance(default, int | float) and default >= 0 > value:
+        raise InputError(f"{owner}: {option} must be at least 0.")
 
 
 def count_classes(victim: Victim, images: Tensor) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +20,7 @@ from robustsnn.cli.options import (
 from robustsnn.cli.screen import (
     about_images,
     asked,
+    list_code,
     print_crosscheck,
     print_json,
     print_page,
@@ -29,6 +28,7 @@ from robustsnn.cli.screen import (
     print_run,
     progress,
 )
+from robustsnn.common.telling import telling
 
 
 @app.command(short_help="Attack the models that ship: tables, figures and a page.")
@@ -62,12 +62,13 @@ def evaluate(
 
     request = Request((model,), **settings)
     request.check(output)
-    _list_code(request.code)
+    list_code(request.code)
     from robustsnn.evaluation.plan import prepare
     from robustsnn.evaluation.run import run
 
     use_threads(request.threads)
-    plan = prepare(request)
+    with telling("reading the model and the images"):
+        plan = prepare(request)
     folder = output if output is not None else plan.default_folder
     with progress(about_images(plan.images)) as told:
         done = run(plan, folder, command=asked(), progress=told)
@@ -98,11 +99,13 @@ def compare(
 
     request = Request(tuple(models), **settings)
     request.check(output)
-    _list_code(request.code)
+    list_code(request.code)
     from robustsnn.workflows.compare import finished
 
     use_threads(request.threads)
-    with progress(about_images(request.images)) as told:
+    with telling("reading the images"):
+        notes = about_images(request.images)
+    with progress(notes) as told:
         compared = finished(request, output=output, progress=told, command=asked())
     page = compared.page
     for done in compared.evaluations.values():
@@ -148,9 +151,11 @@ def crosscheck(
     from robustsnn.workflows.crosscheck.run import crosschecked, peers_suite
 
     theirs = peers_suite(peers, request.chosen, allow_code=request.allow_code)
-    _list_code((*request.code, *theirs.files()))
+    list_code((*request.code, *theirs.files()))
     use_threads(request.threads)
-    with progress(about_images(request.images)) as told:
+    with telling("reading the images"):
+        notes = about_images(request.images)
+    with progress(notes) as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
     for manifest in found.reprinted:
         print_reprinted(manifest, request)
@@ -166,9 +171,3 @@ def crosscheck(
         )
         return
     print_crosscheck(found)
-
-
-def _list_code(files: Iterable[Path]) -> None:
-    """Say on stderr which Python files a suite file names before any of them runs."""
-    for path in dict.fromkeys(files):
-        print(f"robustsnn: the suite runs {path}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from robustsnn.common.process import MOST_THREADS
 from robustsnn.errors import InputError
 from robustsnn.evaluation.options import options
 
@@ -182,12 +183,14 @@ def use_threads(threads: int | None) -> None:
     """Let torch use that many CPU threads; None leaves the number as it is.
 
     Raises:
-        InputError: The number is below 1.
+        InputError: The number is below 1, or above that of any machine.
     """
     if threads is None:
         return
-    if threads < 1:
-        raise InputError(f"--threads {threads}: give a whole number of at least 1.")
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(
+            f"--threads {threads}: give a whole number of at least 1 and at most {MOST_THREADS}."
+        )
     import torch
 
     torch.set_num_threads(threads)

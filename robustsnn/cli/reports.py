@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from robustsnn.cli.app import app
-from robustsnn.cli.options import Device, Threads, Weights, models_that_ship, use_threads
+from robustsnn.cli.options import (
+    DataRoot,
+    Device,
+    Threads,
+    Weights,
+    models_that_ship,
+    use_threads,
+)
+from robustsnn.cli.screen import list_code, progress
+from robustsnn.common.telling import telling
 from robustsnn.errors import InputError
 
 
@@ -31,10 +40,12 @@ def report(
     """Write tables, figures and one page about finished runs."""
     from robustsnn.workflows.report import report as write_report
 
-    print(write_report(runs, output, baseline, diagnose_again=diagnose_again))
+    with telling("writing the page"):
+        page = write_report(runs, output, baseline, diagnose_again=diagnose_again)
+    print(page)
 
 
-@app.command(short_help="Check a run: its images, numbers, flags and level.")
+@app.command(short_help="Check a run: images, numbers, flags and level.")
 def verify(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     model: Annotated[
@@ -45,21 +56,57 @@ def verify(
         ),
     ] = None,
     weights: Weights = None,
+    substitute: Annotated[
+        str | None,
+        typer.Option(
+            help="Its model of a black-box attacker, if that was moved or is code.",
+            autocompletion=models_that_ship,
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    attack_again: Annotated[
+        int, typer.Option(help="Let the whole suite attack N images again, drawn at random.")
+    ] = 0,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code", help="Run the Python files that its suite names; they are listed first."
+        ),
+    ] = False,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Check a run: score its saved images again with the model read anew; exit 1 if they disagree.
+    """Check a run: recompute all that it claims, and score its saved images again.
 
-    Every number of results.csv, the flags and the level are computed again from the records. At
-    most 0.5 % of the verdicts may differ, as a spike at its threshold flips with the machine.
+    Exit code 0: verified, all images were seen. 3: partly verified; the last line says how much
+    was seen. 1: not verified; the last line says what is wrong. At most 0.5 % of the verdicts may
+    differ, as a spike at its threshold flips with the machine.
     """
     if not run.is_dir():
         raise InputError(f"no run folder {run}: name the folder of a finished evaluation.")
-    from robustsnn.workflows.verify import verify as score_again
+    from robustsnn.workflows.verify.run import verify as check
 
+    if attack_again and allow_code:
+        from robustsnn.records.manifest import read_manifest
+        from robustsnn.workflows.verify.run import files_named
+
+        list_code(files_named(read_manifest(run)))
     use_threads(threads)
-    found = score_again(run, model=model, weights=weights, device=device)
-    print(found.sentence)
+    with progress() if attack_again else telling("recomputing what the run says") as told:
+        found = check(
+            run,
+            model=model,
+            weights=weights,
+            substitute=substitute,
+            data_root=data_root,
+            device=device,
+            attack_again=attack_again,
+            allow_code=allow_code,
+            progress=told if callable(told) else None,
+        )
     for image, condition in found.differing[:20]:
         print(f"  image {image}: {condition}")
-    raise typer.Exit(0 if found.passed else 1)
+    if found.digest:
+        print(f"digest of the manifest: {found.digest}")
+    print(found.sentence)
+    raise typer.Exit(found.code)

@@ -6,9 +6,11 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from robustsnn.common.telling import telling
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +49,8 @@ def about_images(images: object) -> list[str]:
 def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], None]]:
     """Show progress on stderr inside the block.
 
-    It is a bar in a terminal, and elsewhere a line whenever something new begins.
+    It is a bar in a terminal, and elsewhere a line whenever something new begins and at least
+    every half minute.
 
     Args:
         notes: Sentences that are said when the first batch is done, and thus not before an error.
@@ -58,16 +61,18 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
     left = list(notes)
     if not stderr.is_terminal:
         last = ""
+        with telling("checking the network") as told:
 
-        def line(what: str, done: int, total: int) -> None:
-            nonlocal last
-            while left:
-                print(f"robustsnn: {left.pop(0)}", file=sys.stderr)
-            if what != last:
-                print(f"{100 * (done - 1) // total:3d} % {what}", file=sys.stderr, flush=True)
-                last = what
+            def line(what: str, done: int, total: int) -> None:
+                nonlocal last
+                while left:
+                    told.line(f"robustsnn: {left.pop(0)}")
+                if what != last:
+                    told.line(f"{100 * (done - 1) // total:3d} % {what}")
+                    last = what
+                told.now(f"{what}: {done} of {total} batches are done")
 
-        yield line
+            yield line
         return
     from rich import progress as bars
 
@@ -113,15 +118,17 @@ def print_reprinted(manifest: Manifest, request: Request) -> None:
 
 def print_run(folder: Path) -> None:
     """Print the table of a finished run and its flags."""
+    from robustsnn.records.manifest import blaming
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.sentences import flag_sentences
     from robustsnn.reporting.terminal import comparison_tables
 
-    runs = load_runs([folder])
     out = console()
-    out.print(comparison_tables(runs))
-    for _, _, severity, sentence in flag_sentences(runs.runs):
-        out.print(f"{severity}: {sentence}", markup=False)
+    with blaming(folder):
+        runs = load_runs([folder])
+        out.print(comparison_tables(runs))
+        for _, _, severity, sentence in flag_sentences(runs.runs):
+            out.print(f"{severity}: {sentence}", markup=False)
     print(f"{folder}  (robustsnn report {folder} writes the page)")
 
 
@@ -177,3 +184,9 @@ def print_crosscheck(found: Crosscheck) -> None:
     for sentence in [*sentences(found.rows), *(f"left out: {text}" for text in found.left_out)]:
         out.print(sentence, markup=False)
     print(found.folder / "crosscheck.md")
+
+
+def list_code(files: Iterable[Path]) -> None:
+    """Say on stderr which Python files a suite names before any of them runs."""
+    for path in dict.fromkeys(files):
+        print(f"robustsnn: the suite runs {path}", file=sys.stderr)

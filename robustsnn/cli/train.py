@@ -26,6 +26,9 @@ def train(
         list[str] | None,
         typer.Option("--set", help="field=value in place of the recipe's, such as epochs=1."),
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch missing data to --data-root.")
+    ] = False,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -43,6 +46,12 @@ def train(
     use_threads(threads)
     print(
         train_recipe(
-            recipe, data_root, output, resume=resume, overrides=overrides or None, device=device
+            recipe,
+            data_root,
+            output,
+            resume=resume,
+            overrides=overrides or None,
+            device=device,
+            download=download,
         )
     )

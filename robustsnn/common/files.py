@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from robustsnn.errors import InputError
@@ -17,6 +18,40 @@ def expanded(path: Path | str) -> Path:
     """
     # Unlike `Path.expanduser`, this leaves a user whom nobody knows as it is.
     return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def read_text(path: Path, largest: int, remedy: str) -> str:
+    """The text of a file that somebody else may have written.
+
+    Args:
+        path: The file.
+        largest: The number of bytes above which it is refused before it is read.
+        remedy: What the message advises.
+
+    Raises:
+        InputError: It is no ordinary file, as a pipe or a device, which may never end, or it is too
+            large, cannot be read, or is not UTF-8.
+    """
+    try:
+        check_file(path, largest, remedy)
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"{path} cannot be read ({reason}): {remedy}.") from None
+
+
+def check_file(path: Path, largest: int, remedy: str) -> None:
+    """Refuse what is no ordinary file, or larger than it can be.
+
+    Raises:
+        InputError: It is refused.
+        OSError: There is nothing at that path, or nobody may look.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{path} is not an ordinary file: {remedy}.")
+    if found.st_size > largest:
+        raise InputError(f"{path} is larger than {largest:,} bytes: {remedy}.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

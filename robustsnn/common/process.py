@@ -10,6 +10,8 @@ import ctypes
 import os
 import sys
 
+#: More threads than any machine has cores; the system may die of as many as are asked for.
+MOST_THREADS = 1024
 # These numbers are from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _TRIM = 2**31 - 1

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from robustsnn.errors import InputError, unknown
 
+#: The largest whole number that a field takes.
+LARGEST = 2**31
+
 
 def parse_fields(text: str, owner: str) -> dict[str, str]:
     """The fields of a text such as `steps=20,step_size=2/255`, as names and texts.
@@ -81,7 +84,10 @@ def _as_type(text: str, hint: Any) -> Any:
             text.lower()
         ]
     if hint is int:
-        return int(text)
+        whole = int(text)
+        if abs(whole) > LARGEST:
+            raise ValueError
+        return whole
     if hint is float:
         top, slash, bottom = text.partition("/")
         value = float(top) / float(bottom) if slash else float(top)
@@ -95,7 +101,11 @@ def _wanted(hint: Any) -> str:
     """A type in the words of an error message."""
     if typing.get_origin(hint) is Literal:
         return " or ".join(repr(c) for c in typing.get_args(hint))
-    names = {bool: "true or false", int: "a whole number", float: "a number such as 0.01 or 2/255"}
+    names = {
+        bool: "true or false",
+        int: "a whole number below 2^31",
+        float: "a number such as 0.01 or 2/255",
+    }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -108,6 +108,12 @@ def _read(
 ) -> Source | None:
     if not folders:
         return None
+    for folder in (*folders, *(numbering or ())):
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError:
+            shown = folder.name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            raise InputError(f"the folder {shown!r} in {root} is not UTF-8: rename it.") from None
     if known is None:
         names = tuple(folder.name for folder in (numbering or folders))
     else:

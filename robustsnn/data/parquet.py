@@ -88,6 +88,7 @@ def _files(root: Path, split: str) -> list[Path]:
         path
         for path in root.rglob("*")
         if path.suffix.lower() == ".parquet"
+        and path.is_file()
         and not any(left_behind(Path(part)) for part in path.relative_to(root).parts)
     )
     for kind in SERVES[split]:
@@ -144,6 +145,11 @@ def _columns(path: Path, name: str, schema: pa.Schema) -> tuple[str, str]:
             f"{path} has the columns {present}: an image column (image or img) and a label column "
             "(label, labels, target or fine_label) are needed; rename them."
         )
+    for column in (image, label):
+        if schema.names.count(column) > 1:
+            raise InputError(
+                f"{path} has the column {column!r} {schema.names.count(column)} times: keep one."
+            )
     kind = schema.field(image).type
     children = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
     data = children.get("bytes") if pa.types.is_struct(kind) else kind

@@ -25,6 +25,8 @@ SUFFIXES = frozenset(
 )
 # Where nothing says how many classes there are, a larger label is taken for a mistake.
 MOST_CLASSES = 100_000
+# An image is refused by its size before it is decoded: a few bytes can stand for any number.
+MOST_PIXELS = 4096 * 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +81,11 @@ def of_pil(image: Image.Image, where: str) -> NDArray[np.uint8]:
         >>> of_pil(Image.new("L", (2, 1), 7), "it").tolist()
         [[[7], [7]]]
     """
+    if image.width * image.height > MOST_PIXELS:
+        raise InputError(
+            f"{where} has {image.width} x {image.height} pixels, more than {MOST_PIXELS:,}: resize "
+            "it to what the network takes."
+        )
     if _is_deep(image):
         raise InputError(f"{where} has more than 8 bits a channel: save it as 8-bit.")
     if getattr(image, "n_frames", 1) > 1:

@@ -75,7 +75,9 @@ def _places(name: str, root: Path) -> list[Path]:
 
 def _find(name: str, known: DataSet | None, place: Path, split: str) -> Source | None:
     """The images of a split in one folder, or None if it has none in any layout."""
-    if known is not None and _torchvision_file(known, place, split).exists():
+    stored = None if known is None else _torchvision_file(known, place, split)
+    # A pipe in the place of a file would be waited for without end.
+    if known is not None and stored is not None and (stored.is_file() or stored.is_dir()):
         return _checked(known, *_from_torchvision(known, place, split), str(place))
     found = from_parquet(name, known, place, split)
     return from_folders(name, known, place, split) if found is None else found
@@ -148,8 +150,10 @@ def _refuse_processed(known: DataSet, root: Path) -> None:
 def _read_idx(known: DataSet, root: Path, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
-    images = read_image_file(str(_idx_file(known, root, split, "images-idx3")))
-    labels = read_label_file(str(_idx_file(known, root, split, "labels-idx1")))
+    places = [_idx_file(known, root, split, kind) for kind in ("images-idx3", "labels-idx1")]
+    if not all(place.is_file() for place in places):
+        raise ValueError("images and labels are needed")
+    images, labels = read_image_file(str(places[0])), read_label_file(str(places[1]))
     if len(images) != len(labels):
         raise ValueError("as many labels as images are needed")
     return images.numpy()[..., None], labels.numpy()

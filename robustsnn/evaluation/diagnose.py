@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from robustsnn.adversary.contract import Attack
 from robustsnn.common.kinds import BEST
 from robustsnn.diagnosis.probe.measure import IMAGES, probe
+from robustsnn.diagnosis.probe.pieces import Piece
 from robustsnn.diagnosis.probe.specimen import Sizes
 from robustsnn.diagnosis.stages import Stage
 from robustsnn.estimators.make import draws_of
@@ -25,6 +28,38 @@ from robustsnn.records.schema import CLEAN
 WATCHED_BYTES = 20
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of the probe under one threat model, in the folder of a run.
+
+    Args:
+        folder: The run folder.
+        threat: The number of the threat model among those of the run.
+        told: The function that is called whenever a piece was kept.
+    """
+
+    folder: RunFolder
+    threat: int
+    told: Callable[[], None]
+
+    def read(self, name: str) -> Piece | None:
+        """A piece that an earlier start of the run left behind, or None."""
+        found = self.folder.read_piece(self._named(name))
+        if found is None:
+            return None
+        about, tensors = found
+        return Piece(about, {key: torch.from_numpy(array) for key, array in tensors.items()})
+
+    def write(self, name: str, piece: Piece) -> None:
+        """Keep a piece."""
+        tensors = {key: tensor.detach().cpu().numpy() for key, tensor in piece.tensors.items()}
+        self.folder.write_piece(self._named(name), piece.about, tensors)
+        self.told()
+
+    def _named(self, name: str) -> str:
+        return f"probe-{self.threat:03d}-{name}"
+
+
 def probed(
     plan: Plan,
     folder: RunFolder,
@@ -33,19 +68,24 @@ def probed(
 ) -> Manifest:
     """The manifest of a run with the findings of the probe; findings that are there are kept.
 
-    Only the run of a cascade is probed. For attacks that take seconds the probe is not worth its
-    time, and their numbers count as upper bounds anyway.
+    Each piece of it is kept as soon as it is measured, as a batch of an attack is. Only the run of
+    a cascade is probed. For attacks that take seconds the probe is not worth its time, and their
+    numbers count as upper bounds anyway.
 
     Args:
         plan: The plan that is carried out.
         folder: The run folder, with the clean images judged.
         manifest: The manifest of the run so far.
-        progress: The function that is told that the probe begins.
+        progress: The function that is told when the probe begins, and of each piece of it.
     """
     if not plan.suite.cascade or manifest.probe is not None:
         return manifest
     batches = len(batches_of(plan))
-    progress("diagnosis", batches, batches * (1 + len(plan.tasks)))
+
+    def told() -> None:
+        progress("diagnosis", batches, batches * (1 + len(plan.tasks)))
+
+    told()
     count = min(IMAGES, len(plan.images))
     images, labels, ids = inputs_of(plan, slice(0, count))
     clean = _clean(folder, count).to(labels.device)
@@ -55,7 +95,7 @@ def probed(
     # Layers under watch keep all their time steps, even if attacks run them in segments.
     held = WATCHED_BYTES * membranes(plan.subject.load(), images[:1], ids[:1])
     micro_batch = min(plan.batch_size, max(1, MEMORY_BYTES // max(1, held)))
-    for threat in dict.fromkeys(task.threat for task in plan.tasks):
+    for number, threat in enumerate(dict.fromkeys(task.threat for task in plan.tasks)):
         measured = probe(
             plan.subject.load(),
             images,
@@ -67,6 +107,7 @@ def probed(
             clean,
             draws=draws,
             sizes=Sizes.of(len(plan.images)),
+            store=Pieces(folder, number, told),
         )
         about = {"norm": threat.norm, "epsilon": threat.epsilon}
         found += [{**finding.as_measure(), **about} for finding in measured.findings]

@@ -70,11 +70,21 @@ def images_in_memory(data: Any, samples: int | None = None, class_names: Any = (
     if samples is not None and samples > len(pixels):
         raise InputError(f"cannot take {samples} samples: ask for 1 to {len(pixels)}.")
     pixels = pixels[:samples].detach().to("cpu", torch.float32).clone().contiguous()
+    ids = np.arange(len(pixels), dtype=np.int64)
+    return TensorSet("memory", pixels, labels, ids, names, fingerprint_of(pixels, labels))
+
+
+def fingerprint_of(pixels: Tensor, labels: NDArray[np.int64]) -> str:
+    """The first 16 hex digits of the sha256 of images in memory and their labels.
+
+    Args:
+        pixels: The images, float32 `[n, channel, height, width]`, contiguous.
+        labels: The true classes, int64 `[n]`.
+    """
     digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
     digest.update(pixels.numpy().tobytes())
     digest.update(labels.astype("<i8").tobytes())
-    ids = np.arange(len(pixels), dtype=np.int64)
-    return TensorSet("memory", pixels, labels, ids, names, digest.hexdigest()[:16])
+    return digest.hexdigest()[:16]
 
 
 def _of_pair(pair: Sequence[Any]) -> tuple[Tensor, Any]:

@@ -19,6 +19,7 @@ from robustsnn.evaluation.meant import classes_of, kind_of
 from robustsnn.evaluation.plan import Plan
 from robustsnn.foreign.reach import Reach
 from robustsnn.foreign.wrapped import Wrapped
+from robustsnn.models.batching import bounded
 from robustsnn.models.shapes import Shape, Shaped
 from robustsnn.models.subject import recomputing
 from robustsnn.records.manifest import Manifest
@@ -31,9 +32,14 @@ from robustsnn.snn.sparsity import densities
 PACKAGES = (
     "robustsnn",
     "torch",
-    "torchattacks",
     "numpy",
     "numba",
+    "pandas",
+    "pyarrow",
+    "pillow",
+    "scipy",
+    "safetensors",
+    "torchattacks",
     "foolbox",
     "adversarial-robustness-toolbox",
     "secml-torch",
@@ -49,9 +55,8 @@ def as_started(plan: Plan, manifest: Manifest) -> Plan:
     subject = plan.subject
     if manifest.recompute != plan.recompute:
         subject = recomputing(subject, manifest.recompute)
-    return dataclasses.replace(
-        plan, subject=subject, batch_size=manifest.batch_size, recompute=manifest.recompute
-    )
+    size = bounded(manifest.batch_size, len(plan.images))
+    return dataclasses.replace(plan, subject=subject, batch_size=size, recompute=manifest.recompute)
 
 
 def with_stages(manifest: Manifest, plan: Plan) -> Manifest:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from robustsnn.data.images import Images
+from robustsnn.evaluation.digests import run_identity
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
 from robustsnn.models.function import Function, function_of
@@ -49,29 +48,40 @@ def identity_of(
         second: The model that black-box attacks craft on, if there are any.
         files: The paths and digests of the user's own attacks and estimators.
     """
-    function = _function(subject, images)
-    others = {
-        "data": [images.fingerprint, images.name, len(images)],
-        # If the content of a user's own file changes, it is another suite.
-        "suite": [suite.name, suite.version, suite.digest(), [sha256 for _, sha256 in files]],
-        "substitute": _computed(second, images) if second else None,
-        "seed": request.seed,
-        "save_images": request.save_images,
-    }
+    function = function_in(subject, images)
+    substitute = computed(second, images) if second else None
 
     def digest(of: str | None) -> str:
-        model = [subject.identity, of] if of else subject.identity
-        return hashlib.sha256(json.dumps({"model": model, **others}).encode()).hexdigest()
+        return run_identity(
+            model=[subject.identity, of] if of else subject.identity,
+            data=[images.fingerprint, images.name, len(images)],
+            suite=[suite.name, suite.version, suite.digest(), [sha256 for _, sha256 in files]],
+            substitute=substitute,
+            seed=request.seed,
+            save_images=request.save_images,
+        )
 
     if function is None:
         return Identity(digest(None))
     return Identity(digest(function.digest), function, digest(function.contents))
 
 
-def _function(subject: Subject, images: Images) -> Function | None:
+def function_in(subject: Subject, images: Images) -> Function | None:
+    """What a model of the user's own computes; None for one that its weights describe.
+
+    Args:
+        subject: The model.
+        images: The images, whose shape it takes.
+    """
     return None if subject.described else function_of(subject.load, images.shape)
 
 
-def _computed(subject: Subject, images: Images) -> Any:
-    function = _function(subject, images)
+def computed(subject: Subject, images: Images) -> Any:
+    """The identity of a model, with the digest of what it computes if it is the user's own.
+
+    Args:
+        subject: The model.
+        images: The images, whose shape it takes.
+    """
+    function = function_in(subject, images)
     return [subject.identity, function.digest] if function else subject.identity

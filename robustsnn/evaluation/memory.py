@@ -80,7 +80,7 @@ def fit_to_memory(plan: Plan) -> tuple[Plan, list[Finding]]:
     """
     while True:
         try:
-            return plan, _preflight(plan)
+            return plan, preflight_of(plan)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -92,7 +92,12 @@ def fit_to_memory(plan: Plan) -> tuple[Plan, list[Finding]]:
         plan = dataclasses.replace(plan, batch_size=plan.batch_size // 2)
 
 
-def _preflight(plan: Plan) -> list[Finding]:
+def preflight_of(plan: Plan) -> list[Finding]:
+    """The findings of the preflight of a plan at its batch size.
+
+    Raises:
+        InputError: The network cannot be evaluated.
+    """
     images, labels, ids = inputs_of(plan, slice(0, min(IMAGES, len(plan.images))))
     network = plan.subject.load()
     logits = finite_logits(network, images, ids, plan.batch_size, plan.seed)

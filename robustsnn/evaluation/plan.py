@@ -35,7 +35,7 @@ from robustsnn.foreign.check import check
 from robustsnn.foreign.original import compare_with_original
 from robustsnn.foreign.wrap import adapted
 from robustsnn.foreign.wrapped import Wrapped
-from robustsnn.models.batching import micro_batch_for
+from robustsnn.models.batching import bounded, micro_batch_for
 from robustsnn.models.calling import calling
 from robustsnn.models.function import Function
 from robustsnn.models.subject import (
@@ -185,7 +185,8 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
     for task in tasks:
         if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
-    files = tuple((str(path), digest(path)) for path in _files(suite))
+    named = files_of([(entry.attack, entry.estimator) for entry in suite.entries])
+    files = tuple((str(path), digest(path)) for path in named)
     identity = identity_of(request, suite, subject, images, second, files)
     return Plan(
         subject=subject,
@@ -198,7 +199,9 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
         substitute=second,
         seed=request.seed,
         device=request.device,
-        batch_size=request.batch_size or subject.at_once or micro_batch_for(network),
+        batch_size=bounded(
+            request.batch_size or subject.at_once or micro_batch_for(network), len(images)
+        ),
         recompute=request.recompute,
         save_images=request.save_images,
         identity=identity.digest,
@@ -412,7 +415,11 @@ def follows_gradient(attack: Attack) -> bool:
     return attack.kind not in GRADIENT_FREE and not getattr(attack, "gradient_free", False)
 
 
-def _files(suite: Suite) -> list[Path]:
-    """The user's own files that a suite runs, in the order of its entries."""
-    named = [path for entry in suite.entries for path in files_in(entry.attack)]
-    return [*named, *dict.fromkeys(p for e in suite.entries for p in files_in(e.estimator))]
+def files_of(specs: Sequence[tuple[str, str]]) -> list[Path]:
+    """The user's own files that a suite runs, in the order of its entries.
+
+    Args:
+        specs: The attack and the estimator of each entry.
+    """
+    attacks = [path for attack, _ in specs for path in files_in(attack)]
+    return [*attacks, *dict.fromkeys(path for _, one in specs for path in files_in(one))]

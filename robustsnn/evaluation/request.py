@@ -11,7 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robustsnn.common.files import check_output, expanded
+from robustsnn.common.files import check_output, expanded, read_text
+from robustsnn.common.process import MOST_THREADS
 from robustsnn.data.catalogue import NAMES
 from robustsnn.data.datasets import load_dataset
 from robustsnn.errors import InputError, unknown
@@ -89,6 +90,8 @@ class Request(Options):
         if not self.models:
             raise InputError("no model given: name at least one, such as fashion-mnist/vgg5-snn.")
         _at_least("--threads", self.threads, 1)
+        if (self.threads or 1) > MOST_THREADS:
+            raise InputError(f"--threads {self.threads}: give at most {MOST_THREADS}.")
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--recompute", self.recompute, 1)
         _at_least("--samples", self.samples, 1)
@@ -113,6 +116,10 @@ class Request(Options):
 
     def _take_as(self) -> None:
         """Take what programs give, such as a number for a size, for what it stands for."""
+        for name in ("data", "suite", "estimator", "norm", "epsilon", "substitute"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.strip():
+                raise InputError(f"--{name} is empty: leave it out, or name one.")
         taken: dict[str, Any] = {
             "models": forms.models(self.models),
             "device": str(self.device),
@@ -238,10 +245,11 @@ def trained_on(model: object) -> str | None:
         return None
     folder = path if path.exists() else zoo_folder(str(model))
     try:
-        found = json.loads((folder / "model.json").read_text(encoding="utf-8")).get("data")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        found = json.loads(read_text(folder / "model.json", 16_000_000, "restore it")).get("data")
+    except (InputError, ValueError, AttributeError, RecursionError):
+        # Whoever reads the checkpoint says what is wrong with it.
         return None
-    return found if found in NAMES else None
+    return found if isinstance(found, str) and found in NAMES else None
 
 
 def _at_least(option: str, value: int | None, least: int) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from robustsnn.evaluation.finished import Evaluation as Evaluation
 from robustsnn.evaluation.header import as_started, manifest_of, with_stages
 from robustsnn.evaluation.judging import attacked_batch, clean_batch
 from robustsnn.evaluation.memory import fit_to_memory
+from robustsnn.evaluation.mended import take_over
 from robustsnn.evaluation.options import Data
 from robustsnn.evaluation.plan import Plan, plans_of
 from robustsnn.evaluation.progress import Progress as Progress
@@ -35,8 +33,8 @@ from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
 from robustsnn.foreign.activity import count as count_activity
 from robustsnn.foreign.wrapped import Wrapped
-from robustsnn.records.folder import RunFolder, open_folder
-from robustsnn.records.manifest import Manifest
+from robustsnn.records.folder import RunFolder, locked, open_folder
+from robustsnn.records.manifest import Manifest, blaming
 from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.energy import energies, energy
@@ -118,6 +116,7 @@ def run(
         InputError: The folder belongs to something else, or the network cannot be evaluated on
             the clean images.
     """
+    take_over(output, plan)
     started = output.exists()
 
     def begun() -> Manifest:
@@ -134,10 +133,11 @@ def run(
         folder.tidy()
         return _read(folder, manifest, reprinted=True)
     refuse_other_versions(output, manifest)
-    with _locked(output):
+    with locked(output):
         # The batches on disk have the size that the run was started with.
-        plan = as_started(plan, manifest)
-        manifest = with_stages(manifest, plan)
+        with blaming(output):
+            plan = as_started(plan, manifest)
+            manifest = with_stages(manifest, plan)
         try:
             try:
                 _judge_clean(plan, folder, progress or _silent)
@@ -187,13 +187,11 @@ def _finish(
     plan: Plan, folder: RunFolder, manifest: Manifest, cascade: Cascade | None = None
 ) -> Evaluation:
     if cascade is None:
-        batches = range(len(batches_of(plan)))
-        parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
-        records, examples = folder.merged([(part, batch) for part in parts for batch in batches])
+        records, examples = folder.merged(_parts(plan))
     else:
         records, examples = cascade.records(), cascade.examples()
     found = diagnose(manifest, records)
-    activity, measured = _activity(plan)
+    activity, measured = activity_of(plan)
     manifest = manifest.but(
         **found.fields(),
         **measured,
@@ -204,7 +202,31 @@ def _finish(
     return _read(folder, folder.manifest())
 
 
-def _activity(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
+def records_of(plan: Plan, folder: RunFolder, progress: Progress | None = None) -> pd.DataFrame:
+    """The records of a plan, made in a folder that is there, without the files of a finished run.
+
+    Args:
+        plan: The plan.
+        folder: The folder, which holds no parts of another run.
+        progress: The function that is told of every finished batch.
+
+    Raises:
+        InputError: The network or an attack fails.
+    """
+    _judge_clean(plan, folder, progress or _silent)
+    if plan.suite.cascade:
+        return attack_survivors(plan, folder, progress or _silent).records()
+    _attack_all(plan, folder, progress or _silent)
+    return folder.merged(_parts(plan))[0]
+
+
+def _parts(plan: Plan) -> list[tuple[str, int]]:
+    batches = range(len(batches_of(plan)))
+    parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
+    return [(part, batch) for part in parts for batch in batches]
+
+
+def activity_of(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Spikes per neuron by layer and step, and the fields of the manifest about what they cost."""
     network = plan.subject.load()
     if not isinstance(network, Network):
@@ -264,29 +286,3 @@ def _read(folder: RunFolder, manifest: Manifest, reprinted: bool = False) -> Eva
 
 def _silent(what: str, done: int, total: int) -> None:
     """Do nothing; the progress of a run that nobody watches."""
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep a second process out of a run folder inside the block.
-
-    The system releases the lock even if this process dies.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(
-            f"another process is running the evaluation in {path}: wait for it, or name another "
-            "--output."
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(handle)

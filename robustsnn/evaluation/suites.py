@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from robustsnn.common.kinds import BEST, NORMS
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.common.wording import slug
 from robustsnn.errors import InputError, unknown
+from robustsnn.evaluation.digests import suite_digest
 from robustsnn.evaluation.entry import (
     LONGEST_LABEL,
     NETWORKS,
@@ -28,18 +28,8 @@ from robustsnn.evaluation.entry import (
     check_attack,
 )
 
-#: The fields that older suites do not have, and the values with which they change nothing.
-_LATER = {
-    "draws": 1,
-    "cascade": False,
-    "probe": False,
-    "kinds": None,
-    "least_classes": 2,
-    "deterministic": False,
-    "energy": False,
-    "until": None,
-    "sample": None,
-}
+#: The most draws on which an image is judged, and the most entries and sizes of a suite.
+MOST_DRAWS, MOST_ENTRIES, MOST_SIZES = 10_000, 1000, 1000
 
 
 def _epsilons(value: Any) -> Any:
@@ -73,16 +63,20 @@ class Suite(Strict):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
-    version: Annotated[int, Field(ge=1)] = 1
+    version: Annotated[int, Field(ge=1, lt=2**31)] = 1
     description: str = ""
     norm: Literal["Linf", "L2"] = "Linf"
-    epsilon: Annotated[tuple[Epsilon, ...], BeforeValidator(_epsilons), Field(min_length=1)]
+    epsilon: Annotated[
+        tuple[Epsilon, ...],
+        BeforeValidator(_epsilons),
+        Field(min_length=1, max_length=MOST_SIZES),
+    ]
     fixed: bool = False
     attack_misclassified: bool = False
     cascade: bool = False
-    draws: Annotated[int, Field(ge=1)] = 1
+    draws: Annotated[int, Field(ge=1, le=MOST_DRAWS)] = 1
     energy: bool = False
-    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=MOST_ENTRIES)]
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
@@ -176,15 +170,7 @@ class Suite(Strict):
 
     def digest(self) -> str:
         """The identity of what is run: the sha256 of the canonical JSON."""
-        fields = self.model_dump(mode="json", exclude={"description"})
-        # Fields that a suite does not use are left out, so that runs made before these fields
-        # existed keep their identity.
-        for owner in (fields, *fields["entries"]):
-            for name, unused in _LATER.items():
-                if owner.get(name, unused) == unused:
-                    owner.pop(name, None)
-        canonical = json.dumps(fields, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return suite_digest(self.model_dump(mode="json", exclude={"description"}))
 
     def budgets(self, entry: Entry, values: int) -> list[tuple[str, str]]:
         """The norms and sizes of an entry.

@@ -49,6 +49,21 @@ def padding(images: int, micro_batch: int) -> int:
     return max(micro_batch, FEWEST) - images if images else 0
 
 
+def bounded(micro_batch: int, images: int) -> int:
+    """The images of a pass that is asked for, but no more than there are.
+
+    A pass of the size that suits a network (see `micro_batch_for`) is left as it is.
+
+    >>> bounded(10_000, 200), bounded(16, 4)
+    (200, 16)
+
+    Args:
+        micro_batch: The images of a pass.
+        images: The number of images in all.
+    """
+    return max(1, min(micro_batch, max(images, LARGEST)))
+
+
 def largest_layer(network: Network) -> int:
     """The number of values in the largest activation of one image, over the steps kept at once.
 

@@ -5,6 +5,7 @@ The exception is a model named `python.module:factory`, which is the user's own 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn.utils import prune
 
-from robustsnn.common.files import expanded, write_atomically
+from robustsnn.common.files import expanded, read_text, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.factory import from_factory
 from robustsnn.models.naming import is_factory, parse_factory
@@ -32,8 +33,12 @@ from robustsnn.snn.sparsity import weights_of
 FORMAT = 1
 #: The format of a checkpoint that stores some tensors sparsely; see `models.sparse_file`.
 SPARSE_FORMAT = 2
+#: The bytes above which a description is refused, and the weights above which a network is.
+LARGEST, MOST_WEIGHTS = 16_000_000, 2**30
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+#: The types that weights may have.
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ def save_checkpoint(
         dense_weights: The synaptic weights of the network before channels were removed from it.
 
     Raises:
-        InputError: The network holds masks of torch, which a checkpoint has no place for.
+        InputError: The network holds masks of torch, which a checkpoint has no place for, or the
+            folder cannot be written to, as on a full disk; a new one is left out then.
     """
     if prune.is_pruned(network):
         raise InputError(
@@ -84,7 +90,6 @@ def save_checkpoint(
             "them permanent first (prune.remove)."
         )
     folder = expanded(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict().items()
     dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}
     tensors = packed(dense)
@@ -100,9 +105,24 @@ def save_checkpoint(
         "provenance": provenance,
         "sha256": digest,
     }
-    write_atomically(folder / WEIGHTS, blob)
-    write_atomically(folder / DESCRIPTION, (json.dumps(description, indent=2) + "\n").encode())
+    _write(folder, blob, (json.dumps(description, indent=2) + "\n").encode())
     return digest
+
+
+def _write(folder: Path, weights: bytes, description: bytes) -> None:
+    """Write both files of a checkpoint, or leave nothing of a new one behind."""
+    new, held = not folder.exists(), (folder / DESCRIPTION).exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / WEIGHTS, weights)
+        write_atomically(folder / DESCRIPTION, description)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if not held:
+                (folder / WEIGHTS).unlink(missing_ok=True)
+            if new:
+                folder.rmdir()
+        raise unwritable(folder, error) from None
 
 
 def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
@@ -127,9 +147,10 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
         if not (folder / needed).is_file():
             raise InputError(f"{folder} is not a checkpoint: it has no {needed}.")
     where = folder / DESCRIPTION
+    text = read_text(where, LARGEST, "restore it")
     try:
-        description = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not valid JSON ({error}): restore it.") from None
     formats = (FORMAT, SPARSE_FORMAT)
     if not isinstance(description, dict) or description.get("format") not in formats:
@@ -149,7 +170,10 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     names = description.get("class_names")
     if not isinstance(names, list) or len(names) != config.classes:
         raise InputError(f"{where}: class_names must be a list of {config.classes} names.")
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    try:
+        digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{folder / WEIGHTS} cannot be read ({error.strerror}).") from None
     if digest != description.get("sha256"):
         raise InputError(
             f"{folder / WEIGHTS} does not match the sha256 in {DESCRIPTION}: "
@@ -188,11 +212,57 @@ def load_network(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> 
                 f"{path}: {name!r} has shape {list(tensors[name].shape)}, "
                 f"{DESCRIPTION} asks for {list(expected[name].shape)}."
             )
+        if tensors[name].dtype not in REAL:
+            kind = str(tensors[name].dtype).removeprefix("torch.")
+            raise InputError(
+                f"{path}: {name!r} is {kind}, and weights are real floats: restore it."
+            )
         if not torch.isfinite(tensors[name]).all():
             raise InputError(f"{path}: {name!r} holds NaN or infinity: the checkpoint is broken.")
     network = Network(checkpoint.config)
     network.load_state_dict(tensors)
+    check_neurons(network, str(path))
     return freeze(network.to(device))
+
+
+def check_neurons(network: Network, where: str) -> None:
+    """Refuse neurons that are none: every threshold is above 0, and every leak lies in [0, 1].
+
+    Args:
+        network: The network.
+        where: What the message calls it.
+
+    Raises:
+        InputError: A threshold or a leak has another value.
+    """
+    for name, layer in network.spiking_layers().items():
+        threshold, leak = layer.threshold.detach().item(), layer.leak.detach().item()
+        if not threshold > 0:
+            raise InputError(f"{where}: the threshold of {name} is {threshold:g}, not above 0.")
+        if not 0 <= leak <= 1:
+            raise InputError(f"{where}: the leak of {name} is {leak:g}, not in [0, 1].")
+
+
+def outline(config: NetworkConfig, where: str) -> Network:
+    """A network without memory for its weights, since a few bytes can describe any size.
+
+    Args:
+        config: The description of the network.
+        where: What messages call the file that holds it.
+
+    Raises:
+        InputError: There can be no such network, or it is larger than any that can be used.
+    """
+    try:
+        with torch.device("meta"):
+            network = Network(config)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{where} describes a network that cannot be built ({said}).") from None
+    held = sum(weight.numel() for weight in weights_of(network).values())
+    if held > MOST_WEIGHTS:
+        raise InputError(f"{where} describes {held:,} weights, more than {MOST_WEIGHTS:,}.")
+    return network
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -202,12 +272,7 @@ def _described(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         InputError: There can be no such network, or the dense one had fewer weights.
     """
     where = checkpoint.folder / DESCRIPTION
-    try:
-        # Its memory is taken once its weights are there: a few bytes can describe any size.
-        with torch.device("meta"):
-            network = Network(checkpoint.config)
-    except RuntimeError as error:
-        raise InputError(f"{where} describes a network that cannot be built ({error}).") from None
+    network = outline(checkpoint.config, str(where))
     held = sum(weight.numel() for weight in weights_of(network).values())
     dense = checkpoint.meta.get("dense_weights")
     if dense is not None and dense < held:

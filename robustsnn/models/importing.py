@@ -52,11 +52,12 @@ def import_hire_snn(
     """
     file, output = expanded(file), expanded(output)
     check_import(file, timesteps, output, data)
-    from robustsnn.models.checkpoint import save_checkpoint
+    from robustsnn.models.checkpoint import check_neurons, save_checkpoint
     from robustsnn.models.hire_snn import from_official
     from robustsnn.models.weights import read_state_dict
 
     network = from_official(read_state_dict(file), arch, timesteps, normalisation)
+    check_neurons(network, str(file))
     data = data or (normalisation if normalisation in DATASETS else "")
     known = DATASETS.get(data)
     if known is not None and known.classes != network.classes:

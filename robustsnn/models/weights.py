@@ -232,6 +232,11 @@ def _check_fit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what
         given = tensors.get(name)
         if not isinstance(given, Tensor) or not isinstance(tensor, Tensor) or is_lazy(tensor):
             continue
+        if tensor.is_floating_point() and not given.is_floating_point():
+            raise InputError(
+                f"{what}: {name!r} is {str(given.dtype).removeprefix('torch.')} in the file, and "
+                "weights are real floats."
+            )
         if given.shape != tensor.shape:
             raise InputError(
                 f"{what}: {name!r} has shape {list(given.shape)} in the file and "

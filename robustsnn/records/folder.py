@@ -7,9 +7,14 @@ and then renamed.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
+import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.files import check_file, check_output, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
 from robustsnn.records.schema import MANIFEST, RESULTS_TEXT, records_schema
@@ -116,11 +121,53 @@ class RunFolder:
 
         path = self.part(entry, batch).with_suffix(".safetensors")
         try:
+            check_file(path, LARGEST, REMEDY)
             with safe_open(path, framework="np") as images:
                 held = images.get_slice(name)
                 return np.concatenate([held[row : row + 1] for row in rows])
         except (OSError, ValueError, SafetensorError) as error:
             raise _damaged(path, error) from None
+
+    def write_piece(self, name: str, about: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+        """Store a piece of the diagnosis, which is removed with the parts.
+
+        Args:
+            name: The name of the piece.
+            about: What it says, ready for JSON.
+            tensors: Its arrays, by name.
+        """
+        from safetensors.numpy import save
+
+        self.parts.mkdir(exist_ok=True)
+        contiguous = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+        said = json.dumps(about)
+        blob = save(contiguous, metadata={"about": said, "sha256": _digest(said, contiguous)})
+        write_atomically(self._piece(name), blob)
+
+    def read_piece(self, name: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]] | None:
+        """A piece of the diagnosis, or None if it was not stored.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = self._piece(name)
+        if not path.exists():
+            return None
+        try:
+            check_file(path, LARGEST, REMEDY)
+            with safe_open(path, framework="np") as held:
+                said = held.metadata()["about"]
+                tensors = {key: held.get_tensor(key) for key in held.keys()}
+                if held.metadata()["sha256"] != _digest(said, tensors):
+                    raise ValueError("it was edited")
+            return json.loads(said), tensors
+        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+            raise _damaged(path, error) from None
+
+    def _piece(self, name: str) -> Path:
+        return self.parts / f"{name}.safetensors"
 
     def merged(self, order: Sequence[tuple[str, int]]) -> tuple[pd.DataFrame, dict[str, Any]]:
         """The rows of all parts, and their images joined by name.
@@ -153,13 +200,17 @@ class RunFolder:
         """Write every file of a finished run, the manifest last, then remove the parts."""
         from safetensors.numpy import save
 
-        table = parquet(records, records_schema(records.columns))
-        write_atomically(self.path / "records.parquet", table)
-        write_atomically(self.path / "activity.parquet", parquet(activity))
         contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
-        write_atomically(self.path / "examples.safetensors", save(contiguous))
-        write_atomically(self.path / "results.csv", results.to_csv(index=False).encode())
-        self.write_manifest(manifest)
+        contents = {
+            "records.parquet": parquet(records, records_schema(records.columns)),
+            "activity.parquet": parquet(activity),
+            "examples.safetensors": save(contiguous),
+            "results.csv": results.to_csv(index=False).encode(),
+        }
+        for name, content in contents.items():
+            write_atomically(self.path / name, content)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+        self.write_manifest(manifest.but(contents=digests))
         self.tidy()
 
     def tidy(self) -> None:
@@ -181,6 +232,15 @@ class RunFolder:
         return read_table(self.path / "activity.parquet")
 
 
+def _digest(about: str, tensors: Mapping[str, NDArray[Any]]) -> str:
+    """The sha256 of a piece of the diagnosis."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
 def read_table(path: Path) -> pd.DataFrame:
     """The rows of a Parquet file of a run folder.
 
@@ -188,10 +248,30 @@ def read_table(path: Path) -> pd.DataFrame:
         InputError: The file is missing or damaged.
     """
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        # pyarrow's own errors derive from these two.
+        check_file(path, LARGEST, REMEDY)
+        with pq.ParquetFile(path) as held:
+            about = held.metadata
+            groups = [about.row_group(i) for i in range(about.num_row_groups)]
+            # A few bytes can stand for any number of equal rows.
+            if about.num_rows > MOST_ROWS or sum(g.total_byte_size for g in groups) > LARGEST:
+                raise InputError(f"{path} holds more rows than a run can have: {REMEDY}.")
+        frame = pd.read_parquet(path)
+        if not frame.columns.is_unique:
+            raise ValueError("a column is there twice")
+        plain = isinstance(frame.index, pd.RangeIndex)
+        return frame if plain else frame.reset_index()
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+        # pyarrow's own errors derive from these; pandas raises some on a foreign schema.
         raise _damaged(path, error) from None
+
+
+#: What is advised where a file of a run cannot be used.
+REMEDY = "remove the run folder and run again"
+#: The rows and bytes above which a table is refused before it is read; a run of 10,000 images
+#: under 50 attacks at 10 sizes has 5 million rows.
+MOST_ROWS, LARGEST = 50_000_000, 16 * 2**30
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
@@ -251,9 +331,41 @@ def read_results(path: Path) -> pd.DataFrame:
         InputError: The file is missing or damaged.
     """
     try:
+        check_file(path, LARGEST, REMEDY)
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for name in frame.columns.difference(RESULTS_TEXT):
             frame[name] = pd.to_numeric(frame[name])
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
         raise _damaged(path, error) from None
     return frame
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep a second process out of a run folder inside the block.
+
+    The system releases the lock even if this process dies.
+
+    Raises:
+        InputError: Another process has it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(
+            f"another process is running the evaluation in {path}: wait for it, or name another "
+            "--output."
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)

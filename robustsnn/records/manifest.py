@@ -7,16 +7,24 @@ since published runs hold them.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, field_validator
 
-from robustsnn.common.files import write_atomically
+from robustsnn.common.files import read_text, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.records.schema import DONE, FORMAT, MANIFEST
+
+#: The bytes above which a manifest is refused; those of ours have some 100 kB.
+LARGEST = 64_000_000
+
+#: The other files of a finished run folder.
+TABLES = ("records.parquet", "activity.parquet", "examples.safetensors", "results.csv")
 
 Row = Mapping[str, Any]
 """One row of a list in the manifest, as in JSON."""
@@ -103,6 +111,10 @@ class Manifest(BaseModel):
         operations: The operations of each layer with synapses per image, one row each; see
             `robustsnn.snn.operations.LayerOperations`.
         activity_images: The number of images whose spikes were counted.
+        contents: The sha256 of each other file of the folder as the run wrote it; empty in older
+            runs. A table that was only written anew says the same, so `verify` does not look at
+            it.
+        digest: The digest of a finished manifest, see `content_digest`; empty in older runs.
         diagnosed_again: The note on a diagnosis that was made again; never written to disk.
     """
 
@@ -171,6 +183,8 @@ class Manifest(BaseModel):
     counts: dict[str, float] = {}
     operations: tuple[dict[str, Any], ...] = ()
     activity_images: int | None = None
+    contents: dict[str, str] = {}
+    digest: str = ""
     diagnosed_again: str = ""
 
     @field_validator("densities")
@@ -236,12 +250,12 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: There is no manifest, it is damaged, or it has another layout.
     """
     path = folder / MANIFEST
+    remedy = "run the evaluation again, or name another folder"
+    text = read_text(path, LARGEST, remedy)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): run the evaluation again, or name another folder."
-        ) from None
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}): {remedy}.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{folder} holds no run of this version: name another folder.")
     try:
@@ -252,8 +266,78 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path}: {field}: {first['msg']}; run the evaluation again.") from None
 
 
+def intact(folder: Path) -> bool:
+    """Whether the manifest of a folder is the one that a finished run wrote."""
+    try:
+        held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(held, dict) and held.get("digest") == content_digest(held)
+
+
+def _untouched(folder: Path) -> bool:
+    """Whether every file of a folder is as a finished run wrote it."""
+    if not intact(folder):
+        return False
+    contents = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("contents")
+    if not isinstance(contents, dict) or not contents:
+        return False
+    try:
+        return all(
+            (folder / name).is_file()
+            and hashlib.sha256((folder / name).read_bytes()).hexdigest() == contents.get(name)
+            for name in TABLES
+        )
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def blaming(*folders: Path) -> Iterator[None]:
+    """A context in which what fails on an edited run is told as damage, not as our mistake.
+
+    The rows of a manifest are free in their fields, and those of a table in their values, so code
+    that reads them may find any of them missing or of another type.
+
+    Args:
+        folders: The run folders that are read inside.
+
+    Raises:
+        InputError: Something failed, and a file is not the one that its run wrote.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        for folder in folders:
+            if not _untouched(folder):
+                said = " ".join(str(error).split())[:200]
+                raise InputError(
+                    f"{folder} is damaged or was edited ({type(error).__name__}: {said}): run the "
+                    "evaluation again, or name another folder."
+                ) from error
+        raise
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a run folder, whole or not at all."""
+    """Write the manifest of a run folder, whole or not at all; a finished one with its digest."""
     held = {name: value for name, value in manifest if name != "diagnosed_again"}
+    held["digest"] = content_digest(held) if manifest.done else ""
     text = json.dumps(held, indent=2, ensure_ascii=False)
     write_atomically(folder / MANIFEST, (text + "\n").encode())
+
+
+def content_digest(held: Mapping[str, Any]) -> str:
+    """The sha256 of what a manifest says, but for `origin`, where its model may lie no more.
+
+    Whoever edits a manifest can write another digest as well. But one that was quoted elsewhere,
+    as in a paper, holds the manifest to what it was.
+
+    Args:
+        held: The fields of the manifest, as JSON has them.
+
+    Examples:
+        >>> content_digest({"seed": 0, "origin": "a"}) == content_digest({"seed": 0})
+        True
+    """
+    kept = {name: value for name, value in held.items() if name not in ("digest", "origin")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustsnn.common.files import expanded
+from robustsnn.common.files import check_file, expanded
 from robustsnn.errors import InputError, unknown
-from robustsnn.records.folder import RunFolder
+from robustsnn.records.folder import LARGEST, RunFolder
 from robustsnn.records.manifest import Manifest, read_manifest
 from robustsnn.records.schema import ACTIVITY, MANIFEST
 
@@ -23,6 +23,16 @@ _FILES = (MANIFEST, "records.parquet", "results.csv")
 #: The columns that a report cannot do without.
 _RECORDS = "image_id label attack norm epsilon clean_prediction prediction margin".split()
 _RESULTS = "attack norm epsilon accuracy ci_low ci_high".split()
+
+#: The columns of any table of a run that are whole numbers, numbers and texts.
+WHOLE = frozenset("image_id label prediction clean_prediction neurons step samples".split())
+NUMBERS = frozenset(
+    "seed margin success linf l2 forward_passes backward_passes zero_grad nonfinite_grad projected "
+    "seconds draws_right synaptic_operations accuracy ci_low ci_high attack_success_rate mean_linf "
+    "mean_l2 draws_accuracy spikes_per_neuron".split()
+)
+TEXTS = frozenset("model suite data attack estimator substitute norm epsilon flags layer".split())
+_AGAIN = "run the evaluation again"
 
 #: What is lost at most where a compression is printed.
 ROUNDED = 0.005
@@ -311,7 +321,36 @@ def _with_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd
     absent = [name for name in columns if name not in frame.columns]
     if absent:
         raise InputError(f"{path} lacks the column {absent[0]!r}; run the evaluation again.")
+    if odd := odd_columns(frame):
+        raise InputError(f"{path}: the column {odd[0]!r} is of another type; {_AGAIN}.")
     return frame
+
+
+def odd_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of a table of a run that hold another type than they should.
+
+    Examples:
+        >>> odd_columns(pd.DataFrame({"label": ["three"], "margin": [0.5]}))
+        ['label']
+    """
+    kinds = pd.api.types
+    odd: list[str] = []
+    if not len(frame):
+        # The columns of an empty table, such as the spikes of an ANN, have no type.
+        return odd
+    for name in frame.columns:
+        held = frame[name]
+        if name in WHOLE:
+            fits = kinds.is_integer_dtype(held)
+        elif name in NUMBERS:
+            fits = kinds.is_numeric_dtype(held)
+        elif name in TEXTS:
+            fits = all(isinstance(value, str) or value is None for value in held.unique())
+        else:
+            fits = True
+        if not fits:
+            odd.append(str(name))
+    return odd
 
 
 def _examples(path: Path) -> dict[str, NDArray[Any]]:
@@ -321,8 +360,9 @@ def _examples(path: Path) -> dict[str, NDArray[Any]]:
     from safetensors.numpy import load_file
 
     try:
+        check_file(path, LARGEST, "run the evaluation again")
         return {name: np.asarray(array) for name, array in load_file(path).items()}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); run the evaluation again.") from error
 
 

@@ -72,8 +72,13 @@ _STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """A context with the style of our figures; afterwards the matplotlib settings are restored."""
-    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+    """A context with the style of our figures; afterwards the matplotlib settings are restored.
+
+    Settings of the user, or of a `matplotlibrc` in the working folder, have no effect inside.
+    """
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
         # The page has its own fonts, so it can show a name in a script that this font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing")
         yield

@@ -11,6 +11,7 @@ rows. The code is compiled at first use and cached on disk; the machine needs no
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,11 @@ import numba
 import numpy as np
 
 from robustsnn.snn.kernel_arrays import Array
+
+# numba keeps compiled code as pickles, and reads where, and by which class, from a file in the
+# working folder, which may be a stranger's. Only the user's environment may say so.
+for _name in ("CACHE_DIR", "CACHE_LOCATOR_CLASSES"):
+    setattr(numba.config, _name, os.environ.get(f"NUMBA_{_name}", ""))
 
 TRIANGLE, RECTANGLE, SIGMOID, ARCTAN, FAST_SIGMOID, GAUSSIAN, STRAIGHT_THROUGH = range(7)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -25,7 +24,21 @@ from robustsnn.snn.encoding import direct, poisson, quantised
 from robustsnn.snn.neuron import LIF, FixedDropout
 from robustsnn.snn.surrogate import Surrogate, make_surrogate
 
-Positive = Annotated[int, Field(ge=1)]
+#: The largest sizes that a description may name. They are far beyond any network that is trained
+#: here, and a few bytes must not take any amount of memory.
+MOST_CLASSES, MOST_CHANNELS, LONGEST_SIDE, MOST_STEPS, MOST_LAYERS = (
+    100_000,
+    65_536,
+    4096,
+    10_000,
+    200,
+)
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Channels = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+Side = Annotated[int, Field(ge=1, le=LONGEST_SIDE)]
+#: Numbers that float32 holds, with room for the product of two.
+Scale = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+Shift = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 State = dict[str, Tensor]
 
 
@@ -37,8 +50,8 @@ class SurrogateConfig(_Strict):
     """A surrogate by name; see `robustsnn.snn.surrogate`."""
 
     name: str = "triangle"
-    width: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    amplitude: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.3
+    width: Scale = 1.0
+    amplitude: Scale = 0.3
 
     def make(self) -> Surrogate:
         """The surrogate itself."""
@@ -55,15 +68,15 @@ class NetworkConfig(_Strict):
 
     architecture: str
     kind: Literal["ann", "snn"]
-    classes: Annotated[int, Field(ge=2)]
-    image: tuple[Positive, Positive, Positive]
-    widths: tuple[Positive, ...] | None = None
-    classifier: tuple[Positive, ...] | None = None
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    classes: Annotated[int, Field(ge=2, le=MOST_CLASSES)]
+    image: tuple[Side, Side, Side]
+    widths: Annotated[tuple[Channels, ...], Field(max_length=MOST_LAYERS)] | None = None
+    classifier: Annotated[tuple[Channels, ...], Field(max_length=MOST_LAYERS)] | None = None
+    mean: tuple[Shift, ...]
+    std: tuple[Scale, ...]
     encoding: Literal["direct", "poisson", "quantised"] = "direct"
-    levels: Positive | None = None
-    time_steps: Positive = 1
+    levels: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    time_steps: Steps = 1
     readout: Literal["sum", "mean"] = "sum"
     surrogate: SurrogateConfig = SurrogateConfig()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -73,8 +86,6 @@ class NetworkConfig(_Strict):
         channels = self.image[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(f"mean and std need {channels} numbers, one a channel")
-        if not all(math.isfinite(m) for m in self.mean):
-            raise ValueError("mean must be finite")
         if self.kind == "ann" and (self.time_steps != 1 or self.encoding != "direct"):
             raise ValueError("an ANN has one time step and takes the image directly")
         if self.encoding == "poisson" and any(v != 0.5 for v in (*self.mean, *self.std)):

@@ -212,8 +212,11 @@ def make_surrogate(
         raise unknown("surrogate", name, SURROGATES)
     given = {k: v for k, v in (("width", width), ("amplitude", amplitude)) if v is not None}
     for field, value in given.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"surrogate {name}: {field} must be a positive number, got {value}.")
+        if not 1e-6 <= value <= 1e6:
+            raise InputError(
+                f"surrogate {name}: {field} must be a positive number between 1e-6 and 1e6, got "
+                f"{value}."
+            )
     return SURROGATES[name](**given)
 
 

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.errors import InputError
-from robustsnn.snn.network import NetworkConfig
+from robustsnn.snn.network import LONGEST_SIDE, MOST_STEPS, NetworkConfig
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Rate = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 #: The methods that train an ANN or an SNN.
@@ -37,7 +38,7 @@ class Conversion(_Strict):
 
     scale: Rate = 0.3
     percentile: Annotated[float, Field(gt=0, le=100)] = 99.7
-    steps: Positive = 20
+    steps: Steps = 20
     images: Positive = 512
     leak: Annotated[float, Field(ge=0, le=1)] = 1.0
 
@@ -47,14 +48,14 @@ class Optimizer(_Strict):
 
     name: Literal["adam", "sgd"] = "adam"
     lr: Rate = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
 
 
 class Augmentation(_Strict):
     """A random crop after zero padding by `crop` pixels, and a random horizontal flip."""
 
-    crop: Count = 0
+    crop: Annotated[int, Field(ge=0, le=LONGEST_SIDE)] = 0
     flip: bool = False
 
 
@@ -66,7 +67,7 @@ class Hire(_Strict):
     `gaussian-l2`: normal noise of the same size in that norm, image by image.
     """
 
-    periods: Positive = 2
+    periods: Steps = 2
     step: str = "8/255"
     bound: str = "8/255"
     order: Literal["free", "updated"] = "free"
@@ -105,7 +106,7 @@ class Adversarial(_Strict):
 
     epsilon: str
     step: str | None = None
-    steps: Positive = 1
+    steps: Steps = 1
     random_start: bool = True
     clean_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -166,7 +167,7 @@ class Guidance(_Strict):
     """
 
     teacher: str
-    attention: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    attention: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 10.0
     distillation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     temperature: Rate = 4.0
 
@@ -192,7 +193,9 @@ class Recipe(_Strict):
     to train on, the first ones of the rest, and all of them by default.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$")
+    ]
     data: str
     method: Literal["ann", "conversion", "hybrid", "surrogate", "hire", "gaussian", "adversarial"]
     network: NetworkConfig
@@ -280,6 +283,25 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     Raises:
         InputError: The file is missing or malformed; the message names the line and the field.
     """
+    document = document_of(path, overrides)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = [p for p in first["loc"] if isinstance(p, str | int)]
+        field = ".".join(map(str, location)) or "recipe"
+        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None
+
+
+def document_of(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The fields of a recipe as its file has them, with some of them replaced.
+
+    The arguments are those of `load_recipe`.
+
+    Raises:
+        InputError: The file is missing, is not YAML or holds no mapping, or a field that is
+            replaced lies in no section.
+    """
     document = read_yaml(path)
     if not isinstance(document, dict):
         raise InputError(f"{path}: a recipe is a mapping of fields to values.")
@@ -290,11 +312,7 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise InputError(f"--set {dotted}: {parent!r} is not a section of {path}.")
+        if not isinstance(node, dict):
+            raise InputError(f"--set {dotted}: it is not in a section of {path}.")
         node[last] = value
-    try:
-        return Recipe.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = [p for p in first["loc"] if isinstance(p, str | int)]
-        field = ".".join(map(str, location)) or "recipe"
-        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None
+    return document

@@ -26,9 +26,11 @@ from torch import Tensor
 
 from robustsnn.common.files import expanded, write_atomically
 from robustsnn.common.randomness import derive
+from robustsnn.common.telling import Telling, telling
+from robustsnn.data.catalogue import DATASETS
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
-from robustsnn.models.checkpoint import save_checkpoint
+from robustsnn.models.checkpoint import outline, save_checkpoint
 from robustsnn.snn.channels import slim
 from robustsnn.snn.network import Network
 from robustsnn.training.adversarial import adversarial_update
@@ -37,15 +39,15 @@ from robustsnn.training.card import write_card
 from robustsnn.training.gaussian import gaussian_update
 from robustsnn.training.guidance import guided_update
 from robustsnn.training.hire import hire_update
+from robustsnn.training.output import LOG, check_folder, open_folder
 from robustsnn.training.recipe import Recipe, load_recipe
 from robustsnn.training.sparse import SparseTraining
-from robustsnn.training.start import dense_weights, named, start
+from robustsnn.training.start import check_start, dense_weights, named, start
 from robustsnn.training.state import STATE, load_state, save_state
 from robustsnn.training.step import BatchOutcome, plain_update
 
 Update = Callable[[Network, torch.optim.Optimizer, Tensor, Tensor], BatchOutcome]
 Log = list[dict[str, Any]]
-LOG = "training.csv"
 SCORING_BATCH = 250
 
 
@@ -69,10 +71,11 @@ class _Run:
     sparse: SparseTraining | None
     dense_weights: int | None
     console: Console
+    told: Telling
 
     def say(self, text: str) -> None:
         """Print a line for the user, on stderr."""
-        self.console.print(text, highlight=False)
+        self.told.line(text)
 
 
 def train(
@@ -83,12 +86,14 @@ def train(
     resume: bool = False,
     overrides: dict[str, Any] | None = None,
     device: str = "cpu",
+    download: bool = False,
 ) -> Path:
     """Train what a recipe describes.
 
-    Each epoch leaves a line in `training.csv` and a state to resume from; the end leaves the
-    checkpoint and, unless images were held out, a card with the accuracy on the test set, which
-    is scored once. The same recipe on the same machine gives the same weights, resumed or not.
+    The folder keeps the recipe as it was trained. Each epoch leaves a line in `training.csv` and a
+    state to resume from; the end leaves the checkpoint and, unless images were held out, a card
+    with the accuracy on the test set, which is scored once. The same recipe on the same machine
+    gives the same weights, resumed or not.
 
     Args:
         path: The recipe.
@@ -97,6 +102,7 @@ def train(
         resume: Whether to go on from the last finished epoch.
         overrides: Values by dotted field name that replace those of the recipe.
         device: The device to train on.
+        download: Whether missing data are fetched to `data_root`.
 
     Returns:
         The folder of the run, which is the checkpoint.
@@ -112,39 +118,61 @@ def train(
     """
     path = expanded(path)
     recipe = load_recipe(path, overrides)
+    outline(recipe.network, str(path))
     folder = expanded(output) if output is not None else Path("training-runs") / recipe.name
-    run = _prepared(recipe, path, load_training(recipe.data, data_root), folder, device)
-    done, log = _begun(run) if resume else _anew(run)
-    _make(folder)
-    for epoch in range(done, recipe.epochs):
-        log.append(_logged_epoch(run, epoch))
-        save_state(
-            folder,
-            run.network,
-            run.optimizer,
-            run.scheduler,
-            epoch + 1,
-            recipe.digest(),
-            log,
-            {} if run.sparse is None else run.sparse.masks,
-        )
-        _write_log(folder / LOG, log)
-        run.say("  ".join(f"{k} {v}" for k, v in log[-1].items()))
-    network = run.network.to("cpu").to(memory_format=torch.contiguous_format)
-    if recipe.sparsity is not None and recipe.sparsity.pattern == "channel":
-        network = slim(network)
-    digest = _save(run, network)
-    if not recipe.holdout and recipe.train_images is None:
-        test = load_dataset(recipe.data, data_root, split="test")
-        score = accuracy(network, test.tensor(slice(None)), test.labels)
-        about = (score, len(test), len(run.images), log, digest, run.dense_weights)
-        write_card(folder, recipe, network, *about)
-        run.say(f"test accuracy {score:.4f} on {len(test):,} images")
+    check_folder(folder, path, recipe, overrides, resume=resume)
+    _check_known(recipe)
+    check_start(recipe, path)
+    update = _update(recipe, path, device)
+    with telling("reading the training images") as told:
+        data = load_training(recipe.data, data_root, download=download)
+        told.now("preparing the network")
+        run = _prepared(recipe, path, data, folder, device, update, told)
+        done, log = _begun(run) if resume else (0, [])
+        open_folder(folder, path, overrides, resume=resume)
+        _train(run, done, log)
+        network = run.network.to("cpu").to(memory_format=torch.contiguous_format)
+        if recipe.sparsity is not None and recipe.sparsity.pattern == "channel":
+            network = slim(network)
+        digest = _save(run, network)
+        if not recipe.holdout and recipe.train_images is None:
+            told.now("scoring the test images")
+            test = load_dataset(recipe.data, data_root, split="test", download=download)
+            score = accuracy(network, test.tensor(slice(None)), test.labels)
+            about = (score, len(test), len(run.images), log, digest, run.dense_weights)
+            write_card(folder, recipe, network, *about)
+            run.say(f"test accuracy {score:.4f} on {len(test):,} images")
     (folder / STATE).unlink(missing_ok=True)
     return folder
 
 
-def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: str) -> _Run:
+def _train(run: _Run, done: int, log: Log) -> None:
+    """Train the epochs that are left, each of which leaves a state and a row of the log."""
+    for epoch in range(done, run.recipe.epochs):
+        log.append(_logged_epoch(run, epoch))
+        save_state(
+            run.folder,
+            run.network,
+            run.optimizer,
+            run.scheduler,
+            epoch + 1,
+            run.recipe.digest(),
+            log,
+            {} if run.sparse is None else run.sparse.masks,
+        )
+        _write_log(run.folder / LOG, log)
+        run.say("  ".join(f"{k} {v}" for k, v in log[-1].items()))
+
+
+def _prepared(
+    recipe: Recipe,
+    path: Path,
+    data: ImageSet,
+    folder: Path,
+    device: str,
+    update: Update,
+    told: Telling,
+) -> _Run:
     """The run before its first epoch, with a network that was drawn or converted."""
     _check_fit(recipe, data)
     last = None if recipe.train_images is None else recipe.holdout + recipe.train_images
@@ -167,10 +195,11 @@ def _prepared(recipe: Recipe, path: Path, data: ImageSet, folder: Path, device: 
         network=network,
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates),
-        update=_update(recipe, path, device),
+        update=update,
         sparse=sparse,
         dense_weights=dense_weights(recipe, path),
         console=Console(stderr=True),
+        told=told,
     )
 
 
@@ -184,23 +213,12 @@ def _begun(run: _Run) -> tuple[int, Log]:
     return done, log
 
 
-def _anew(run: _Run) -> tuple[int, Log]:
-    """No finished epoch and an empty log, if the folder is free for a new run."""
-    folder = run.folder
-    if folder.exists() and any(folder.iterdir()):
-        known = {STATE, LOG, "model.json", "model.safetensors", "card.md"}
-        if not {p.name for p in folder.iterdir()} <= known:
-            raise InputError(f"{folder} holds other files: choose another --output.")
-        if (folder / STATE).exists():
-            raise InputError(f"{folder} holds an unfinished run: add --resume or remove it.")
-    return 0, []
-
-
 def _logged_epoch(run: _Run, epoch: int) -> dict[str, Any]:
     """One epoch of training, and its row in the log."""
     started = time.perf_counter()
     row: dict[str, Any] = {"epoch": epoch + 1, **_epoch(run, epoch)}
     if run.recipe.holdout:
+        run.told.now("scoring the images that are held out")
         held = slice(0, run.recipe.holdout)
         score = accuracy(run.network, run.data.tensor(held), run.data.labels[held])
         row["holdout_accuracy"] = round(score, 5)
@@ -236,18 +254,27 @@ def _save(run: _Run, network: Network) -> str:
 
 def _check_fit(recipe: Recipe, data: ImageSet) -> None:
     """Refuse a recipe whose network or holdout does not fit the data."""
-    shape = tuple(data.tensor(slice(0, 1)).shape[1:])
-    if shape != tuple(recipe.network.image):
-        raise InputError(
-            f"network.image is {list(recipe.network.image)}, {data.name} holds {list(shape)}."
-        )
-    if len(data.class_names) != recipe.network.classes:
-        raise InputError(
-            f"network.classes is {recipe.network.classes}, "
-            f"{data.name} has {len(data.class_names)} classes."
-        )
+    _check_network(recipe, data.name, data.shape, len(data.class_names))
     if recipe.holdout >= len(data):
         raise InputError(f"holdout {recipe.holdout} leaves nothing of {len(data)} images.")
+
+
+def _check_known(recipe: Recipe) -> None:
+    """Refuse a recipe whose network does not fit a published data set, before that is read."""
+    known = DATASETS.get(recipe.data)
+    if known is not None:
+        _check_network(recipe, known.title, known.shape, known.classes)
+
+
+def _check_network(recipe: Recipe, name: str, shape: tuple[int, ...], classes: int) -> None:
+    if shape != tuple(recipe.network.image):
+        raise InputError(
+            f"network.image is {list(recipe.network.image)}, {name} holds {list(shape)}."
+        )
+    if classes != recipe.network.classes:
+        raise InputError(
+            f"network.classes is {recipe.network.classes}, {name} has {classes} classes."
+        )
 
 
 def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
@@ -293,6 +320,7 @@ def _epoch(run: _Run, epoch: int) -> dict[str, Any]:
     batches = order[: len(order) // recipe.batch_size * recipe.batch_size].split(recipe.batch_size)
     device = next(network.parameters()).device
     loss, correct, seen = 0.0, 0, 0
+    rate = run.scheduler.get_last_lr()[0]
     with torch.random.fork_rng(devices=[]), _bar(run.console) as bar:
         torch.manual_seed(derive(recipe.seed, "dropout", epoch))
         task = bar.add_task(f"epoch {epoch + 1}/{recipe.epochs}", total=len(batches), loss=0.0)
@@ -305,10 +333,12 @@ def _epoch(run: _Run, epoch: int) -> dict[str, Any]:
                 run.sparse.after_update(epoch * len(batches) + number)
             loss, correct, seen = loss + part.loss, correct + part.correct, seen + part.images
             bar.update(task, advance=1, loss=loss / seen)
+            run.told.now(f"epoch {epoch + 1} of {recipe.epochs}: batch {number} of {len(batches)}")
     row = {
         "loss": round(loss / seen, 5),
         "train_accuracy": round(correct / seen, 5),
-        "lr": f"{run.scheduler.get_last_lr()[0]:.3g}",
+        # That of its first update.
+        "lr": f"{rate:.3g}",
     }
     return row if run.sparse is None else {**row, "kept": run.sparse.kept()}
 
@@ -348,17 +378,6 @@ def accuracy(network: Network, images: Tensor, labels: Any) -> float:
         right += int((logits.argmax(1).cpu() == truth[part]).sum())
     network.train(was_training)
     return right / len(images)
-
-
-def _make(folder: Path) -> None:
-    """Make the folder, if it can be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): choose --output.") from None
 
 
 def _write_log(path: Path, log: Log) -> None:

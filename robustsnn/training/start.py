@@ -33,19 +33,7 @@ def start(recipe: Recipe, path: Path, images: Tensor) -> Network:
         torch.manual_seed(derive(recipe.seed, "weights"))
         if recipe.init is None and recipe.conversion is None:
             return Network(recipe.network)
-        origin = _unspiking(recipe) if recipe.init is None else named(recipe.init, path)
-        theirs, ours = origin.config, recipe.network
-        same = ["architecture", "widths", "classifier", "classes", "image", "mean", "std"]
-        if recipe.conversion is None:
-            same += ["kind", "encoding", "readout"]
-        elif theirs.kind != "ann":
-            raise InputError(f"init {recipe.init} is an SNN: leave out conversion.")
-        for field in same:
-            if getattr(theirs, field) != getattr(ours, field):
-                raise InputError(
-                    f"init {recipe.init}: its {field} is {getattr(theirs, field)}, and the "
-                    f"recipe's is {getattr(ours, field)}."
-                )
+        origin, ours = _origin(recipe, path), recipe.network
         if recipe.conversion is None:
             network = Network(ours)
             network.load_state_dict(origin.state_dict())
@@ -63,6 +51,40 @@ def start(recipe: Recipe, path: Path, images: Tensor) -> Network:
             q=settings.percentile,
             leak=settings.leak,
         )
+
+
+def check_start(recipe: Recipe, path: Path) -> None:
+    """Refuse a recipe that starts from a network that is missing or another one.
+
+    Args:
+        recipe: The recipe.
+        path: Its file.
+
+    Raises:
+        InputError: The network that it starts from does not fit.
+    """
+    if recipe.init is not None:
+        _origin(recipe, path)
+
+
+def _origin(recipe: Recipe, path: Path) -> Network:
+    """The network that training starts from, or that an SNN is converted from."""
+    if recipe.init is None:
+        return _unspiking(recipe)
+    origin = named(recipe.init, path)
+    theirs, ours = origin.config, recipe.network
+    same = ["architecture", "widths", "classifier", "classes", "image", "mean", "std"]
+    if recipe.conversion is None:
+        same += ["kind", "encoding", "readout"]
+    elif theirs.kind != "ann":
+        raise InputError(f"init {recipe.init} is an SNN: leave out conversion.")
+    for field in same:
+        if getattr(theirs, field) != getattr(ours, field):
+            raise InputError(
+                f"init {recipe.init}: its {field} is {getattr(theirs, field)}, and the recipe's "
+                f"is {getattr(ours, field)}."
+            )
+    return origin
 
 
 def _unspiking(recipe: Recipe) -> Network:

@@ -90,17 +90,61 @@ def load_state(
         InputError: There is no state, it is broken, or it belongs to another recipe.
     """
     path = folder / STATE
+    about = check_state(folder, recipe)
+    try:
+        return _put_back(about, load_tensors(path.read_bytes()), network, optimizer, scheduler)
+    except _BROKEN as error:
+        raise _broken(path, error) from None
+
+
+#: What reading a file raises that somebody else may have written.
+_BROKEN = (
+    *(SafetensorError, OSError, RecursionError, LookupError, TypeError, ValueError),
+    *(AttributeError, RuntimeError),
+)
+
+
+def check_state(folder: Path, recipe: str) -> dict[str, Any]:
+    """What the state in a folder says of itself, without its tensors.
+
+    Args:
+        folder: The folder of the run.
+        recipe: The digest of the recipe.
+
+    Raises:
+        InputError: There is no state, it is broken, or it belongs to another recipe.
+    """
+    path = folder / STATE
     if not path.is_file():
         raise InputError(f"nothing to resume in {folder}: leave out --resume.")
     try:
-        blob = path.read_bytes()
-        length = int.from_bytes(blob[:8], "little")
-        about = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["state"])
-        tensors = load_tensors(blob)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is broken ({error}): start again without --resume.") from None
-    if about["recipe"] != recipe:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = file.read(length)
+        about: dict[str, Any] = json.loads(json.loads(header)["__metadata__"]["state"])
+        held = about["recipe"]
+    except _BROKEN as error:
+        raise _broken(path, error) from None
+    if held != recipe:
         raise InputError(f"{folder} holds a run of another recipe: choose another --output.")
+    return about
+
+
+def _broken(path: Path, error: Exception) -> InputError:
+    said = " ".join(str(error).split())[:200]
+    return InputError(f"{path} is broken ({said}): start again without --resume.")
+
+
+def _put_back(
+    about: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+) -> tuple[int, list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Put a state back into what is trained, and return what `load_state` returns."""
     network.load_state_dict(
         {n.removeprefix("network."): t for n, t in tensors.items() if n.startswith("network.")}
     )

@@ -13,7 +13,13 @@ from typing import Any
 
 import pandas as pd
 
-from robustsnn.common.files import check_output, expanded, unwritable, write_atomically
+from robustsnn.common.files import (
+    check_output,
+    expanded,
+    read_text,
+    unwritable,
+    write_atomically,
+)
 from robustsnn.common.wording import slug
 from robustsnn.errors import InputError
 from robustsnn.evaluation import forms
@@ -24,6 +30,7 @@ from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Evaluation, run
 from robustsnn.evaluation.suites import Suite
 from robustsnn.records.folder import check_folder
+from robustsnn.records.manifest import LARGEST
 from robustsnn.records.runs import Runs, load_runs
 from robustsnn.records.schema import COMPARISON
 from robustsnn.reporting.render import render
@@ -241,8 +248,8 @@ def _claim(folder: Path, identity: Mapping[str, str]) -> None:
     try:
         if marker.is_file():
             try:
-                held = json.loads(marker.read_text(encoding="utf-8"))
-            except ValueError:
+                held = json.loads(read_text(marker, LARGEST, "name another --output"))
+            except (ValueError, RecursionError):
                 held = None
             if held != {"format": FORMAT, "runs": dict(identity)}:
                 raise InputError(f"{folder} holds another comparison: name another --output.")

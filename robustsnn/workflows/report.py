@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from robustsnn.common.files import expanded
+from robustsnn.common.files import expanded, read_text
 from robustsnn.errors import InputError
+from robustsnn.records.manifest import LARGEST, blaming
 from robustsnn.records.runs import load_runs
 from robustsnn.records.schema import COMPARISON, MANIFEST
 from robustsnn.reporting.render import render
@@ -57,10 +58,11 @@ def report(
             folders.append(folder)
     if output is None:
         output = given[0] if len(given) == 1 else Path("runs/report")
-    found = load_runs(folders)
-    if diagnose_again:
-        found = diagnosed_again(found)
-    return render(found, output, baseline)
+    with blaming(*folders):
+        found = load_runs(folders)
+        if diagnose_again:
+            found = diagnosed_again(found)
+        return render(found, output, baseline)
 
 
 def runs_of(folder: Path) -> list[Path]:
@@ -70,10 +72,11 @@ def runs_of(folder: Path) -> list[Path]:
         InputError: The file that lists them is damaged.
     """
     marker = folder / COMPARISON
+    text = read_text(marker, LARGEST, "compare again")
     try:
-        named = json.loads(marker.read_text(encoding="utf-8"))["runs"]
+        named = json.loads(text)["runs"]
         return [folder / str(name) for name in dict(named)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
             f"{marker} is damaged: name the run folders below {folder}, or compare again."
         ) from None

@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 TIMEOUT = 300  # seconds a call may take
+#: The file that a call writes what it executes to, if this variable names one.
+AUDIT = "TRACER_AUDIT"
+#: The events of the interpreter by which code or another program is run.
+RUNS = ("import", "exec", "compile", "subprocess.Popen", "os.system", "os.exec", "os.spawn")
 #: Elsewhere there is no fork, or none that the system's libraries are sure to survive.
 AVAILABLE = sys.platform.startswith("linux")
 
@@ -75,13 +79,17 @@ class WarmCli:
 
 
 def serve() -> None:
-    """Fork at every line of the standard input; the fork runs `main`, as `python -m robustsnn`."""
+    """Fork at every line of the standard input; the fork runs `main`, as `robustsnn` does."""
     main = importlib.import_module("robustsnn.cli.main").main
     for package in ("robustsnn", "robustsnn.attacks", "robustsnn.reports"):
         where = importlib.import_module(package).__path__
         for found in pkgutil.walk_packages(where, f"{package}."):
             if not found.name.endswith("__main__"):
                 importlib.import_module(found.name)
+    # How long something takes depends on the machine, and what is said in between with it.
+    from robustsnn.common import telling
+
+    telling.SILENCE = TIMEOUT
     gc.collect()
     gc.freeze()
     os.write(1, b"ready\n")
@@ -100,10 +108,30 @@ def become(call: Mapping[str, Any]) -> None:
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(call["environment"])
+    if AUDIT in os.environ:
+        audit(Path(os.environ[AUDIT]))
     os.chdir(call["cwd"])
     sys.argv = ["robustsnn", *call["arguments"]]
-    sys.path[0] = call["cwd"]
+    # That of this script; the command line looks nowhere else in its place.
+    del sys.path[0]
     signal.alarm(TIMEOUT)
+
+
+def audit(path: Path) -> None:
+    """Write a line for every attempt of this process to import or run what is named a tracer.
+
+    An attempt that fails is seen too, and so is a pickle that names a class or function.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def heard(event: str, arguments: tuple[object, ...]) -> None:
+        if event in RUNS or event.startswith(("pickle.", "marshal.")):
+            said = repr(arguments)
+            # Running our own code is no event; the modules of a user's own files bear such names.
+            if "robustsnn_tracer" in said or "robustsnn_user_" in said:
+                os.write(descriptor, f"{event} {said[:500]}\n".encode(errors="replace"))
+
+    sys.addaudithook(heard)
 
 
 def leave(call: Mapping[str, Any], main: Callable[[], None]) -> NoReturn:

@@ -16,15 +16,10 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import derive
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe.attacks import climb, doubling, order
-from robustsnn.diagnosis.probe.gradients import (
-    fidelity,
-    support,
-    take,
-    through_layers,
-    through_time,
-)
+from robustsnn.diagnosis.probe.gradients import fidelity, support, through_layers, through_time
 from robustsnn.diagnosis.probe.measure import Probed, probe
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen
+from robustsnn.diagnosis.probe.taken import take
 from robustsnn.diagnosis.probe.watch import mass
 from robustsnn.estimators.make import draws_of
 from robustsnn.snn.neuron import LIF

@@ -28,7 +28,7 @@ from robustsnn.records.folder import RunFolder
 from robustsnn.records.runs import load_runs
 from robustsnn.reporting.comparison import comparisons
 from robustsnn.snn.network import Network, NetworkConfig
-from robustsnn.workflows.verify import verify
+from robustsnn.workflows.verify.run import verify
 from tests.evaluation.test_resume import Stop, same
 
 #: Moves every pixel by a share of epsilon, or returns where it was told to start.

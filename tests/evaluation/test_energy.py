@@ -20,7 +20,7 @@ from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.checkpoint import load_model
 from robustsnn.records.schema import OPERATIONS
 from robustsnn.snn.operations import count_operations, operations_per_image
-from robustsnn.workflows.verify import verify
+from robustsnn.workflows.verify.run import verify
 from tests.traps.networks import TRAPS, trap_images
 
 SAMPLES = 20

@@ -169,3 +169,61 @@ def test_a_run_that_an_older_version_began_is_finished(checkpoints, tmp_path):
     assert done.manifest.stages == whole.manifest.stages
     assert done.manifest.verdict == whole.manifest.verdict
     same(tmp_path / "whole", tmp_path / "older")
+
+
+CASCADE = """
+name: short-cascade
+epsilon: [8/255]
+cascade: true
+entries:
+- {label: FGSM, attack: fgsm}
+"""
+
+
+@pytest.mark.slow
+def test_a_diagnosis_stopped_after_every_piece(checkpoints, tmp_path):
+    (tmp_path / "suite.yaml").write_text(CASCADE)
+    settings = {"samples": 12, "suite": tmp_path / "suite.yaml"}
+    whole = evaluate(checkpoints / "snn", output=tmp_path / "whole", **settings)
+    parts = tmp_path / "killed" / "parts"
+    seen: list[int] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        pieces = len(list(parts.glob("probe-*")))
+        if what == "diagnosis" and pieces > max([0, *seen]):
+            seen.append(pieces)
+            raise Stop
+
+    done = None
+    while done is None:
+        try:
+            done = evaluate(
+                checkpoints / "snn", output=tmp_path / "killed", progress=stop, **settings
+            )
+        except Stop:
+            assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["probe"] is None
+    # Each start measured one piece, and no piece twice.
+    assert seen == list(range(1, len(seen) + 1)) and len(seen) > 10
+    same(tmp_path / "whole", tmp_path / "killed")
+    assert done.manifest.probe == whole.manifest.probe
+    assert done.manifest.diagnosis == whole.manifest.diagnosis
+    for name in ("forward_passes", "backward_passes"):
+        assert done.manifest.probe_cost[name] == whole.manifest.probe_cost[name]
+
+
+def test_a_damaged_piece_of_a_diagnosis_is_told(checkpoints, tmp_path):
+    (tmp_path / "suite.yaml").write_text(CASCADE)
+    settings = {"samples": 12, "suite": tmp_path / "suite.yaml", "output": tmp_path / "run"}
+
+    def stop(what: str, done: int, total: int) -> None:
+        if list((tmp_path / "run").glob("parts/probe-*")):
+            raise Stop
+
+    with pytest.raises(Stop):
+        evaluate(checkpoints / "snn", progress=stop, **settings)
+    (piece,) = (tmp_path / "run").glob("parts/probe-*")
+    held = piece.read_bytes()
+    for damaged in (held[: len(held) // 2], held[:-1] + bytes([held[-1] ^ 1]), b""):
+        piece.write_bytes(damaged)
+        with pytest.raises(InputError, match="remove the run folder"):
+            evaluate(checkpoints / "snn", **settings)

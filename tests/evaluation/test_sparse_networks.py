@@ -21,7 +21,7 @@ from robustsnn.records.runs import load_runs
 from robustsnn.snn.channels import slim
 from robustsnn.snn.network import Network
 from robustsnn.snn.sparsity import synapses
-from robustsnn.workflows.verify import verify
+from robustsnn.workflows.verify.run import verify
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_verify_knows_layers_and_channels_that_are_not_there(runs, tmp_path):
 
 
 def test_older_runs_load_and_are_verified(runs, tmp_path):
-    folder = altered(runs, "pruned", tmp_path, densities=None)
+    folder = altered(runs, "pruned", tmp_path, densities=None, digest="")
     (run,) = load_runs([folder]).runs
     assert run.weights is None and not run.sparse
     assert run.density != run.density and run.compression != run.compression

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustsnn.errors import InputError
+from robustsnn.models import checkpoint
 from robustsnn.models.checkpoint import (
     load_network,
     read_checkpoint,
@@ -145,3 +146,25 @@ def test_weights_that_change_after_they_were_checked_are_noticed(folder):
     save_checkpoint(other, folder, data="cifar10", class_names=NAMES, provenance={})
     with pytest.raises(InputError, match="changed while it was in use"):
         load_network(checkpoint)
+
+
+def test_a_disk_that_fills_between_the_two_files_leaves_neither(tmp_path, monkeypatch):
+    write = checkpoint.write_atomically
+
+    def full(path, content):
+        if path.name == "model.json":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    about = {"data": "", "class_names": NAMES, "provenance": {}}
+    with pytest.raises(InputError, match="No space left on device"):
+        checkpoint.save_checkpoint(network(), tmp_path / "new", **about)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    checkpoint.save_checkpoint(network(), tmp_path / "held", **about)
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        checkpoint.save_checkpoint(network(), tmp_path / "held", **about)
+    # The same weights again, so that the description of before still holds.
+    assert checkpoint.read_checkpoint(tmp_path / "held").sha256

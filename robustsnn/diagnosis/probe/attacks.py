@@ -15,8 +15,8 @@ from robustsnn.common.users_code import UsersCodeError
 from robustsnn.common.wording import count, percent
 from robustsnn.diagnosis.finding import MARGIN, Finding
 from robustsnn.diagnosis.indicators import LAST_STEPS, silent, unfinished, unstable
-from robustsnn.diagnosis.probe.gradients import Taken
 from robustsnn.diagnosis.probe.specimen import OWN, Specimen
+from robustsnn.diagnosis.probe.taken import Taken
 from robustsnn.estimators.make import make_estimator
 from robustsnn.models.scoring import judged_margin, score, verdict
 from robustsnn.snn.draws import mean_of_draws

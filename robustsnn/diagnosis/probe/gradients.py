@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,13 @@ import torch
 from torch import Tensor
 
 from robustsnn.adversary.threat import ThreatModel
-from robustsnn.adversary.victim import Gradient
-from robustsnn.common.users_code import UsersCodeError, out_of_memory
 from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.diagnosis.indicators import cosine, expected_cosine, slope, spearman
-from robustsnn.diagnosis.probe.specimen import OWN, Specimen, joined
-from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
-from robustsnn.estimators.make import make_estimator
+from robustsnn.diagnosis.probe.specimen import OWN, Specimen
+from robustsnn.diagnosis.probe.taken import Taken, all_zero
+from robustsnn.diagnosis.probe.watch import LayerWatch
 from robustsnn.models.scoring import judged_margin
 
 #: The share of a layer's membranes that a surrogate of compact support has to see.
@@ -38,79 +35,6 @@ LEAST_REPEATED = 0.99
 SIGMA = "2/255"
 #: Below this, float32 holds fewer digits.
 TINY = float(torch.finfo(torch.float32).tiny)
-
-
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """The gradients that a probe looks at, each taken once.
-
-    Args:
-        here: The gradient of the margin at each image, by estimator.
-        away: The gradient of the margin at a random point of each ball, by estimator.
-        nonfinite: How many gradients of both kinds held NaN or infinity, by estimator.
-        layers: What was seen in the layers at the images, by estimator and name of the layer.
-        failed: Why no gradient could be taken, by estimator.
-        loss: The margin of each image, `[image]`.
-        entropy: The network's own gradient of the cross-entropy at each image.
-    """
-
-    here: dict[str, Tensor]
-    away: dict[str, Tensor]
-    nonfinite: dict[str, int]
-    layers: dict[str, dict[str, LayerWatch]]
-    failed: dict[str, str]
-    loss: Tensor
-    entropy: Tensor
-
-    def zero(self, text: str) -> tuple[Tensor, Tensor]:
-        """Whether an estimator's gradient is all zero: at each image, at each random point."""
-        return _zero(self.here[text]), _zero(self.away[text])
-
-
-def take(specimen: Specimen, threat: ThreatModel) -> Taken:
-    """Take every gradient that the findings are about."""
-    start = threat.random_point(specimen.images, specimen.rng("start"))
-    here: dict[str, Tensor] = {}
-    away: dict[str, Tensor] = {}
-    layers: dict[str, dict[str, LayerWatch]] = {}
-    nonfinite: dict[str, int] = {}
-    failed: dict[str, str] = {}
-    for text in specimen.estimators:
-        seen: dict[str, LayerWatch] = {}
-        try:
-            found, bad = _gradient(specimen, text, specimen.images, seen)
-            after, worse = _gradient(specimen, text, start)
-        except (RuntimeError, UsersCodeError) as error:
-            if out_of_memory(error):
-                raise
-            said = error.text if isinstance(error, UsersCodeError) else str(error)
-            failed[text] = said.splitlines()[0].rstrip(".")
-            here[text], away[text] = (torch.zeros_like(specimen.images) for _ in range(2))
-            continue
-        here[text], away[text] = found.gradient, after.gradient
-        layers[text], nonfinite[text] = seen, bad + worse
-    entropy = torch.zeros_like(specimen.images)
-    if OWN not in failed:
-        entropy = specimen.gradient(OWN, loss="cross-entropy").gradient
-    loss = judged_margin(specimen.judge(specimen.images), specimen.labels)
-    return Taken(here, away, nonfinite, layers, failed, loss, entropy)
-
-
-def _gradient(
-    specimen: Specimen, text: str, points: Tensor, seen: dict[str, LayerWatch] | None = None
-) -> tuple[Gradient, int]:
-    """The gradients of the margin at some points, and how many held NaN or infinity."""
-    found, bad = [], 0
-    for begin, part in zip(
-        range(0, len(specimen), specimen.micro_batch), specimen.parts(), strict=True
-    ):
-        estimator = make_estimator(text, specimen.network)
-        victim = part.victim(estimator if seen is None else Watched(estimator, seen))
-        here = points[begin : begin + specimen.micro_batch]
-        found.append(victim.gradient(here, part.labels, "margin"))
-        bad += int((victim.nonfinite_grad > 0).sum())
-        specimen.settle(victim)
-    return joined(found), bad
 
 
 def zero_gradients(taken: Taken) -> list[Finding]:
@@ -239,7 +163,7 @@ def repeated(specimen: Specimen, taken: Taken) -> list[Finding]:
 
 def saturation(taken: Taken) -> Finding:
     """D10: images where the gradient of the cross-entropy is all zero only for lack of digits."""
-    lost = _zero(taken.entropy) & ~taken.zero(OWN)[0]
+    lost = all_zero(taken.entropy) & ~taken.zero(OWN)[0]
     return Finding(
         "D10",
         "saturated",
@@ -424,10 +348,6 @@ def _own(taken: Taken) -> dict[str, LayerWatch]:
 def _either(taken: Taken, text: str) -> Tensor:
     here, away = taken.zero(text)
     return here | away
-
-
-def _zero(gradient: Tensor) -> Tensor:
-    return (gradient.flatten(1) == 0).all(1)
 
 
 def _mean(mask: Tensor) -> float:

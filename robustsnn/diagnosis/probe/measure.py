@@ -8,7 +8,7 @@ the size of the batches.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
 from robustsnn.diagnosis.probe import gradients
+from robustsnn.diagnosis.probe.pieces import Nowhere, Store, kept_findings
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen, Spent
+from robustsnn.diagnosis.probe.taken import take
 from robustsnn.models.scoring import judged_margin
 
 #: The largest number of images among which the probe looks for some that are classified right.
@@ -67,6 +69,7 @@ def probe(
     *,
     draws: int = 1,
     sizes: Sizes | None = None,
+    store: Store | None = None,
 ) -> Probed:
     """Measure D1, D2, D4, D6, D8, D11, D12 and the indicators of attack failure.
 
@@ -82,6 +85,8 @@ def probe(
             right are looked at.
         draws: The draws that the attacks average a stochastic network over; 1 if they do not.
         sizes: How much is measured; by default as much as suits the number of images.
+        store: The place where each piece is kept as soon as it is measured, and where it is taken
+            from if it is there; by default nowhere.
     """
     began = time.perf_counter()
     spent = Spent()
@@ -95,39 +100,45 @@ def probe(
     findings: list[Finding] = []
     if len(wide) and threat.radius > 0:
         accuracy = len(right) / len(images)
-        findings = _measure(wide, wide.first(sizes.narrow), threat, accuracy, draws, sizes)
+        findings = _measure(wide, threat, accuracy, draws, sizes, store or Nowhere())
     return Probed(
         tuple(sorted(findings, key=lambda f: (f.id[0], int(f.id[1:])))),
         spent.forward,
         spent.backward,
-        time.perf_counter() - began,
+        time.perf_counter() - began + spent.earlier,
     )
 
 
 def _measure(
     wide: Specimen,
-    narrow: Specimen,
     threat: ThreatModel,
     accuracy: float,
     draws: int,
     sizes: Sizes,
+    store: Store,
 ) -> list[Finding]:
-    taken = gradients.take(wide, threat)
-    findings = [
+    narrow, few = wide.first(sizes.narrow), wide.first(sizes.checked)
+    taken = take(wide, threat, store)
+    pieces: dict[str, Callable[[], list[Finding]]] = {
+        "fidelity": lambda: gradients.fidelity(few, taken, threat, sizes.directions, sizes.checked),
+        "repeated": lambda: gradients.repeated(narrow, taken),
+        "through-time": lambda: gradients.through_time(narrow, taken),
+        "order": lambda: search.order(wide, taken, threat, sizes.draws),
+        "far": lambda: search.far(narrow, threat, accuracy, sizes.far),
+        "stability": lambda: search.stability(narrow, taken.loss[: len(narrow)], sizes.draws),
+        "path": lambda: search.path(narrow, threat, sizes.steps),
+    }
+    if narrow.victim().stochastic:
+        pieces["doubling"] = lambda: search.doubling(narrow, threat, draws)
+    found = {name: kept_findings(store, wide.spent, name, one) for name, one in pieces.items()}
+    # In the order in which manifests have them.
+    return [
         *gradients.zero_gradients(taken),
         *gradients.support(taken),
-        *gradients.fidelity(
-            wide.first(sizes.checked), taken, threat, sizes.directions, sizes.checked
-        ),
-        *gradients.repeated(narrow, taken),
-        *gradients.through_time(narrow, taken),
+        *found.pop("fidelity"),
+        *found.pop("repeated"),
+        *found.pop("through-time"),
         *gradients.through_layers(taken),
         gradients.saturation(taken),
-        *search.order(wide, taken, threat, sizes.draws),
-        *search.far(narrow, threat, accuracy, sizes.far),
-        *search.stability(narrow, taken.loss[: len(narrow)], sizes.draws),
-        *search.path(narrow, threat, sizes.steps),
+        *(finding for findings in found.values() for finding in findings),
     ]
-    if narrow.victim().stochastic:
-        findings += search.doubling(narrow, threat, draws)
-    return findings

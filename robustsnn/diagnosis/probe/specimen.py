@@ -71,10 +71,11 @@ class Sizes:
 
 @dataclass
 class Spent:
-    """The numbers of passes of single images."""
+    """The numbers of passes of single images, and the seconds that earlier starts took for some."""
 
     forward: int = 0
     backward: int = 0
+    earlier: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""Verify a run: everything that its folder claims, recomputed as far as that can be done."""
