@@ -102,6 +102,7 @@ class Manifest(BaseModel):
             older runs.
         operations: The operations of each layer with synapses per image, one row each; see
             `robustsnn.snn.operations.LayerOperations`.
+        uncounted: Why the operations are not known, as a part of a sentence; empty if they are.
         activity_images: The number of images whose spikes were counted.
         diagnosed_again: The note on a diagnosis that was made again; never written to disk.
     """
@@ -170,6 +171,7 @@ class Manifest(BaseModel):
     energy: dict[str, float] = {}
     counts: dict[str, float] = {}
     operations: tuple[dict[str, Any], ...] = ()
+    uncounted: str = ""
     activity_images: int | None = None
     diagnosed_again: str = ""
 

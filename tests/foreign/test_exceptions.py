@@ -94,7 +94,7 @@ class Refusing(nn.Module):
         membrane = self.lif.reset_mem()
         for _ in range(3):
             _, membrane = self.lif(self.fc(x.flatten(1)), membrane)
-        return membrane
+        return membrane  # type: ignore[no-any-return]
 
 
 @needs("snntorch")
