@@ -78,13 +78,20 @@ def _grows(counts: list[int]) -> bool:
 def _counts(network: nn.Module, inner: nn.Module, images: Tensor, collect: bool) -> list[int]:
     """The number of tensors in memory, and of arrays in the network, after each of a few passes."""
     found = []
-    for _ in range(PASSES):
-        _pass(network, images)
-        if collect:
-            gc.collect()
-        tensors = sum(issubclass(type(one), Tensor) for one in gc.get_objects())
-        arrays = sum(_kept(held, np.ndarray) for _, held in _containers(inner))
-        found.append(tensors + arrays)
+    enabled = gc.isenabled()
+    # Garbage of before that is collected in the middle would hide what is added.
+    gc.disable()
+    try:
+        for _ in range(PASSES):
+            _pass(network, images)
+            if collect:
+                gc.collect()
+            tensors = sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+            arrays = sum(_kept(held, np.ndarray) for _, held in _containers(inner))
+            found.append(tensors + arrays)
+    finally:
+        if enabled:
+            gc.enable()
     return found
 
 

@@ -86,7 +86,12 @@ def linear_container(mode: str = "s") -> nn.Module:
     from spikingjelly.activation_based import layer, neuron
 
     made = layer.LinearRecurrentContainer(
-        neuron.LIFNode(), in_features=20, out_features=20, bias=True, step_mode=mode
+        # Before 2.0, the other neurons have no gradient in evaluation mode.
+        neuron.ParametricLIFNode(),
+        in_features=20,
+        out_features=20,
+        bias=True,
+        step_mode=mode,
     )
     return Recurrent(made, sequence=mode == "m")
 
@@ -94,7 +99,9 @@ def linear_container(mode: str = "s") -> nn.Module:
 def container() -> nn.Module:
     from spikingjelly.activation_based import layer, neuron
 
-    return Recurrent(layer.ElementWiseRecurrentContainer(neuron.IFNode(), lambda x, y: x + 0.5 * y))
+    return Recurrent(
+        layer.ElementWiseRecurrentContainer(neuron.ParametricLIFNode(), lambda x, y: x + 0.5 * y)
+    )
 
 
 MAKES = [
