@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Literal
 
@@ -97,6 +97,8 @@ def is_users(error: BaseException) -> bool:
     """Whether an exception came out of the user's own code, or of a layer that it is made of."""
     frames = [(owner_of(frame), frame) for frame, _ in _frames(error.__traceback__)]
     ours = [place for place, (owner, _) in enumerate(frames) if owner == "ours"]
+    if ours and frames[ours[-1]][1].f_code is handed_over.__code__:
+        return True
     after = frames[ours[-1] + 1 :] if ours else frames
     if not after:
         return False
@@ -106,6 +108,24 @@ def is_users(error: BaseException) -> bool:
         return run or any(one == "users" for one, _ in after)
     # A function that was put in place of one of ours is not a network's or an attack's.
     return _is_of_file(first) or _is_method(first)
+
+
+def handed_over(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of the user's network, or of its library, from the middle of ours.
+
+    A pass that is cut at its neurons calls them in place of the network. Whatever they raise is the
+    network's own, although no layer or method of it may stand between.
+
+    Args:
+        function: The function.
+        *args: What it is given by place.
+        **kwargs: What it is given by name.
+
+    Examples:
+        >>> handed_over(max, [1, 3], default=0)
+        3
+    """
+    return function(*args, **kwargs)
 
 
 def through_users_file(error: BaseException) -> bool:
@@ -129,6 +149,8 @@ def is_users_file(module: str) -> bool:
 def where_of(error: BaseException, network: Any = None) -> str:
     """The deepest place in the user's own files that an exception came from, or its layer.
 
+    If it was raised by a library that was called there, the function of the library is named too.
+
     Args:
         error: The exception.
         network: The network whose layers have names, if there is one.
@@ -138,14 +160,27 @@ def where_of(error: BaseException, network: Any = None) -> str:
     frames = list(_frames(error.__traceback__))
     for frame, line in reversed(frames):
         if owner_of(frame) == "users":
-            return f"{frame.f_code.co_filename}, line {line}"
+            return f"{frame.f_code.co_filename}, line {line}{_raised_in(frames, frame)}"
     for frame, _ in reversed(frames):
         module = frame.f_locals.get("self")
         if hasattr(module, "_modules") and hasattr(network, "named_modules"):
             named = {one: name for name, one in network.named_modules()}
             if module is not network and module in named:
-                return f"in its layer {named[module]}, {type(module).__name__}"
+                layer = f"in its layer {named[module]}, {type(module).__name__}"
+                return f"{layer}{_raised_in(frames, frame)}"
     return ""
+
+
+def _raised_in(frames: list[tuple[FrameType, int]], caller: FrameType) -> str:
+    """The function of a library that raised an exception, as a part of a sentence.
+
+    Empty if the caller raised it itself, or an operation that is not written in Python.
+    """
+    frame = frames[-1][0]
+    name = str(frame.f_globals.get("__name__", ""))
+    if frame is caller or owner_of(frame) != "library" or name == "torch.nn.modules.module":
+        return ""
+    return f", in {name}.{frame.f_code.co_qualname}"
 
 
 def owner_of(frame: FrameType) -> Owner:

@@ -38,6 +38,8 @@ from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import bounded, micro_batch_for
 from robustsnn.models.calling import calling
 from robustsnn.models.function import Function
+from robustsnn.models.growth import IMAGES as GROWING
+from robustsnn.models.growth import refuse_growth
 from robustsnn.models.subject import (
     Subject,
     at_its_size,
@@ -169,6 +171,7 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
     network = checked(subject, images, request.device)
     check_fit(network, subject.name, images)
     check_order(subject, images)
+    refuse_growth(network, images.tensor(slice(0, GROWING)).to(request.device))
     meant = entries_for(suite, network, images, request.device)
     run_here = {entry.slug for entry in meant}
     if not meant:

@@ -32,7 +32,6 @@ from robustsnn.evaluation.progress import Progress as Progress
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
 from robustsnn.foreign.activity import count as count_activity
-from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.records.folder import RunFolder, locked, open_folder
 from robustsnn.records.manifest import Manifest, blaming
 from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
@@ -268,8 +267,8 @@ def _foreign_activity(plan: Plan, network: nn.Module) -> tuple[pd.DataFrame, dic
     if found.operations is not None:
         measured["counts"] = found.operations.counts()
         measured["operations"] = [layer._asdict() for layer in found.operations.layers]
-    elif isinstance(network, Wrapped):
-        measured["foreign"] = {**network.reach.row(), "uncounted": found.uncounted}
+    else:
+        measured["uncounted"] = found.uncounted
     return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
 
 

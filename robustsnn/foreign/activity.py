@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from robustsnn.common.wording import listing
 from robustsnn.foreign.detect import neurons, own_layers
 from robustsnn.foreign.layer import Layer
 from robustsnn.foreign.replay import Pass, handled
@@ -34,6 +36,8 @@ MULTIPLY = {
     "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "scaled_dot_product_attention", "multi_head_attention_forward",
 }  # fmt: skip
+#: How many of the places that cannot be counted are named.
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,8 @@ class _Counter:
         self.layers: dict[str, _Synapses] = {}
         self.spikes: dict[str, Tensor] = {}
         self.neurons: dict[str, int] = {}
-        self.outside: set[str] = set()
+        self.outside: dict[str, None] = {}
+        self.running: list[str] = []
         self.within = 0
         self.spiked = False
         self.updates = self.activations = self.zeros = 0
@@ -144,7 +149,7 @@ class _Counter:
         run = Pass(self.cut)
         seen: dict[str, list[Tensor]] = {}
         with ExitStack() as stack:
-            for handle in self._hooks(seen):
+            for handle in (*self._hooks(seen), *self._places()):
                 stack.callback(handle.remove)
             stack.enter_context(_Outside(self))
             stack.enter_context(handled(self.cut, run.handler))
@@ -181,6 +186,19 @@ class _Counter:
 
             handles.append(layer.register_forward_hook(self._fires(name, plain, seen)))
         return handles
+
+    def _places(self) -> list[Any]:
+        """Hooks that note which layer is running, by its name."""
+        names = {module: name for name, module in self.inner.named_modules()}
+
+        def begins(module: nn.Module, args: Any) -> None:
+            self.running.append(names.get(module, ""))
+
+        def ends(module: nn.Module, args: Any, output: Any) -> None:
+            self.running.pop()
+
+        self.running = []
+        return [register_module_forward_pre_hook(begins), register_module_forward_hook(ends)]
 
     def _enters(self, module: Any, args: Any) -> None:
         self.within += 1
@@ -261,16 +279,24 @@ class _Counter:
 
     def uncounted(self) -> str:
         """What cannot be counted, as a part of a sentence; empty if all can."""
-        kinds = {
-            type(module).__name__ for module in self.inner.modules() if isinstance(module, OTHERS)
-        }
-        what = sorted(kinds | self.outside)
+        what = [
+            f"{type(module).__name__} {name}".rstrip()
+            for name, module in self.inner.named_modules()
+            if isinstance(module, OTHERS)
+        ]
+        what += self.outside
         if what:
+            rest = [f"{len(what) - MOST_NAMED} more"] if len(what) > MOST_NAMED else []
             return (
-                f"it multiplies outside of convolutional and linear layers too ({', '.join(what)})"
+                "it multiplies outside of convolutional and linear layers too "
+                f"({', '.join([*what[:MOST_NAMED], *rest])})"
             )
-        if not self.spiking and any(layer.steps > 1 for layer in self.layers.values()):
-            return "it computes a layer several times for an image, and no neurons are known"
+        again = [name for name, layer in self.layers.items() if layer.steps > 1]
+        if again and not self.spiking:
+            return (
+                f"it computes {listing(again[:MOST_NAMED])} several times for an image, and no "
+                "neurons are known"
+            )
         return "" if self.layers else "it has no convolutional or linear layer"
 
     def _inputs(self, layer: _Synapses) -> Inputs:
@@ -349,7 +375,8 @@ class _Outside(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in MULTIPLY and not self.counter.within:
-            self.counter.outside.add(name.strip("_"))
+            where = self.counter.running[-1] if self.counter.running else ""
+            self.counter.outside[f"{name.strip('_')}{f' in {where}' if where else ''}"] = None
         return func(*args, **(kwargs or {}))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustsnn.common.users_code import handed_over
 from robustsnn.foreign.library import Dynamics, Library, Role, Unknown, number
 from robustsnn.foreign.surrogate import OwnSurrogate, slope_of
 
@@ -70,7 +71,7 @@ class Norse(Library):
         threshold = sys.modules["norse.torch.functional.threshold"].threshold
 
         def spike(x: Tensor) -> Tensor:
-            found: Tensor = threshold(x, module.p.method, module.p.alpha)
+            found: Tensor = handed_over(threshold, x, module.p.method, module.p.alpha)
             return found
 
         return OwnSurrogate(slope_of(spike), dynamics.threshold)

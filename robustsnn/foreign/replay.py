@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from robustsnn.common.users_code import handed_over
 from robustsnn.errors import InputError
 from robustsnn.foreign.layer import Layer
 from robustsnn.foreign.library import Dynamics, Read, Role, Unknown
@@ -93,7 +94,7 @@ class Pass:
             chain = self._chain(layers, current, args, kwargs)
             with torch.no_grad():
                 args, kwargs = library.called_with(current.detach(), args, kwargs)
-                output = forward(*args, **kwargs)
+                output = handed_over(forward, *args, **kwargs)
                 spikes = library.spikes(output).detach()
             made = Call(current, spikes.requires_grad_(), [])
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustsnn.common.users_code import handed_over
 from robustsnn.foreign.library import Dynamics, Library, Role, Unknown, number
 from robustsnn.foreign.surrogate import OwnSurrogate
 
@@ -71,7 +72,7 @@ class Sinabs(Library):
     def surrogate(self, module: Any, dynamics: Dynamics) -> OwnSurrogate:
         """The function `surrogate_grad_fn`, which gives the derivative itself."""
         return OwnSurrogate(
-            lambda x, threshold: module.surrogate_grad_fn(x + threshold, threshold),
+            lambda x, threshold: handed_over(module.surrogate_grad_fn, x + threshold, threshold),
             dynamics.threshold,
         )
 

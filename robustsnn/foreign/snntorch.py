@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustsnn.common.users_code import handed_over
 from robustsnn.foreign.library import Dynamics, Library, Role, Unknown, number
 from robustsnn.foreign.surrogate import OwnSurrogate, slope_of
 
@@ -71,7 +72,9 @@ class SnnTorch(Library):
 
     def surrogate(self, module: Any, dynamics: Dynamics) -> OwnSurrogate:
         """The function `spike_grad`."""
-        return OwnSurrogate(slope_of(lambda x: module.spike_grad(x)), dynamics.threshold)
+        return OwnSurrogate(
+            slope_of(lambda x: handed_over(module.spike_grad, x)), dynamics.threshold
+        )
 
     def split(self, module: Any, value: Tensor) -> Tensor:
         """One step."""

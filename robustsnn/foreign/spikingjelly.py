@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustsnn.common.users_code import handed_over
 from robustsnn.foreign.library import Dynamics, Library, Role, Unknown, number
 from robustsnn.foreign.surrogate import OwnSurrogate, slope_of
 
@@ -51,7 +52,9 @@ class SpikingJelly(Library):
 
     def surrogate(self, module: Any, dynamics: Dynamics) -> OwnSurrogate:
         """The module `surrogate_function`, which is replaced and never edited."""
-        return OwnSurrogate(slope_of(lambda x: module.surrogate_function(x)), dynamics.threshold)
+        return OwnSurrogate(
+            slope_of(lambda x: handed_over(module.surrogate_function, x)), dynamics.threshold
+        )
 
     def split(self, module: Any, value: Tensor) -> Tensor:
         """A single step gets a time of 1."""
@@ -94,4 +97,4 @@ class SpikingJelly(Library):
             if isinstance(value, Tensor) and (value.requires_grad or value.is_inference()):
                 module._memories[name] = value.detach().clone()
         with torch.no_grad():
-            module.reset()
+            handed_over(module.reset)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustsnn.common.users_code import handed_over
 from robustsnn.foreign.layer import Layer
 from robustsnn.foreign.library import Dynamics, Role
 from robustsnn.foreign.replay import Handler
@@ -46,7 +47,7 @@ class Twins:
                 args, kwargs = library.called_with(
                     library.current(args, kwargs).detach(), args, kwargs
                 )
-                output = forward(*args, **kwargs)
+                output = handed_over(forward, *args, **kwargs)
             activate = layer.twin
             assert activate is not None
             drive = current.mean(0, keepdim=True) * self._share(d)

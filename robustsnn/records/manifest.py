@@ -110,6 +110,7 @@ class Manifest(BaseModel):
             older runs.
         operations: The operations of each layer with synapses per image, one row each; see
             `robustsnn.snn.operations.LayerOperations`.
+        uncounted: Why the operations are not known, as a part of a sentence; empty if they are.
         activity_images: The number of images whose spikes were counted.
         contents: The sha256 of each other file of the folder as the run wrote it; empty in older
             runs. A table that was only written anew says the same, so `verify` does not look at
@@ -182,6 +183,7 @@ class Manifest(BaseModel):
     energy: dict[str, float] = {}
     counts: dict[str, float] = {}
     operations: tuple[dict[str, Any], ...] = ()
+    uncounted: str = ""
     activity_images: int | None = None
     contents: dict[str, str] = {}
     digest: str = ""

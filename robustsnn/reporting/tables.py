@@ -176,8 +176,9 @@ def _foreign_notes(run: Run) -> Iterator[str]:
     found = run.manifest.foreign
     if found is not None:
         yield f"{run.label}: {found['sentence']}."
-        if found.get("uncounted"):
-            yield f"{run.label}: its operations and energy are not known: {found['uncounted']}."
+    uncounted = run.manifest.uncounted or (found or {}).get("uncounted")
+    if uncounted:
+        yield f"{run.label}: its operations and energy are not known: {uncounted}."
     # What is left out for a network of ours follows from its kind.
     if run.manifest.left_out and not run.manifest.kind:
         entries = wording.count(len(run.manifest.left_out), "entry", "entries")

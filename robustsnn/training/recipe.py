@@ -44,12 +44,16 @@ class Conversion(_Strict):
 
 
 class Optimizer(_Strict):
-    """The optimizer and its learning rate, which falls from `lr` to zero along a cosine."""
+    """The optimizer and its learning rate, which falls from `lr` to zero along a cosine.
+
+    Without `train_leaks`, the leaks of an SNN stay what they are before the first update.
+    """
 
     name: Literal["adam", "sgd"] = "adam"
     lr: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    train_leaks: bool = True
 
 
 class Augmentation(_Strict):
@@ -231,6 +235,8 @@ class Recipe(_Strict):
             raise ValueError("method conversion needs the section conversion")
         if kind == "ann" and self.conversion is not None:
             raise ValueError("an ANN takes no conversion")
+        if not self.optimizer.train_leaks and (kind == "ann" or self.epochs == 0):
+            raise ValueError("optimizer.train_leaks goes with training of an SNN")
         if self.guidance is not None and self.method != "ann":
             raise ValueError("guidance goes with method ann")
         if (
@@ -267,6 +273,8 @@ class Recipe(_Strict):
             del found["sparsity"]["widest"]
         if self.adversarial is not None and self.adversarial.clean_weight == 0:
             del found["adversarial"]["clean_weight"]
+        if self.optimizer.train_leaks:
+            del found["optimizer"]["train_leaks"]
         if self.hire is not None and self.hire.noise == "crafted":
             del found["hire"]["noise"]
         canonical = json.dumps(found, sort_keys=True)

@@ -278,12 +278,16 @@ def _check_network(recipe: Recipe, name: str, shape: tuple[int, ...], classes: i
 
 
 def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
-    """The optimizer of weights, thresholds and leaks."""
+    """The optimizer of weights, thresholds and leaks; of no leaks, if the recipe holds them."""
     settings = recipe.optimizer
+    if not settings.train_leaks:
+        for layer in network.spiking_layers().values():
+            layer.leak.requires_grad_(False)
     # Weight decay would also shrink thresholds and leaks, which are not weights.
     dynamics = [p for layer in network.spiking_layers().values() for p in layer.parameters()]
     ids = {id(p) for p in dynamics}
     weights = [p for p in network.parameters() if id(p) not in ids]
+    dynamics = [p for p in dynamics if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": settings.weight_decay}]
     if dynamics:
         groups.append({"params": dynamics, "weight_decay": 0.0})

@@ -154,7 +154,7 @@ def test_what_cannot_be_counted_is_told(tmp_path: Path) -> None:
     data = (images(), torch.arange(8))
     robustsnn.evaluate(WithMatmul(), data, attack="fgsm", output=tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert "(matmul)" in manifest["foreign"]["uncounted"] and not manifest["energy"]
+    assert "(matmul)" in manifest["uncounted"] and not manifest["energy"]
     page = robustsnn.report([tmp_path / "run"], output=tmp_path / "page")
     assert "its operations and energy are not known" in " ".join(Path(page).read_text().split())
 
@@ -195,7 +195,7 @@ def test_layers_are_counted_however_they_are_called() -> None:
 
     found = count(Odd().eval(), images(4))
     # The tokens pass the second layer as a second axis, which is not the time axis of its neurons.
-    assert "several times for an image" in found.uncounted
+    assert "computes fc several times for an image" in found.uncounted
 
     class Plain(Odd):
         def forward(self, x: Tensor) -> Tensor:
@@ -242,7 +242,41 @@ def test_a_network_that_draws_its_steps_by_itself_is_not_taken_for_an_ann() -> N
 
     found = count(Own().eval(), images())
     assert found.operations is None and found.energy == {}
-    assert "several times for an image, and no neurons are known" in found.uncounted
+    assert "computes fc and read several times for an image, and no neurons" in found.uncounted
+
+
+class Attending(nn.Module):
+    """A transformer of one block, by a layer of torch and by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.read = nn.Linear(28, 8), nn.Linear(8, 10)
+        self.block = nn.ModuleDict({"torch": nn.MultiheadAttention(8, 2), "hand": ByHand()})
+        self.up = nn.ConvTranspose1d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x[:, 0])
+        rows = rows + self.block["torch"](rows, rows, rows, need_weights=False)[0]
+        rows = self.up(self.block["hand"](rows).mT).mT
+        logits: Tensor = self.read(rows.mean(1))
+        return logits
+
+
+class ByHand(nn.Module):
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.softmax(rows @ rows.mT, 2) @ rows
+
+
+def test_layers_of_an_ann_that_cannot_be_counted_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    data = (images(), torch.arange(8))
+    found = robustsnn.evaluate(Attending(), data, attack="fgsm", output=tmp_path / "run")
+    said = found.manifest.uncounted
+    assert "MultiheadAttention block.torch" in said and "ConvTranspose1d up" in said
+    assert "matmul in block.hand" in said and not found.manifest.energy
+    text = Path(robustsnn.report([tmp_path / "run"], output=tmp_path / "page")).read_text()
+    page = " ".join(text.split())
+    assert "its operations and energy are not known" in page and "block.torch" in page
 
 
 @needs("snntorch")

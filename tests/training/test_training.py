@@ -119,6 +119,23 @@ def test_a_spiking_network_learns(place, method, extra):
     assert any(layer.leak.item() != 1 for layer in network.spiking_layers().values())
 
 
+def test_leaks_that_are_not_trained_stay_what_they_were(place, tmp_path):
+    root, work = place
+    conversion = {"scale": 0.3, "steps": 8, "images": 100, "leak": 0.75}
+    held = {"optimizer": {"lr": 0.01, "train_leaks": False}, "epochs": 1, "conversion": conversion}
+    alone = {"epochs": 0, "conversion": conversion}
+    before, after = (
+        load_network(read_checkpoint(train(write(work, name, recipe), root, tmp_path / name)))
+        for name, recipe in {
+            "converted": spiking("conversion", **alone),
+            "held": spiking("hybrid", **held),
+        }.items()
+    )
+    for name, layer in after.spiking_layers().items():
+        assert layer.leak.item() == 0.75
+        assert layer.threshold.item() != before.spiking_layers()[name].threshold.item()
+
+
 def test_conversion_alone_trains_nothing(place):
     root, work = place
     network = {**ANN["network"], "kind": "snn", "time_steps": 64}
@@ -244,6 +261,8 @@ def test_augmentation_shifts_and_flips():
         ({"sparsity": {"start": "random", "density": 0.5, "widest": 0.5}}, "widest goes with"),
         ({"method": "adversarial"}, "the adversarial section goes with"),
         ({"method": "adversarial", "adversarial": {"epsilon": "eight"}}, "adversarial"),
+        ({"optimizer": {"train_leaks": False}}, "train_leaks goes with training of an SNN"),
+        ({"optimizer": {"train_leaks": "some"}}, "optimizer.train_leaks"),
         ({"data": "fashion-mnits"}, "fashion-mnist"),
     ],
 )

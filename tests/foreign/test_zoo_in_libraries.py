@@ -1,4 +1,4 @@
-"""A network of the zoo in SpikingJelly is the same network: predictions, gradients and runs."""
+"""A network of ours written in another library is the same: predictions, gradients and runs."""
 
 from __future__ import annotations
 
@@ -14,23 +14,30 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.foreign.wrap import wrap
 from robustsnn.models.checkpoint import load_model
 from robustsnn.snn.network import Network
+from tests.foreign import zoo_in_snntorch, zoo_in_spikingjelly
 from tests.foreign.networks import needs, quiet
-from tests.foreign.zoo_in_spikingjelly import Rewritten
 from tests.real_data import real_images
 
-NAME = "fashion-mnist/vgg5-snn-at"
+DATA = "fashion-mnist"
 #: The share of the predictions that rounding may change, and the points by which runs may differ.
 APART, POINTS = 0.001, 2.0
 SAMPLES = 200
+LIBRARIES = [
+    pytest.param("spikingjelly", marks=needs("spikingjelly")),
+    pytest.param("snntorch", marks=needs("snntorch")),
+]
 
 
-def both() -> tuple[Network, Any]:
-    """The network of the zoo, and the same in SpikingJelly, wrapped."""
-    ours = load_model(NAME)
-    assert isinstance(ours, Network)
-    return ours, wrap(
-        Rewritten(ours).eval().requires_grad_(False), real_images(NAME.split("/")[0], 8).tensor()
-    )
+def both(library: str) -> tuple[Network, Any]:
+    """A network of ours, and the same in the library, wrapped."""
+    if library == "spikingjelly":
+        ours = load_model("fashion-mnist/vgg5-snn-at")
+        assert isinstance(ours, Network)
+        theirs: Any = zoo_in_spikingjelly.Rewritten(ours)
+    else:
+        ours = zoo_in_snntorch.integrate_and_fire()
+        theirs = zoo_in_snntorch.Rewritten(ours)
+    return ours, wrap(theirs.eval().requires_grad_(False), real_images(DATA, 8).tensor())
 
 
 def _predictions(network: Any, images: Tensor) -> Tensor:
@@ -38,12 +45,12 @@ def _predictions(network: Any, images: Tensor) -> Tensor:
         return torch.cat([network(part).argmax(1) for part in images.split(100)])
 
 
-@needs("spikingjelly")
+@pytest.mark.parametrize("library", LIBRARIES)
 @quiet
-def test_estimators_give_the_gradients_of_the_network_of_the_zoo() -> None:
-    ours, theirs = both()
+def test_estimators_give_the_gradients_of_our_network(library: str) -> None:
+    ours, theirs = both(library)
     assert theirs.reach.complete, theirs.reach.caution
-    images = real_images("fashion-mnist", 8)
+    images = real_images(DATA, 8)
     x, labels = images.tensor(), torch.as_tensor(images.labels)
     for text in ("bptt", "bptt:arctan:width=0.0796", "rga", "hart", "pdsg", "twin", "assg"):
         found = [
@@ -56,23 +63,23 @@ def test_estimators_give_the_gradients_of_the_network_of_the_zoo() -> None:
 
 
 @pytest.mark.exhaustive
-@needs("spikingjelly")
+@pytest.mark.parametrize("library", LIBRARIES)
 @quiet
-def test_predictions_are_those_of_the_network_of_the_zoo() -> None:
-    ours, theirs = both()
-    images = real_images("fashion-mnist").tensor()
+def test_predictions_are_those_of_our_network(library: str) -> None:
+    ours, theirs = both(library)
+    images = real_images(DATA).tensor()
     apart = _predictions(ours, images) != _predictions(theirs, images)
     print(f"{int(apart.sum())} of {len(apart)} predictions differ")
     assert float(apart.double().mean()) <= APART
 
 
 @pytest.mark.exhaustive
-@needs("spikingjelly")
+@pytest.mark.parametrize("library", LIBRARIES)
 @quiet
-def test_standard_leaves_what_it_leaves_of_the_network_of_the_zoo() -> None:
-    _, theirs = both()
-    data = real_images("fashion-mnist", SAMPLES)
-    runs = [robustsnn.evaluate(one, data, "standard") for one in (NAME, theirs.inner)]
+def test_standard_leaves_what_it_leaves_of_our_network(library: str) -> None:
+    ours, theirs = both(library)
+    data = real_images(DATA, SAMPLES)
+    runs = [robustsnn.evaluate(one, data, "standard") for one in (ours, theirs.inner)]
     worst: list[float] = []
     for run in runs:
         rows = run.results[run.results["attack"] == "worst-case"]
@@ -80,7 +87,7 @@ def test_standard_leaves_what_it_leaves_of_the_network_of_the_zoo() -> None:
         print(run.level, worst[-1], sorted(flag["flag"] for flag in run.manifest.flags))
     assert abs(worst[0] - worst[1]) <= POINTS, worst
     flags = [{flag["flag"] for flag in run.manifest.flags} for run in runs]
-    # Nothing is left out for the network of SpikingJelly.
+    # Nothing is left out for the network of the library.
     assert flags[0] == flags[1] and runs[0].level == runs[1].level
     assert runs[0].manifest.left_out == runs[1].manifest.left_out
     assert runs[1].manifest.foreign is not None and runs[1].manifest.foreign["reached"] == 4
