@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustsnn.common.printable import printable
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
@@ -62,14 +64,16 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
         def line(what: str, done: int, total: int) -> None:
             nonlocal last
             while left:
-                print(f"robustsnn: {left.pop(0)}", file=sys.stderr)
+                print(f"robustsnn: {printable(left.pop(0))}", file=sys.stderr)
             if what != last:
-                print(f"{100 * (done - 1) // total:3d} % {what}", file=sys.stderr, flush=True)
+                said = f"{100 * (done - 1) // total:3d} % {printable(what)}"
+                print(said, file=sys.stderr, flush=True)
                 last = what
 
         yield line
         return
     from rich import progress as bars
+    from rich.markup import escape
 
     columns = (
         bars.TextColumn("{task.description}"),
@@ -83,8 +87,9 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
 
         def shown(what: str, done: int, total: int) -> None:
             while left:
-                bar.console.print(f"robustsnn: {left.pop(0)}", markup=False, highlight=False)
-            bar.update(task, description=what, completed=done, total=total)
+                note = f"robustsnn: {printable(left.pop(0))}"
+                bar.console.print(note, markup=False, highlight=False)
+            bar.update(task, description=escape(printable(what)), completed=done, total=total)
 
         yield shown
 
@@ -108,7 +113,7 @@ def print_reprinted(manifest: Manifest, request: Request) -> None:
         if value is not None and value not in before
     ]
     said = "; ".join([f"{manifest.model}: {manifest.made}, not computed again", *unused])
-    print(f"robustsnn: {said}.", file=sys.stderr)
+    print(f"robustsnn: {printable(said)}.", file=sys.stderr)
 
 
 def print_run(folder: Path) -> None:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.printable import csv_text, from_cell
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
 from robustsnn.records.schema import MANIFEST, RESULTS_TEXT, records_schema
@@ -158,7 +159,7 @@ class RunFolder:
         write_atomically(self.path / "activity.parquet", parquet(activity))
         contiguous = {name: np.ascontiguousarray(array) for name, array in examples.items()}
         write_atomically(self.path / "examples.safetensors", save(contiguous))
-        write_atomically(self.path / "results.csv", results.to_csv(index=False).encode())
+        write_atomically(self.path / "results.csv", csv_text(results).encode())
         self.write_manifest(manifest)
         self.tidy()
 
@@ -254,6 +255,8 @@ def read_results(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for name in frame.columns.difference(RESULTS_TEXT):
             frame[name] = pd.to_numeric(frame[name])
+        for name in frame.columns.intersection(RESULTS_TEXT):
+            frame[name] = frame[name].map(from_cell)
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from None
     return frame

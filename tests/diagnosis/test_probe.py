@@ -18,11 +18,9 @@ from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe.attacks import climb, doubling, order
 from robustsnn.diagnosis.probe.gradients import (
     fidelity,
-    support,
     take,
-    through_layers,
-    through_time,
 )
+from robustsnn.diagnosis.probe.layers import support, through_layers, through_time
 from robustsnn.diagnosis.probe.measure import Probed, probe
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen
 from robustsnn.diagnosis.probe.watch import mass
@@ -86,6 +84,8 @@ def found(probed: Probed) -> dict[str, Finding]:
     assert len(by_slug) == len(probed.findings)
     for finding in probed.findings:
         assert finding.sentence.endswith("."), finding.sentence
+        # A finding that is not flagged says something else than one that is.
+        assert finding.severity == "note" or finding.passed not in ("", finding.sentence)
         assert finding.severity in ("invalid", "caution", "note")
         assert dataclasses.replace(finding).as_measure()["id"] == finding.id
     return by_slug

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
-from robustsnn.diagnosis.probe import gradients
+from robustsnn.diagnosis.probe import gradients, layers
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen, Spent
 from robustsnn.models.scoring import judged_margin
 
@@ -115,13 +115,13 @@ def _measure(
     taken = gradients.take(wide, threat)
     findings = [
         *gradients.zero_gradients(taken),
-        *gradients.support(taken),
+        *layers.support(taken),
         *gradients.fidelity(
             wide.first(sizes.checked), taken, threat, sizes.directions, sizes.checked
         ),
         *gradients.repeated(narrow, taken),
-        *gradients.through_time(narrow, taken),
-        *gradients.through_layers(taken),
+        *layers.through_time(narrow, taken),
+        *layers.through_layers(taken),
         gradients.saturation(taken),
         *search.order(wide, taken, threat, sizes.draws),
         *search.far(narrow, threat, accuracy, sizes.far),
