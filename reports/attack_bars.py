@@ -41,6 +41,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         c for c in comparison.conditions if c.attack != WORST_CASE or _several(comparison, c)
     ]
     count = len(comparison.models)
+    cascade = any(run.manifest.cascade for run in comparison.runs)
     # Bars are horizontal, so that names of attacks are too and the figure grows with their number.
     thickness = 0.17 if count > 1 else 0.24
     row = count * thickness + 0.19
@@ -59,6 +60,8 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
                     _draw_bar(axes, cell, y, thickness, shade)
         names = [_name(condition) for condition in conditions]
         _set_axes(axes, names, row, 1 / comparison.runs[0].classes)
+        if cascade:
+            axes.set_xlabel("accuracy after this attack and all above it, %")
         longest = max(len(line) for name in names for line in name.split("\n"))
         figure.subplots_adjust(
             left=max(0.235, MARGIN * longest),
@@ -77,7 +80,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         f"{comparison.title}: the fraction of {wording.count(comparison.samples, 'image')} that is"
         " classified right, with 95 % Wilson intervals. The dotted line is chance. The worst case"
         " counts an image only if it survives every attack of that norm and size."
-        + (f" {CUMULATIVE}" if any(r.manifest.cascade for r in comparison.runs) else ""),
+        + (f" {CUMULATIVE}" if cascade else ""),
     )
 
 

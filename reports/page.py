@@ -17,9 +17,12 @@ from markupsafe import Markup, escape
 
 from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
-from robustsnn.reporting import figures, sentences, tables
+from robustsnn.records.schema import WORST_CASE, Condition
+from robustsnn.reporting import facts, figures, sentences, tables, trust
 from robustsnn.reporting.comparison import Comparison, comparisons
+from robustsnn.reporting.outcomes import Outcome, outcomes_of
 from robustsnn.reporting.render import GENERATOR
+from robustsnn.reporting.shown_images import ShownImages, shown_images
 
 #: The page shows what the other renderers wrote, so it comes after them.
 ORDER = 1
@@ -38,7 +41,7 @@ _THEMED = {
 #: The keys of a manifest that are shown elsewhere on the page, or not at all.
 _ELSEWHERE = frozenset(
     "flags preflight probe diagnostics ledger class_names verdict energy status stages densities "
-    "diagnosed_again operations".split()
+    "diagnosed_again operations entries".split()
 )
 
 
@@ -55,14 +58,33 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A comparison with its headlines and tables."""
+    """A comparison with its headlines, facts, tables and images.
 
+    Args:
+        slug: The name of the comparison in anchors.
+        title: The title for readers.
+        images: The number of images, in words.
+        lead: The sentence above the headlines.
+        headlines: The outcome for each model.
+        facts: What the runs have in common, as names and values.
+        attacks: The attacks of the suite with their settings, if they are known.
+        accuracy: The accuracy under each attack.
+        others: The other tables.
+        shown: The images of each model that fell and that stood.
+        links: The anchors of these images, by the row and the column of a cell of `accuracy`.
+    """
+
+    slug: str
     title: str
     images: str
     lead: str
     headlines: list[sentences.Headline]
+    facts: list[tuple[str, str]]
+    attacks: tables.TextTable | None
     accuracy: tables.TextTable
     others: list[tables.TextTable]
+    shown: list[tuple[str, ShownImages]]
+    links: dict[tuple[int, int], tuple[str, ShownImages]]
 
 
 def render(runs: Runs, output: Path) -> list[Path]:
@@ -80,6 +102,11 @@ def render(runs: Runs, output: Path) -> list[Path]:
     text = environment.get_template("page.html.j2").render(
         generator=f"{GENERATOR} {_version()}".strip(),
         title=_title(runs),
+        measured=facts.title_row(runs.runs),
+        commands=facts.commands(runs.runs),
+        levels=trust.LEVELS,
+        guide=trust.GUIDE,
+        guide_url=trust.GUIDE_URL,
         models=runs.models,
         colours=_colours(runs),
         sections=sections,
@@ -133,15 +160,46 @@ def _colours(runs: Runs) -> dict[str, str]:
 
 
 def _section(comparison: Comparison, noted: set[str]) -> Section:
+    # The box says what the letters mean, and the headlines why a run has one.
+    noted.update(tables.trust_notes(comparison))
     accuracy, *others = (_noted_once(table, noted) for table in tables.tables_of(comparison))
+    outcomes = outcomes_of(comparison)
+    shown = [(_anchor(comparison, o), shown_images(o)) for o in outcomes]
     return Section(
+        slug=comparison.slug,
         title=comparison.title,
         images=wording.count(comparison.samples, "image"),
         lead=sentences.lead(comparison),
         headlines=sentences.headlines(comparison),
+        facts=facts.facts_of_comparison(comparison),
+        attacks=facts.attacks_table(comparison),
         accuracy=accuracy,
         others=others,
+        shown=shown,
+        links=_links(comparison, outcomes, shown),
     )
+
+
+def _anchor(comparison: Comparison, outcome: Outcome) -> str:
+    """The name of the images of a model in anchors, which a label could not be."""
+    return f"{comparison.slug}-{comparison.models.index(outcome.run.label)}"
+
+
+def _links(
+    comparison: Comparison, outcomes: list[Outcome], shown: list[tuple[str, ShownImages]]
+) -> dict[tuple[int, int], tuple[str, ShownImages]]:
+    """Where the cells of the worst case lead, by the row and the column of the cell.
+
+    The row of the worst case is that of the attack itself where there is only one.
+    """
+    rows = tables.shown_conditions(comparison)
+    found = {}
+    for outcome, pair in zip(outcomes, shown, strict=True):
+        worst = Condition(WORST_CASE, *outcome.size)
+        alone = [c for c in rows if (c.norm, c.epsilon) == outcome.size]
+        row = rows.index(worst if worst in rows else alone[-1])
+        found[row, 1 + comparison.models.index(outcome.run.label)] = pair
+    return found
 
 
 def _noted_once(table: tables.TextTable, noted: set[str]) -> tables.TextTable:
@@ -213,7 +271,7 @@ class Diagnosed:
         model: The label of the model.
         suite: The name of the suite.
         level: The level of the run, empty for a run without one.
-        rows: The id, name, value, severity and sentence of each diagnostic.
+        rows: The id, name, value, level and sentence of each diagnostic.
         ledger: The entries of the ledger in the manifest.
     """
 
@@ -232,14 +290,14 @@ def _diagnosed(run: Run) -> Diagnosed | None:
         if check.get("id"):
             slug, sentence = str(check["check"]), str(check["sentence"])
             flag = flags.pop((slug, sentence), None)
-            rows.append(_diagnostic(check, slug, flag))
+            rows.append(_diagnostic(run, check, slug, flag))
     for finding in run.diagnostics:
         slug, sentence = str(finding.get("slug")), str(finding.get("sentence"))
         flag = flags.pop((slug, sentence), None)
         if flag is None and finding.get("flagged"):
             flag = finding
-        rows.append(_diagnostic(finding, slug, flag))
-    rows += [_diagnostic(flag, str(flag.get("flag")), flag) for flag in flags.values()]
+        rows.append(_diagnostic(run, finding, slug, flag))
+    rows += [_diagnostic(run, flag, str(flag.get("flag")), flag) for flag in flags.values()]
     ledger: list[Mapping[str, Any]] = list(run.manifest.ledger)
     if not rows:
         return None
@@ -248,14 +306,18 @@ def _diagnosed(run: Run) -> Diagnosed | None:
 
 
 def _diagnostic(
-    found: Mapping[str, Any], slug: str, flag: Mapping[str, Any] | None
+    run: Run, found: Mapping[str, Any], slug: str, flag: Mapping[str, Any] | None
 ) -> tuple[str, str, str, str, str]:
     evidence = found.get("evidence")
     number = f"{evidence:.3g}" if isinstance(evidence, int | float) else "–"
     where = wording.threat(str(found.get("norm") or ""), str(found.get("epsilon") or ""))
-    severity = "" if flag is None else str(flag.get("severity") or "flag")
+    mark, sentence = "", str(found.get("sentence") or "")
+    if flag is not None:
+        mark = trust.mark_of(run, slug, str(flag.get("severity") or "flag"))
+    else:
+        sentence = trust.sentence_of(found, slug)
     name = f"{slug.replace('-', ' ')}{f', {where}' if where else ''}"
-    return str(found.get("id") or ""), name, number, severity, str(found.get("sentence") or "")
+    return str(found.get("id") or ""), name, number, mark, sentence
 
 
 def _by_number(name: str) -> tuple[str, int]:
@@ -263,9 +325,10 @@ def _by_number(name: str) -> tuple[str, int]:
     return (found[1], int(found[2] or 0)) if found else ("~", 0)
 
 
-def _provenance(run: Run) -> tuple[str, str, list[tuple[str, str]]]:
+def _provenance(run: Run) -> tuple[str, str, list[tuple[str, str]], list[tuple[str, str]]]:
+    """The label and suite of a run, what a reader has to know of it, and all else that it holds."""
     kept = {key: value for key, value in dict(run.manifest).items() if key not in _ELSEWHERE}
-    return run.label, run.suite, list(_flat(kept))
+    return run.label, run.suite, facts.facts_of_run(run), list(_flat(kept))
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

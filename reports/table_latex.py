@@ -1,4 +1,7 @@
-"""The tables as LaTeX for a paper, which needs the package booktabs."""
+"""The tables as LaTeX for a paper, which needs the package booktabs.
+
+The caption is one sentence; how to read a table stands above it as a comment.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +48,14 @@ def render(runs: Runs, output: Path) -> list[Path]:
 
 
 def _table(table: TextTable) -> str:
-    notes = " ".join(escape(note) for note in table.notes)
+    caption = table.caption or f"{table.title}."
     return "\n".join(
         [
+            # What belongs into the text of a paper, and not into a caption.
+            *(f"% {escape(note)}" for note in table.notes),
             r"\begin{table}",
             r"  \centering",
-            rf"  \caption{{{escape(table.title)}. {notes}}}",
+            rf"  \caption{{{escape(caption)}}}",
             rf"  \label{{tab:{_label(table.name)}}}",
             "\n  \\par\\bigskip\n".join(_tabular(table, part) for part in _parts(table)),
             r"\end{table}",

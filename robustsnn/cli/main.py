@@ -13,6 +13,7 @@ import typer
 
 from robustsnn.cli import evaluate, listing, reports, train
 from robustsnn.cli.app import app
+from robustsnn.common.printable import printable
 from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
 from robustsnn.common.wording import READABLE
 from robustsnn.errors import InputError
@@ -145,5 +146,5 @@ def _usage(error: Any) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"robustsnn: {' '.join(message.split())}", file=sys.stderr)
+    print(f"robustsnn: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 2

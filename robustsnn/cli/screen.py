@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustsnn.common.printable import printable
 from robustsnn.common.telling import telling
 
 if TYPE_CHECKING:
@@ -66,15 +67,16 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
             def line(what: str, done: int, total: int) -> None:
                 nonlocal last
                 while left:
-                    told.line(f"robustsnn: {left.pop(0)}")
+                    told.line(f"robustsnn: {printable(left.pop(0))}")
                 if what != last:
-                    told.line(f"{100 * (done - 1) // total:3d} % {what}")
+                    told.line(f"{100 * (done - 1) // total:3d} % {printable(what)}")
                     last = what
-                told.now(f"{what}: {done} of {total} batches are done")
+                told.now(f"{printable(what)}: {done} of {total} batches are done")
 
             yield line
         return
     from rich import progress as bars
+    from rich.markup import escape
 
     columns = (
         bars.TextColumn("{task.description}"),
@@ -88,8 +90,9 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
 
         def shown(what: str, done: int, total: int) -> None:
             while left:
-                bar.console.print(f"robustsnn: {left.pop(0)}", markup=False, highlight=False)
-            bar.update(task, description=what, completed=done, total=total)
+                note = f"robustsnn: {printable(left.pop(0))}"
+                bar.console.print(note, markup=False, highlight=False)
+            bar.update(task, description=escape(printable(what)), completed=done, total=total)
 
         yield shown
 
@@ -113,7 +116,7 @@ def print_reprinted(manifest: Manifest, request: Request) -> None:
         if value is not None and value not in before
     ]
     said = "; ".join([f"{manifest.model}: {manifest.made}, not computed again", *unused])
-    print(f"robustsnn: {said}.", file=sys.stderr)
+    print(f"robustsnn: {printable(said)}.", file=sys.stderr)
 
 
 def print_run(folder: Path) -> None:

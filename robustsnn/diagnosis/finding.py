@@ -13,6 +13,9 @@ from robustsnn.records.schema import Condition
 #: `invalid`: the number should not be quoted; `caution`: it needs a footnote; `note`: it is not
 #: affected, and the finding is information.
 Severity = Literal["invalid", "caution", "note"]
+#: The version of the sentences of findings: since 2, a finding that is not flagged has a sentence
+#: of its own. Rows without a version hold the sentence of the flag in either case.
+WORDING = 2
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,12 @@ class Finding:
         slug: The name of the flag in `results.csv`.
         flagged: Whether the finding speaks against the number.
         severity: How much a flag speaks against the number.
-        sentence: What the finding means, for readers.
+        sentence: What the finding means if it is flagged, for readers.
         evidence: The number behind the finding; NaN if nothing could be measured.
         details: More numbers, ready for JSON.
         rows: The conditions that the finding concerns; empty for all. A condition with an empty
             attack stands for every attack of that norm and size.
+        passed: What the finding means if it is not flagged; empty where `sentence` says that too.
 
     Examples:
         >>> Finding("D10", "ties", True, "caution", "Two classes tie.", 0.25).as_flag()["flag"]
@@ -44,6 +48,17 @@ class Finding:
     evidence: float
     details: Mapping[str, Any] = field(default_factory=dict)
     rows: tuple[Condition, ...] = ()
+    passed: str = ""
+
+    @property
+    def said(self) -> str:
+        """The sentence of what was found: that of a flag only if the finding is flagged.
+
+        Examples:
+            >>> Finding("D10", "ties", False, "caution", "Two tie.", 0.0, passed="None tie.").said
+            'None tie.'
+        """
+        return self.sentence if self.flagged or not self.passed else self.passed
 
     def about(self, *rows: Condition) -> Finding:
         """The same finding, about those conditions."""
@@ -55,9 +70,10 @@ class Finding:
             "check": self.slug,
             "passed": not self.flagged,
             "evidence": self.evidence,
-            "sentence": self.sentence,
+            "sentence": self.said,
             "id": self.id,
             "details": dict(self.details),
+            **self._wording(),
         }
 
     def as_flag(self) -> dict[str, Any]:
@@ -80,11 +96,16 @@ class Finding:
             "slug": self.slug,
             "flagged": self.flagged,
             "severity": self.severity,
-            "sentence": self.sentence,
+            "sentence": self.said,
             "evidence": plain(self.evidence),
             "details": plain(dict(self.details)),
             **size,
+            **self._wording(),
         }
+
+    def _wording(self) -> dict[str, int]:
+        """What tells a row of a finding that is not flagged from one of an older run."""
+        return {} if self.flagged else {"wording": WORDING}
 
 
 #: The share of gradients that may be all zero: of an attack, or of the images of a check.

@@ -11,12 +11,15 @@ import pandas as pd
 from robustsnn.common import wording
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.kinds import ENERGY
+from robustsnn.common.statistics import binomial_tail
 from robustsnn.diagnosis.finding import MARGIN, MOST_ZERO_GRADIENTS, Finding, Severity
 from robustsnn.diagnosis.stages import Stage
 from robustsnn.records.schema import CLEAN, CONDITION, WORST_CASE, Condition
 
 #: The Linf size at which no image survives an attack that works, in pixel units.
 LARGE = 32 / 255
+#: The level of the test whether a curve rises, below which it is not noise.
+NOISE_LEVEL = 0.05
 #: The flags about a single gradient. They matter less for a number that rests on several.
 OF_ONE = ("zero-gradient", "nonfinite-gradient", "gradient-fidelity")
 
@@ -60,7 +63,7 @@ def flags_of(
     flags += _per_attack(records, stages, cascade)
     if not cascade:
         flags += _sanity_order(attacks, kinds)
-    flags += _curve(attacks, kinds, classes)
+    flags += _curve(attacks, kinds, classes, records, cascade)
     return [flag for flag in flags if flag.flagged]
 
 
@@ -303,7 +306,48 @@ def _sanity_order(attacks: pd.DataFrame, kinds: Mapping[str, str]) -> list[Findi
     return flags
 
 
-def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> list[Finding]:
+def _rose(
+    records: pd.DataFrame, smaller: Condition, larger: Condition, net: int, cascade: bool
+) -> bool:
+    """Whether more images are right at a larger size than noise explains, by a sign test.
+
+    An attack that draws may lose an image at a larger size and find it at a smaller one. What
+    counts are the images that are right at one size alone; of two of a hundred nothing follows.
+
+    Args:
+        records: The records of the attack.
+        smaller: The smaller size.
+        larger: The larger size.
+        net: By how many images more are right at the larger size.
+        cascade: Whether the records lack images that other attacks broke; all that rose then
+            counts, as if no image had fallen at the larger size alone.
+    """
+    if cascade:
+        return binomial_tail(net, net, 0.5) < NOISE_LEVEL
+
+    def right(condition: Condition) -> pd.Series[bool]:
+        same = (records[CONDITION].astype(str) == list(condition)).all(axis=1)
+        rows = records[same].set_index("image_id")
+        return rows["prediction"] == rows["label"]
+
+    both = pd.DataFrame({"smaller": right(smaller), "larger": right(larger)}).dropna().astype(bool)
+    gained = int((both["larger"] & ~both["smaller"]).sum())
+    lost = int((both["smaller"] & ~both["larger"]).sum())
+    return gained > 0 and binomial_tail(gained, gained + lost, 0.5) < NOISE_LEVEL
+
+
+def _net(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
+    """By how many images more are right in one row of results than in another."""
+    return round(float(after["accuracy"] - before["accuracy"]) * int(after["samples"]))
+
+
+def _curve(
+    attacks: pd.DataFrame,
+    kinds: Mapping[str, str],
+    classes: int,
+    records: pd.DataFrame,
+    cascade: bool,
+) -> list[Finding]:
     flags = []
     for (attack, norm), some in attacks.groupby(["attack", "norm"], sort=False):
         if some["epsilon"].nunique() < 3 or kinds.get(str(attack)) in ("noise", ENERGY):
@@ -313,8 +357,9 @@ def _curve(attacks: pd.DataFrame, kinds: Mapping[str, str], classes: int) -> lis
         keys = [Condition(str(attack), str(norm), str(r["epsilon"])) for r in rows]
         rises = [
             (float(after["accuracy"] - before["accuracy"]), key)
-            for before, after, key in zip(rows, rows[1:], keys[1:], strict=False)
+            for before, after, last, key in zip(rows, rows[1:], keys, keys[1:], strict=False)
             if after["accuracy"] - before["accuracy"] > MARGIN
+            and _rose(records, last, key, _net(before, after), cascade)
         ]
         if rises:
             largest, key = max(rises)

@@ -49,10 +49,23 @@ def _check(
     sentence: str,
     id: str = "",
     details: Mapping[str, Any] | None = None,
+    otherwise: str = "",
 ) -> Finding:
-    """One check as a finding, which is flagged if the network does not pass."""
+    """One check as a finding, which is flagged if the network does not pass.
+
+    Args:
+        slug: The name of the check.
+        passed: Whether the network passes.
+        evidence: The number behind the check.
+        sentence: What came out; where `otherwise` is given, what it means not to pass.
+        id: The id of the diagnostic.
+        details: More numbers.
+        otherwise: What it means to pass.
+    """
     severity: Severity = "caution" if slug in CAUTIONS else "invalid"
-    return Finding(id, slug, not passed, severity, sentence, evidence, details or {})
+    return Finding(
+        id, slug, not passed, severity, sentence, evidence, details or {}, passed=otherwise
+    )
 
 
 def preflight(
@@ -365,6 +378,8 @@ def _gradients(
             f"The input gradient ({victim.estimator.name}) is all zero for {zero:.1%} of the clean "
             "images: an attack that follows it cannot move there.",
             "D1",
+            otherwise=f"The input gradient ({victim.estimator.name}) is not zero on "
+            f"{1 - zero:.1%} of the clean images.",
         ),
         _check(
             "nonfinite-gradient",
@@ -372,6 +387,7 @@ def _gradients(
             bad,
             f"The input gradient has NaN or infinite entries for {bad:.1%} of the clean images.",
             "D1",
+            otherwise="The input gradient is finite on every clean image.",
         ),
     ]
 
@@ -398,6 +414,7 @@ def _ties(logits: Tensor) -> Finding:
         f"Two classes share the highest logit on {tied:.1%} of the clean images; the worst case "
         "counts a tie as an error.",
         "D10",
+        otherwise=f"One class alone has the highest logit on {1 - tied:.1%} of the clean images.",
     )
 
 

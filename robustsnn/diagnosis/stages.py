@@ -203,16 +203,20 @@ def surrogate_gap(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -
     by_others: set[int] = set().union(*(broken.get(s.condition, set()) for s in others)) & clean
     gap = len(by_others - by_own) / images
     survive = (len(clean) - len(by_own)) / images
+    said = (
+        f"{wording.attack(own[0].attack)}, by the network's own derivative, leaves "
+        f"{percent(survive)} at {wording.threat(*some[0].size)}; others break {100 * gap:.1f}"
+    )
     return Finding(
         "D3",
         "surrogate-gap",
         gap > SURROGATE_GAP,
         "caution" if cascade else "invalid",
-        f"{wording.attack(own[0].attack)}, by the network's own derivative, leaves "
-        f"{percent(survive)} at {wording.threat(*some[0].size)}; others break {100 * gap:.1f} "
-        "points more: what attacks by its own derivative alone say of this network is too high.",
+        f"{said} points more: what attacks by its own derivative alone say of this network is too "
+        "high.",
         gap,
         {"own": survive, "all": survive - gap, "attack": own[0].attack},
+        passed=f"{said} points more.",
     )
 
 
@@ -237,16 +241,19 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
         return None
     last = long[-1]
     still = len(broken_by(records).get(last.condition, set())) / images_of(records)
+    said = (
+        f"{wording.attack(last.attack)}, the last long gradient attack at "
+        f"{wording.threat(*last.size)},"
+    )
     return Finding(
         "D5",
         "not-converged",
         still > STILL_BREAKS,
         "caution",
-        f"{wording.attack(last.attack)}, the last long gradient attack at "
-        f"{wording.threat(*last.size)}, still broke {100 * still:.1f} points: more steps would "
-        "break more.",
+        f"{said} still broke {100 * still:.1f} points: more steps would break more.",
         still,
         {"attack": last.attack, "by stage": _per_stage(records, long)},
+        passed=f"{said} broke {100 * still:.1f} points: few enough to stop there.",
     )
 
 
@@ -266,16 +273,20 @@ def _doubling(records: pd.DataFrame, rounds: Sequence[Stage]) -> Finding:
     most, last, by_steps = max(lasts, key=lambda found: found[0])
     assert last.gain is not None
     still = most / images
+    said = (
+        f"{wording.attack(last.attack)}, the last round of doubled length at "
+        f"{wording.threat(*last.size)},"
+    )
+    broke = f"{100 * still:.1f} points ({wording.count(most, 'image')})"
     return Finding(
         "D5",
         "not-converged",
         100 * still >= last.gain or most > STILL_ONE,
         "caution",
-        f"{wording.attack(last.attack)}, the last round of doubled length at "
-        f"{wording.threat(*last.size)}, still broke {100 * still:.1f} points "
-        f"({wording.count(most, 'image')}): longer runs would break more.",
+        f"{said} still broke {broke}: longer runs would break more.",
         still,
         {"attack": last.attack, "by steps": by_steps},
+        passed=f"{said} broke {broke}: few enough to stop there.",
     )
 
 
@@ -302,17 +313,20 @@ def black_box(records: pd.DataFrame, some: Sequence[Stage]) -> Finding | None:
     ran = [s for s in black if _attacked(records, s)]
     names = wording.listing([wording.attack(s.attack) for s in ran or black])
     parts = [part for s in black if (part := _part(records, s)) is not None]
-    said = "".join(f" {part['sentence']}" for part in parts)
+    sampled = "".join(f" {part['sentence']}" for part in parts)
+    said = (
+        f"At {wording.threat(*some[0].size)} {names} broke {100 * only:.1f} points that no "
+        "gradient found"
+    )
     return Finding(
         "D7",
         "black-box-finds-more",
         only > BLACK_FINDS,
         "caution",
-        f"At {wording.threat(*some[0].size)} {names} broke {100 * only:.1f} points that no "
-        "gradient found: gradients are not the whole story, and a longer search may find more."
-        f"{said}",
+        f"{said}: gradients are not the whole story, and a longer search may find more.{sampled}",
         only,
         {"by stage": _per_stage(records, black)} | ({"samples": parts} if parts else {}),
+        passed=f"{said}.{sampled}",
     )
 
 
@@ -358,6 +372,8 @@ def noise_survives(records: pd.DataFrame, size: Size, fooled: Sequence[int], dra
         f"{wording.threat(*size)} left: the attacks do not find what is in the ball.",
         share,
         {"images": missed[:20]},
+        passed=f"{draws} draws of noise fool no image that every attack at "
+        f"{wording.threat(*size)} left.",
     )
 
 

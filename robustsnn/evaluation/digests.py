@@ -18,6 +18,7 @@ _LATER = {
     "energy": False,
     "until": None,
     "sample": None,
+    "curve": False,
 }
 
 

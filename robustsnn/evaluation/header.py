@@ -128,6 +128,7 @@ def manifest_of(plan: Plan, command: Sequence[str] = ()) -> Manifest:
         files=dict(plan.files),
         stages=tuple(stage.row() for stage in stages_of(plan)),
         cascade=plan.suite.cascade,
+        curve=plan.suite.curve,
         draws=plan.suite.draws,
         attack_misclassified=plan.suite.attack_misclassified,
         norm=plan.suite.norm,

@@ -32,6 +32,7 @@ from robustsnn.common.users_code import (
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Batch, Networks, _kept, inputs_of, labelled
+from robustsnn.evaluation.curve import found_before, keep_found
 from robustsnn.evaluation.memory import _calls
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.models.scoring import Verdict, finite_logits, verdict, verdict_and_operations
@@ -92,14 +93,14 @@ def clean_batch(
 
 
 def attacked_batch(
-    plan: Plan, folder: RunFolder, task: Task, batch: int, where: slice, networks: Networks
+    plan: Plan, folder: RunFolder, index: int, batch: int, where: slice, networks: Networks
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The records of a batch under an attack, and the images to keep, by name.
 
     Args:
         plan: The plan that is carried out.
-        folder: The run folder, with the clean images judged.
-        task: The task.
+        folder: The run folder, with the clean images and smaller sizes of a curve judged.
+        index: The number of the task in the plan.
         batch: The number of the batch.
         where: The positions of its images.
         networks: The networks of the task.
@@ -107,13 +108,20 @@ def attacked_batch(
     Raises:
         InputError: The attack proposes no images, or a user's own attack fails.
     """
+    task = plan.tasks[index]
     images, labels, ids = inputs_of(plan, where)
     clean = torch.from_numpy(folder.read_part(CLEAN, batch)["prediction"].to_numpy(copy=True))
     some = Batch(images, labels, ids, clean.to(plan.device))
     attacked = some.clean == labels
     if plan.suite.attack_misclassified:
         attacked = torch.ones_like(attacked)
+    smaller = found_before(plan, folder, index, batch)
+    if smaller is not None:
+        attacked &= ~torch.tensor(smaller.fell, device=attacked.device)
     rows, proposals = judged(plan, task, networks, some, attacked, plan.batch_size)
+    if smaller is not None:
+        rows, proposals = smaller.kept(rows, proposals)
+    keep_found(plan, folder, index, batch, rows, proposals)
     kept = _kept(plan, where)
     saved = {
         f"adversarial/{task.key}": proposals[:kept].cpu().numpy(),

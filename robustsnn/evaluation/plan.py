@@ -344,7 +344,10 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
                 "substitute."
             )
         norms = getattr(attack, "norms", None)
-        for norm, epsilon in suite.budgets(entry, values):
+        sizes = suite.budgets(entry, values)
+        if suite.curve:
+            sizes = sorted(sizes, key=lambda size: ThreatModel(*size).radius)
+        for norm, epsilon in sizes:
             if norms is not None and norm not in norms:
                 raise InputError(
                     f"{entry.attack} works in {' and '.join(norms)} only, not in {norm}: choose "

@@ -176,7 +176,7 @@ def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
         networks = Networks.of(plan, task, judging)
         for batch, where in enumerate(batches):
             if not folder.part(name, batch).exists():
-                rows, saved = attacked_batch(plan, folder, task, batch, where, networks)
+                rows, saved = attacked_batch(plan, folder, index, batch, where, networks)
                 folder.write_part(name, batch, rows, saved)
             done += 1
             progress(f"{task.label} {task.threat.norm} {task.threat.epsilon}", done, total)

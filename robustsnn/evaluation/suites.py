@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,8 @@ from robustsnn.evaluation.entry import (
 
 #: The most draws on which an image is judged, and the most entries and sizes of a suite.
 MOST_DRAWS, MOST_ENTRIES, MOST_SIZES = 10_000, 1000, 1000
+#: From so many sizes on, a suite is a curve unless it says otherwise.
+CURVE = 3
 
 
 def _epsilons(value: Any) -> Any:
@@ -51,6 +53,8 @@ class Suite(Strict):
             papers; an attack can then turn a wrong image into a right one.
         cascade: Whether each entry attacks only the survivors of those before it, at each size
             anew.
+        curve: Whether each size keeps what the same attack found at smaller ones, so that accuracy
+            cannot rise with epsilon; by default for three sizes or more outside a cascade.
         draws: The number of fresh draws on which each image of a stochastic network is judged.
         energy: Whether the synaptic operations of each clean image and each proposal are counted,
             so that the worst-case energy is known.
@@ -74,9 +78,20 @@ class Suite(Strict):
     fixed: bool = False
     attack_misclassified: bool = False
     cascade: bool = False
+    curve: bool = False
     draws: Annotated[int, Field(ge=1, le=MOST_DRAWS)] = 1
     energy: bool = False
     entries: Annotated[tuple[Entry, ...], Field(min_length=1, max_length=MOST_ENTRIES)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several_sizes(cls, given: Any) -> Any:
+        """Several sizes make a curve, if the suite does not say whether they do."""
+        if not isinstance(given, Mapping) or "curve" in given:
+            return given
+        sizes = given.get("epsilon")
+        several = isinstance(sizes, list | tuple) and len(sizes) >= CURVE
+        return {**given, "curve": several and given.get("cascade") is not True}
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
@@ -95,6 +110,8 @@ class Suite(Strict):
                 "cascade: it attacks what is still right, attack_misclassified what is wrong: "
                 "drop one"
             )
+        if self.cascade and self.curve:
+            raise ValueError("curve: a cascade attacks the survivors of each size anew: drop one")
         for place, entry in enumerate(self.entries):
             rounds = [name for name in ("until", "sample") if getattr(entry, name) is not None]
             if rounds and not self.cascade:
@@ -220,6 +237,7 @@ class Suite(Strict):
         fields["norm"] = norm or self.norm
         if epsilon is not None:
             fields["epsilon"] = [part.strip() for part in epsilon.split(",")]
+            del fields["curve"]
         return _validated(fields, f"--epsilon {epsilon}")
 
 

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robustsnn.common.files import check_file, check_output, unwritable, write_atomically
+from robustsnn.common.printable import csv_text, from_cell
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
 from robustsnn.records.schema import MANIFEST, RESULTS_TEXT, records_schema
@@ -205,7 +206,7 @@ class RunFolder:
             "records.parquet": parquet(records, records_schema(records.columns)),
             "activity.parquet": parquet(activity),
             "examples.safetensors": save(contiguous),
-            "results.csv": results.to_csv(index=False).encode(),
+            "results.csv": csv_text(results).encode(),
         }
         for name, content in contents.items():
             write_atomically(self.path / name, content)
@@ -335,6 +336,8 @@ def read_results(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         for name in frame.columns.difference(RESULTS_TEXT):
             frame[name] = pd.to_numeric(frame[name])
+        for name in frame.columns.intersection(RESULTS_TEXT):
+            frame[name] = frame[name].map(from_cell)
     except InputError:
         raise
     except (OSError, ValueError, TypeError) as error:

@@ -76,6 +76,7 @@ class Manifest(BaseModel):
         stages: One row for each attack at each size, see `robustsnn.diagnosis.stages.Stage`; None
             in older runs.
         cascade: Whether each entry attacked only the survivors of those before it.
+        curve: Whether each size kept what smaller ones had found.
         draws: The number of fresh draws on which each image of a stochastic network is judged.
         attack_misclassified: Whether images that are wrong when clean were attacked too.
         norm: The norm of the suite.
@@ -154,6 +155,7 @@ class Manifest(BaseModel):
     files: dict[str, str] = {}
     stages: tuple[dict[str, Any], ...] | None = None
     cascade: bool = False
+    curve: bool = False
     draws: int = 1
     attack_misclassified: bool = False
     norm: str = ""

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustsnn.common.files import check_file, expanded
+from robustsnn.common.printable import all_printable, printable
 from robustsnn.errors import InputError, unknown
 from robustsnn.records.folder import LARGEST, RunFolder
 from robustsnn.records.manifest import Manifest, read_manifest
@@ -306,15 +307,27 @@ def _read(folder: Path) -> Run:
         activity = _with_columns(run.activity(), ACTIVITY, folder / "activity.parquet")
     return Run(
         folder=folder,
-        manifest=manifest,
-        records=records.assign(
-            norm=records["norm"].fillna("").astype(str),
-            epsilon=records["epsilon"].fillna("").astype(str),
+        manifest=manifest.but(**all_printable(dict(manifest))),
+        records=_printable(
+            records.assign(
+                norm=records["norm"].fillna("").astype(str),
+                epsilon=records["epsilon"].fillna("").astype(str),
+            )
         ),
-        results=results,
-        activity=activity,
+        results=_printable(results),
+        activity=_printable(activity),
         examples=_examples(folder / "examples.safetensors"),
     )
+
+
+def _printable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with control characters of its texts made visible."""
+    texts = {}
+    for name in frame.select_dtypes(include=["object", "string"]).columns:
+        signs = {t: printable(t) for t in frame[name].unique() if isinstance(t, str)}
+        if any(text != sign for text, sign in signs.items()):
+            texts[name] = frame[name].map(lambda t, signs=signs: signs.get(t, t))
+    return frame.assign(**texts) if texts else frame
 
 
 def _with_columns(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:

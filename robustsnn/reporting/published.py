@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -49,12 +48,6 @@ def published(run: Run, condition: Condition, data: str | None = None) -> Publis
         ):
             return Published(float(row["accuracy"]), row["source"], row["note"])
     return None
-
-
-def published_data(runs: Sequence[Run]) -> tuple[str, ...]:
-    """The data sets on which the architectures of these runs have published numbers."""
-    ours = {run.architecture for run in runs}
-    return tuple(dict.fromkeys(r["data"] for r in _published() if r["architecture"] in ours))
 
 
 def _published() -> list[dict[str, str]]:

@@ -11,6 +11,7 @@ from robustsnn.common import wording
 from robustsnn.records.runs import Run
 from robustsnn.records.schema import CLEAN_IMAGES, WORST_CASE, Condition
 from robustsnn.reporting.comparison import Comparison, operations, strongest
+from robustsnn.reporting.trust import Reason, level_sentence, mark_of, other_reasons
 
 #: An adjusted p-value below this counts as a difference.
 SIGNIFICANCE = 0.05
@@ -30,7 +31,8 @@ class Headline:
         detail: One or more sentences with further numbers.
         caution: A sentence on the flags of the run; empty if there are none.
         level: The level `A`, `B` or `C` with its title; empty for a run without one.
-        trust: The reason for the level and what to do next; empty for a run without a level.
+        trust: The first reason for the level and what to do next; empty for a run without a level.
+        others: The other reasons for the level, the most serious first.
     """
 
     model: str
@@ -40,6 +42,7 @@ class Headline:
     caution: str
     level: str = ""
     trust: str = ""
+    others: tuple[Reason, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -247,14 +250,12 @@ def _curve(comparison: Comparison, run: Run) -> tuple[str, str, str]:
     return condition.epsilon, "brings it to chance", sentence
 
 
-def _trust(run: Run) -> tuple[str, str]:
-    """The level of a run with its title, and the reason for it with what to do next."""
-    diagnosis = run.diagnosis
+def _trust(run: Run) -> tuple[str, str, tuple[Reason, ...]]:
+    """The level of a run with its title, its first reason with what to do next, and the others."""
     if not run.level:
-        return "", ""
-    title = str(diagnosis.get("title") or "")
-    said = (diagnosis.get("sentence", ""), diagnosis.get("next", ""), run.manifest.diagnosed_again)
-    return f"{run.level}, {title}", " ".join(part for part in said if part)
+        return "", "", ()
+    title = f"{run.level}, {run.diagnosis.get('title') or ''}"
+    return title, level_sentence(run), tuple(other_reasons(run))
 
 
 def _caution(run: Run) -> str:
@@ -267,16 +268,21 @@ def _caution(run: Run) -> str:
 
 
 def flag_sentences(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:
-    """The flags and failed checks as (model, suite, severity, sentence), without repetitions."""
+    """The flags and failed checks as (model, suite, mark, sentence), without repetitions.
+
+    The mark is the level that the flag alone would give; where a run does not say, it is the
+    severity of the flag, or `failed check`.
+    """
     found: dict[tuple[str, str, str, str], None] = {}
     for run in runs:
         for check in run.preflight:
             if not check.get("passed", True):
                 text = str(check.get("sentence") or f"The check {check.get('check')} failed.")
-                found[run.label, run.suite, "failed check", text] = None
+                mark = mark_of(run, str(check.get("check")), "failed check")
+                found[run.label, run.suite, mark, text] = None
         for flag in run.flags:
             text = str(flag.get("sentence") or flag.get("flag") or "A flag without a sentence.")
-            severity = str(flag.get("severity") or "flag")
+            severity = mark_of(run, str(flag.get("flag")), str(flag.get("severity") or "flag"))
             if not any(key[0] == run.label and key[3] == text for key in found):
                 found[run.label, run.suite, severity, text] = None
     return list(found)

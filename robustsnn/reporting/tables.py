@@ -4,65 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from robustsnn.common import wording
 from robustsnn.records.runs import Run, Runs
 from robustsnn.records.schema import CLEAN, OPERATIONS, WORST_CASE, Condition
+from robustsnn.reporting.class_tables import class_tables
 from robustsnn.reporting.comparison import Comparison, comparisons, energy, operations
-from robustsnn.reporting.published import published, published_data
+from robustsnn.reporting.published import published
+from robustsnn.reporting.text_table import Cell, TextTable
+from robustsnn.reporting.trust import LEVELS, level_sentence, other_reasons
+
+__all__ = [
+    "Cell",
+    "TextTable",
+    "accuracy_table",
+    "shown_conditions",
+    "tables",
+    "tables_of",
+    "trust_notes",
+]
 
 _NAN = float("nan")
-
-
-class Cell(NamedTuple):
-    """The content of one cell.
-
-    Args:
-        main: The number or name.
-        detail: What follows it on the same line, such as an interval or a size.
-        note: A remark on the line below.
-        mark: A mark directly after the number, such as the level of a run.
-    """
-
-    main: str
-    detail: str = ""
-    note: str = ""
-    mark: str = ""
-
-    @property
-    def text(self) -> str:
-        """The number, mark and detail on one line."""
-        number = f"{self.main}{wording.NBSP}({self.mark})" if self.mark else self.main
-        joint = " " if self.detail.startswith(("[", "(")) else ", "
-        return f"{number}{joint}{self.detail}" if self.detail else number
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table ready to be written.
-
-    Args:
-        name: The name of the table, which is unique in a report.
-        title: The title for readers.
-        head: The cells of the head.
-        rows: The rows, each with as many cells as the head.
-        notes: Sentences that say how to read the table.
-    """
-
-    name: str
-    title: str
-    head: tuple[Cell, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def numeric(self) -> tuple[bool, ...]:
-        """Whether each column holds numbers, which are aligned to the right."""
-        columns = zip(*self.rows, strict=True)
-        found = tuple(all(c.main[:1] in "0123456789+−±–<>" for c in column) for column in columns)
-        return found or (False,) * len(self.head)
 
 
 def tables(runs: Runs) -> list[TextTable]:
@@ -77,6 +39,7 @@ def tables_of(comparison: Comparison) -> Iterator[TextTable]:
         yield paired_table(comparison)
     if comparison.attacks:
         yield success_table(comparison)
+    yield from class_tables(comparison)
     if (literature := published_table(comparison)) is not None:
         yield literature
     if any(OPERATIONS in run.results for run in comparison.runs):
@@ -93,7 +56,7 @@ def accuracy_table(comparison: Comparison) -> TextTable:
             Cell(condition.title, condition.size),
             *(_accuracy(comparison, run, condition) for run in runs),
         )
-        for condition in _shown(comparison)
+        for condition in shown_conditions(comparison)
     ]
     rows += _cost_rows(comparison)
     if any(run.sparse for run in runs):
@@ -104,6 +67,26 @@ def accuracy_table(comparison: Comparison) -> TextTable:
         head=(Cell("Attack"), *(Cell(run.label, _kind(run)) for run in runs)),
         rows=tuple(rows),
         notes=tuple(_accuracy_notes(comparison)),
+        caption=_accuracy_caption(comparison),
+    )
+
+
+def _accuracy_caption(comparison: Comparison) -> str:
+    """What a paper has to say of the table, in one sentence."""
+    first = comparison.runs[0].manifest
+    cascade = any(run.manifest.cascade for run in comparison.runs)
+    several = any(condition.attack == WORST_CASE for condition in comparison.conditions)
+    return (
+        f"Accuracy of {wording.count(comparison.samples, 'image')} of"
+        f" {wording.data(comparison.runs[0].data)} under the suite {first.suite} (version"
+        f" {first.suite_version}, seed {first.seed}) with 95 % Wilson intervals"
+        + (
+            "; each attack is run on the survivors of those above it, so rows add up"
+            if cascade
+            else ""
+        )
+        + ("; the worst case is over all attacks of its size" if several else "")
+        + "."
     )
 
 
@@ -151,7 +134,7 @@ def worst_cases(comparison: Comparison) -> list[Condition]:
     return [Condition(WORST_CASE, *size) for size in sizes]
 
 
-def _shown(comparison: Comparison) -> list[Condition]:
+def shown_conditions(comparison: Comparison) -> list[Condition]:
     """The conditions that get a row: an attack of size 0 only repeats the clean images."""
     return [c for c in comparison.conditions if c.attack == CLEAN or c.radius != 0]
 
@@ -203,14 +186,7 @@ def _accuracy_notes(comparison: Comparison) -> Iterator[str]:
             "In the worst case an image counts only if the model is right on it when clean and on"
             " every image proposed for it at that norm and size; a tie at the top counts as wrong."
         )
-    rated = [run for run in comparison.runs if run.level]
-    if rated:
-        yield (
-            "A, B and C say how far the worst case can be trusted: A means that no flag was raised,"
-            " B that the number is an upper bound that may still fall, C that it is not reliable."
-        )
-    for run in rated:
-        yield f"{run.label}: {run.diagnosis['sentence']} {run.diagnosis['next']}"
+    yield from trust_notes(comparison)
     for run in comparison.runs:
         yield from _foreign_notes(run)
     if len(comparison.runs) > 1:
@@ -220,6 +196,19 @@ def _accuracy_notes(comparison: Comparison) -> Iterator[str]:
             " Holm-adjusted over the attacks and worst cases, but not on clean images."
         )
     yield from _cost_notes(comparison)
+
+
+def trust_notes(comparison: Comparison) -> list[str]:
+    """What the letters mean, and why each run has its own; empty for older runs."""
+    rated = [run for run in comparison.runs if run.level]
+    if not rated:
+        return []
+    meanings = (f"{level}, {meaning[0].lower()}{meaning[1:]}" for level, meaning in LEVELS.items())
+    notes = [f"A, B and C say how far the worst case can be trusted. {' '.join(meanings)}"]
+    for run in rated:
+        others = "".join(f" Also {one.level}: {one.sentence}" for one in other_reasons(run))
+        notes.append(f"{run.label}: {level_sentence(run)}{others}")
+    return notes
 
 
 def _cost_notes(comparison: Comparison) -> Iterator[str]:
@@ -273,7 +262,7 @@ def paired_table(comparison: Comparison) -> TextTable:
     """Each model against the baseline on the same images, with the counts of the paired test."""
     rows = []
     for model in comparison.models[1:]:
-        for condition in _shown(comparison):
+        for condition in shown_conditions(comparison):
             row = comparison.cells.get((model, condition))
             if row is None or math.isnan(row["difference"]):
                 continue
@@ -309,7 +298,7 @@ def success_table(comparison: Comparison) -> TextTable:
     """The attack success rate by each of its three definitions."""
     rows = []
     for model in comparison.models:
-        for condition in _shown(comparison):
+        for condition in shown_conditions(comparison):
             row = comparison.cells.get((model, condition))
             if row is None or condition.attack == CLEAN:
                 continue
@@ -346,7 +335,7 @@ def operations_table(comparison: Comparison) -> TextTable:
     """The synaptic operations of each model under each attack, next to those on clean images."""
     worst = [c for c in worst_cases(comparison) if c not in comparison.conditions]
     rows = []
-    for condition in (*_shown(comparison), *worst):
+    for condition in (*shown_conditions(comparison), *worst):
         cells = []
         for run in comparison.runs:
             found, clean = operations(run, condition), operations(run)
@@ -393,56 +382,38 @@ def layers_table(comparison: Comparison) -> TextTable:
 
 
 def published_table(comparison: Comparison) -> TextTable | None:
-    """Our accuracies next to published ones; None if there are none for any architecture."""
-    runs = comparison.runs
-    sets = published_data(runs)
-    own = runs[0].data
-    same = [data for data in sets if data == own]
+    """Our accuracies next to published ones on the same data; None if there are none."""
+    own = comparison.runs[0].data
     rows = []
     sources: dict[str, None] = {}
-    for data in same or sets:
-        for run in runs:
-            for condition in comparison.conditions:
-                found = published(run, condition, data)
-                row = comparison.cells.get((run.label, condition))
-                if found is None or row is None:
-                    continue
-                sources[found.source] = None
-                rows.append(
-                    (
-                        Cell(run.label),
-                        Cell(condition.title, condition.size),
-                        Cell(wording.percent(row["accuracy"])),
-                        *(() if same else (Cell("none"),)),
-                        Cell(wording.percent(found.accuracy), note=found.note),
-                        Cell(found.source),
-                    )
+    for run in comparison.runs:
+        for condition in comparison.conditions:
+            found = published(run, condition)
+            row = comparison.cells.get((run.label, condition))
+            if found is None or row is None:
+                continue
+            sources[found.source] = None
+            rows.append(
+                (
+                    Cell(run.label),
+                    Cell(condition.title, condition.size),
+                    Cell(wording.percent(row["accuracy"])),
+                    Cell(wording.percent(found.accuracy), note=found.note),
+                    Cell(found.source),
                 )
+            )
     if not rows:
         return None
-    others = wording.listing([wording.data(data) for data in sets])
     ours = wording.data(own)
-    if same:
-        heads: tuple[str, ...] = (f"Ours, {ours}", f"Published, {ours}")
-        note = (
-            "The published values are for the same architecture, training method and attack on"
-            f" {ours}; the widths and seeds differ."
-        )
-    else:
-        heads = (f"Ours, {ours}", f"Published, {ours}", f"Published, {others}")
-        note = (
-            f"There is no published value for {ours}. The values published for the architecture and"
-            f" training method on {others} are for orientation only: the data and the widths"
-            " differ, so the difference between the two numbers has no meaning."
-        )
-    note += (
-        " A derived value was computed from a difference that the paper prints, because the paper"
-        " does not print the accuracy itself."
-    )
     return TextTable(
         name=f"published-{comparison.slug}",
         title="Next to published numbers",
-        head=tuple(Cell(head) for head in ("Model", "Attack", *heads, "Source")),
+        head=tuple(map(Cell, ("Model", "Attack", f"Ours, {ours}", f"Published, {ours}", "Source"))),
         rows=tuple(rows),
-        notes=(note,),
+        notes=(
+            "The published values are for the same architecture, training method and attack on"
+            f" {ours}; the widths and seeds differ. A derived value was computed from a difference"
+            " that the paper prints, because the paper does not print the accuracy itself.",
+        ),
+        caption=f"Accuracies on {ours} next to those of {wording.listing(list(sources))}.",
     )

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,7 @@ from robustsnn.common.content import files_in
 from robustsnn.common.kinds import BEST
 from robustsnn.common.wording import slug
 from robustsnn.diagnosis.diagnose import Diagnosis, diagnose
+from robustsnn.diagnosis.finding import Finding
 from robustsnn.errors import InputError
 from robustsnn.evaluation.diagnose import stage_of
 from robustsnn.records.manifest import Manifest
@@ -75,13 +76,31 @@ def differences(
     elif not _alike(manifest.verdict, follows["verdict"]):
         said.append("the reasons of the level are not those that follow")
     # Runs that are older than these do not have them.
-    for name in ("ledger", "diagnostics"):
+    measured = _as_read([_of_its_time(*pair) for pair in _paired(found, manifest)])
+    for name, due in (("ledger", follows["ledger"]), ("diagnostics", measured)):
         rows = [dict(row) for row in getattr(manifest, name)]
-        if (rows or manifest.stages is not None) and not _alike(rows, follows[name]):
+        if (rows or manifest.stages is not None) and not _alike(rows, due):
             said.append(f"the {name} in the manifest do not follow from the records")
     if results is not None and not _same_flags(results, found.results):
         said.append("the flags in results.csv do not follow")
     return tuple(said)
+
+
+def _paired(found: Diagnosis, manifest: Manifest) -> Iterator[tuple[Finding, Mapping[str, Any]]]:
+    """Each finding that follows, with the row that the manifest states in its place."""
+    for place, finding in enumerate(found.diagnostics):
+        stated = manifest.diagnostics
+        yield finding, stated[place] if place < len(stated) else {}
+
+
+def _of_its_time(finding: Finding, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """A finding as a row that has the sentences of the version that wrote the stated row."""
+    row = finding.as_measure()
+    if "wording" in row and "wording" not in stated:
+        # In older runs the sentence was that of the flag, also where there is none.
+        del row["wording"]
+        row["sentence"] = finding.sentence
+    return row
 
 
 def _same_flags(results: pd.DataFrame, found: pd.DataFrame) -> bool:

@@ -488,6 +488,10 @@ def test_curves():
     assert flags(run(stuck)) == {"curve-above-chance": {("pgd", "32/255")}}
     bumpy = dict(zip([("pgd", s) for s in sizes], [100, 10, 30, 0], strict=True))
     assert flags(run(bumpy)) == {"curve-not-monotone": {("pgd", "8/255")}}
+    # The same images fall in the same order here, so a rise of k images is one of k to 0.
+    for rise, flagged in ((2, False), (4, False), (5, True)):
+        noisy = dict(zip([("pgd", s) for s in sizes], [100, 10, 10 + rise, 0], strict=True))
+        assert ("curve-not-monotone" in flags(run(noisy))) == flagged
     short = dict(zip([("pgd", s) for s in sizes[:3]], [100, 60, 50], strict=True))
     records = run(short)
     (found,) = flags_of(records, summarise(records, "d", STEPS), KINDS, 10)

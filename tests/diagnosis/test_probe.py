@@ -16,7 +16,8 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import derive
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe.attacks import climb, doubling, order
-from robustsnn.diagnosis.probe.gradients import fidelity, support, through_layers, through_time
+from robustsnn.diagnosis.probe.gradients import fidelity
+from robustsnn.diagnosis.probe.layers import support, through_layers, through_time
 from robustsnn.diagnosis.probe.measure import Probed, probe
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen
 from robustsnn.diagnosis.probe.taken import take
@@ -81,6 +82,8 @@ def found(probed: Probed) -> dict[str, Finding]:
     assert len(by_slug) == len(probed.findings)
     for finding in probed.findings:
         assert finding.sentence.endswith("."), finding.sentence
+        # A finding that is not flagged says something else than one that is.
+        assert finding.severity == "note" or finding.passed not in ("", finding.sentence)
         assert finding.severity in ("invalid", "caution", "note")
         assert dataclasses.replace(finding).as_measure()["id"] == finding.id
     return by_slug

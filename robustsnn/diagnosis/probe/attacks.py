@@ -126,6 +126,8 @@ def order(specimen: Specimen, taken: Taken, threat: ThreatModel, draws: int) -> 
             f"step along a gradient {percent(one)}: a sign of masked gradients.",
             noise - one,
             {"noise": noise, "one step": one, "draws": draws, "fooled by noise": fooled},
+            passed=f"The worst of {draws} draws of noise fools {percent(noise)} of the probed "
+            f"images, one step along a gradient {percent(one)}: a gradient helps as it should.",
         )
     ]
 
@@ -165,6 +167,8 @@ def far(specimen: Specimen, threat: ThreatModel, accuracy: float, steps: int) ->
             "what is there.",
             share * accuracy,
             {"chance": 1 / classes, "left": share},
+            passed=f"At {size}, where any image can be made grey, an attack leaves an accuracy of "
+            f"{percent(share * accuracy)}, not above chance ({percent(1 / classes)}).",
         ),
         Finding(
             "I6",
@@ -174,6 +178,8 @@ def far(specimen: Specimen, threat: ThreatModel, accuracy: float, steps: int) ->
             f"An attack that may change every pixel by half the range fails on {percent(share)} of "
             "the probed images.",
             share,
+            passed="An attack that may change every pixel by half the range succeeds on every "
+            "probed image.",
         ),
     ]
 
@@ -205,6 +211,7 @@ def stability(specimen: Specimen, loss: Tensor, draws: int) -> list[Finding]:
             f"Noise of 4/255 changes the margin by {percent(found)} of itself on average: a "
             "gradient of so rough a loss says little about the next step.",
             found,
+            passed=f"Noise of 4/255 changes the margin by {percent(found)} of itself on average.",
         )
     ]
 
@@ -234,6 +241,7 @@ def path(specimen: Specimen, threat: ThreatModel, steps: int) -> list[Finding]:
             f"The last iterate fools no longer what an earlier one did on {percent(lost)} of the "
             "images: an attack that returns the last one looks weaker than it is.",
             lost,
+            passed="The last iterate fools whatever an earlier one did.",
         ),
         Finding(
             "I4",
@@ -244,6 +252,8 @@ def path(specimen: Specimen, threat: ThreatModel, steps: int) -> list[Finding]:
             f"{percent(rising)} of the images that were not broken: so few steps are too few.",
             rising,
             {"of all images": float(open_ended.mean()), "steps": steps},
+            passed=f"After {count(steps, 'step')} the margin still rose in the last {LAST_STEPS} "
+            f"on {percent(rising)} of the images that were not broken.",
         ),
     ]
     if specimen.victim().stochastic:
@@ -264,6 +274,7 @@ def path(specimen: Specimen, threat: ThreatModel, steps: int) -> list[Finding]:
             "does: it is aimed at another network.",
             differing,
             details,
+            passed="On every image an attack sees the class that the verdict sees.",
         ),
     ]
 
@@ -314,6 +325,9 @@ def doubling(specimen: Specimen, threat: ThreatModel, draws: int) -> list[Findin
             f"the images, over twice as many {percent(broken[2 * draws])}: average over more.",
             gain,
             {"broken by draws": broken},
+            passed=f"Averaged over {count(draws, 'draw')} an attack breaks "
+            f"{percent(broken[draws])} of the images, over twice as many "
+            f"{percent(broken[2 * draws])}.",
         )
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,11 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
 from robustsnn.diagnosis.finding import MOST_ZERO_GRADIENTS, Finding, Severity
-from robustsnn.diagnosis.indicators import cosine, expected_cosine, slope, spearman
+from robustsnn.diagnosis.indicators import cosine, expected_cosine, spearman
 from robustsnn.diagnosis.probe.specimen import OWN, Specimen
 from robustsnn.diagnosis.probe.taken import Taken, all_zero
-from robustsnn.diagnosis.probe.watch import LayerWatch
 from robustsnn.models.scoring import judged_margin
 
-#: The share of a layer's membranes that a surrogate of compact support has to see.
-LEAST_SUPPORT = 0.05
 #: A gradient below both is not that of the loss: its cosine with differences, as a share of that
 #: for a linear loss, and its rank correlation with the effect of random signs. Spikes make a loss
 #: rough: values of sound networks were seen between 0.1 and 0.3.
@@ -52,6 +49,8 @@ def zero_gradients(taken: Taken) -> list[Finding]:
             f"On {percent(_mean(nowhere))} of the probed images no way to differentiate gives a "
             "gradient: whatever survives there has met searches by score alone.",
             _mean(nowhere),
+            passed=f"On {percent(1 - _mean(nowhere))} of the probed images some way to "
+            "differentiate gives a gradient.",
         ),
         _own_gradient_zero(taken, moving),
         Finding(
@@ -62,6 +61,7 @@ def zero_gradients(taken: Taken) -> list[Finding]:
             f"{bad} of the probed gradients held NaN or infinity, taken as zero there.",
             float(bad),
             {"by estimator": taken.nonfinite},
+            passed="Every entry of the probed gradients is finite.",
         ),
         _underflow(taken),
         _unavailable(taken),
@@ -96,10 +96,12 @@ def _own_gradient_zero(taken: Taken, moving: list[str]) -> Finding:
                 if some
             },
             "surrogate times gradient zero by layer": {
-                name: seen.share(seen.silent) for name, seen in _own(taken).items()
+                name: seen.share(seen.silent) for name, seen in taken.own_layers.items()
             },
             "failed": taken.failed,
         },
+        passed=f"The network's own gradient is not zero on {percent(1 - _mean(own))} of the probed "
+        "images, both at the image and at a random start.",
     )
 
 
@@ -117,6 +119,8 @@ def _underflow(taken: Taken) -> Finding:
         "float32 loses their digits: scale the logits up.",
         small,
         {"entries": int(tiny.sum())},
+        passed=f"float32 holds {percent(1 - small)} of the entries of the network's own gradient "
+        "with all its digits.",
     )
 
 
@@ -133,6 +137,7 @@ def _unavailable(taken: Taken) -> Finding:
         if OWN in taken.failed
         else f"The network's own gradient is missing at {percent(missing)} of the images.",
         float(failed or missing > 0),
+        passed="The network's own gradient could be taken at every image.",
     )
 
 
@@ -157,6 +162,8 @@ def repeated(specimen: Specimen, taken: Taken) -> list[Finding]:
             f"Two gradients at the same image agree by a cosine of {least:.2f}: something draws on "
             "the way back, and an attack follows its noise.",
             least,
+            passed=f"Two gradients at the same image agree by a cosine of {least:.2f}: nothing "
+            "draws on the way back.",
         )
     ]
 
@@ -173,47 +180,9 @@ def saturation(taken: Taken) -> Finding:
         "zero in float32 and that of the margin is not: attacks on the cross-entropy stand still.",
         _mean(lost),
         {"median margin": float(taken.loss.median())},
+        passed=f"On {percent(1 - _mean(lost))} of the probed images float32 keeps the gradient of "
+        "the cross-entropy wherever it keeps that of the margin.",
     )
-
-
-def support(taken: Taken) -> list[Finding]:
-    """D2: the share of membranes that the network's own surrogate sees; no finding without spikes.
-
-    For a surrogate of unbounded support the vanishing degree takes its place: the share of its
-    area that lies nearer to the threshold than the membranes do.
-    """
-    layers = _own(taken)
-    if not layers:
-        return []
-    seen = {
-        name: w.share(w.inside) if w.compact else 1 - w.share(w.vanishing)
-        for name, w in layers.items()
-    }
-    least = min(seen, key=lambda name: seen[name])
-    what = (
-        f"{percent(seen[least])} of the membranes lie in the support of its surrogate"
-        if layers[least].compact
-        else f"{percent(seen[least])} of its surrogate's area lies further out than the membranes"
-    )
-    return [
-        Finding(
-            "D2",
-            "out-of-support",
-            seen[least] < LEAST_SUPPORT,
-            "caution",
-            f"In {least} only {what}: attacks that use it see little of the network.",
-            seen[least],
-            {
-                "seen": seen,
-                "inside the width": {n: w.share(w.inside) for n, w in layers.items()},
-                "near the threshold": {n: w.share(w.near) for n, w in layers.items()},
-                "vanishing degree": {n: w.share(w.vanishing) for n, w in layers.items()},
-                "vanishing degree, arctan alpha 8": {
-                    n: w.share(w.sharp) for n, w in layers.items()
-                },
-            },
-        )
-    ]
 
 
 def fidelity(
@@ -275,74 +244,26 @@ def fidelity(
         )
         return [Finding("D4", "gradient-fidelity", True, "caution", said, angle[OWN], details)]
     none = len(wrong) == len(flat)
-    said = (
-        f"The network's own gradient agrees with differences of its loss {angle[OWN]:.2f} "
-        f"times as well as a linear one's would (rank correlation {rank[OWN]:.2f}): it is "
-        f"hardly one of this network{', and no other is.' if none else '.'}"
-    )
+    said, passed = _agreement(angle[OWN], rank[OWN], none, moved)
     severity: Severity = "invalid" if none else "caution"
     flagged = moved and OWN in wrong
-    return [Finding("D4", "gradient-fidelity", flagged, severity, said, angle[OWN], details)]
+    found = Finding("D4", "gradient-fidelity", flagged, severity, said, angle[OWN], details)
+    return [dataclasses.replace(found, passed=passed)]
 
 
-def through_time(specimen: Specimen, taken: Taken) -> list[Finding]:
-    """D11: the share of the gradient through the membranes' memory; no finding without spikes."""
-    if not specimen.spiking or OWN in taken.failed:
-        return []
-    whole = taken.here[OWN][: len(specimen)].flatten(1).double()
-    cut = specimen.gradient(f"{OWN}:cut=1").gradient.flatten(1).double()
-    length = whole.norm(dim=1)
-    there = length > 0
-    share = ((whole - cut).norm(dim=1)[there] / length[there]).mean() if bool(there.any()) else 0.0
-    steps = {n: float(np.mean(w.temporal)) for n, w in _own(taken).items() if w.temporal}
-    return [
-        Finding(
-            "D11",
-            "temporal-share",
-            False,
-            "note",
-            f"{percent(float(share))} of the gradient's length comes through time: what is left "
-            "out by attacks that cut the membrane's past.",
-            float(share),
-            {"cosine of adjacent steps": steps},
-        )
-    ]
-
-
-def through_layers(taken: Taken) -> list[Finding]:
-    """D12: how fast the gradient shrinks towards the input; no finding for fewer than two layers.
-
-    The evidence is the slope of the mean logarithm of its length over the layers, first to last:
-    if it is s > 0, the gradient shrinks towards the input by a factor of exp(s) in each layer.
-    """
-    layers = _own(taken)
-    # Images without any gradient belong to D1.
-    there = {name: [x for x in w.lengths if x > 0] for name, w in layers.items()}
-    logs = {name: float(np.mean(np.log(x))) for name, x in there.items() if x}
-    if len(logs) < 2:
-        return []
-    steep = slope(np.array(list(logs.values())))
-    smallest = min(logs, key=lambda name: logs[name])
-    # The square of the length of so short a vector is too small for float32.
-    lost = logs[smallest] < math.log(TINY) / 2
-    return [
-        Finding(
-            "D12",
-            "vanishing-through-layers",
-            lost,
-            "caution",
-            "On its way to the input the gradient's length is multiplied by "
-            f"{math.exp(-steep):.2g} a layer; in {smallest} it is {math.exp(logs[smallest]):.2g}.",
-            steep,
-            {"log length": logs},
-        )
-    ]
-
-
-def _own(taken: Taken) -> dict[str, LayerWatch]:
-    """The layers under the network's own estimator, from first to last."""
-    # Reversed, since a backward pass meets the last layer first.
-    return dict(reversed(taken.layers.get(OWN, {}).items()))
+def _agreement(angle: float, rank: float, none: bool, moved: bool) -> tuple[str, str]:
+    """What D4 says if it is flagged, and if it is not."""
+    agrees = (
+        f"The network's own gradient agrees with differences of its loss {angle:.2f} "
+        f"times as well as a linear one's would (rank correlation {rank:.2f})"
+    )
+    passed = f"{agrees}, as one of a network with spikes may."
+    if not moved:
+        passed = "Too few random directions change the loss to judge a gradient by them."
+    return (
+        f"{agrees}: it is hardly one of this network{', and no other is.' if none else '.'}",
+        passed,
+    )
 
 
 def _either(taken: Taken, text: str) -> Tensor:

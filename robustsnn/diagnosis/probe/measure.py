@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
-from robustsnn.diagnosis.probe import gradients
+from robustsnn.diagnosis.probe import gradients, layers
 from robustsnn.diagnosis.probe.pieces import Nowhere, Store, kept_findings
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen, Spent
 from robustsnn.diagnosis.probe.taken import take
@@ -122,7 +122,7 @@ def _measure(
     pieces: dict[str, Callable[[], list[Finding]]] = {
         "fidelity": lambda: gradients.fidelity(few, taken, threat, sizes.directions, sizes.checked),
         "repeated": lambda: gradients.repeated(narrow, taken),
-        "through-time": lambda: gradients.through_time(narrow, taken),
+        "through-time": lambda: layers.through_time(narrow, taken),
         "order": lambda: search.order(wide, taken, threat, sizes.draws),
         "far": lambda: search.far(narrow, threat, accuracy, sizes.far),
         "stability": lambda: search.stability(narrow, taken.loss[: len(narrow)], sizes.draws),
@@ -134,11 +134,11 @@ def _measure(
     # In the order in which manifests have them.
     return [
         *gradients.zero_gradients(taken),
-        *gradients.support(taken),
+        *layers.support(taken),
         *found.pop("fidelity"),
         *found.pop("repeated"),
         *found.pop("through-time"),
-        *gradients.through_layers(taken),
+        *layers.through_layers(taken),
         gradients.saturation(taken),
         *(finding for findings in found.values() for finding in findings),
     ]

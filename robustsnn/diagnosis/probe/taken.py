@@ -40,6 +40,12 @@ class Taken:
     loss: Tensor
     entropy: Tensor
 
+    @property
+    def own_layers(self) -> dict[str, LayerWatch]:
+        """The layers under the network's own estimator, from first to last."""
+        # Reversed, since a backward pass meets the last layer first.
+        return dict(reversed(self.layers.get(OWN, {}).items()))
+
     def zero(self, text: str) -> tuple[Tensor, Tensor]:
         """Whether an estimator's gradient is all zero: at each image, at each random point."""
         return all_zero(self.here[text]), all_zero(self.away[text])

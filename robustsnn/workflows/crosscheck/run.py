@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustsnn.common.files import expanded, write_atomically
+from robustsnn.common.printable import csv_text
 from robustsnn.common.wording import slug
 from robustsnn.errors import InputError
 from robustsnn.evaluation.entry import Entry
@@ -171,7 +172,7 @@ def crosschecked(
     rows = join(done[0].records, done[1].records, labels)
     earlier = tuple(one.manifest for one in done if one.reprinted)
     found = Crosscheck(output, subject.name, rows, left_out, earlier)
-    write_atomically(output / "crosscheck.csv", frame(rows).to_csv(index=False).encode())
+    write_atomically(output / "crosscheck.csv", csv_text(frame(rows)).encode())
     write_atomically(output / "crosscheck.md", markdown(found, library_versions()).encode())
     return found
 
