@@ -101,11 +101,13 @@ class Adversarial(_Strict):
     `epsilon` and `step` are sizes in pixel units, as a paper writes them: `8/255`. `step` is by
     default 1.25 epsilon for a single step, and 2.5 epsilon / steps for more. The loss is
     `clean_weight` times that of the clean images plus the rest times that of the adversarial ones.
+    Each step is along the mean gradient over `draws` passes of a network that draws.
     """
 
     epsilon: str
     step: str | None = None
     steps: Positive = 1
+    draws: Positive = 1
     random_start: bool = True
     clean_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -189,7 +191,10 @@ class Recipe(_Strict):
     thresholds on them. Adversarial training and training on Gaussian noise take an ANN or an SNN.
     `sparsity` goes with every method, `guidance` with the method `ann`. `holdout` is the number of
     training images that are kept out, for choosing settings; `train_images` is the number of images
-    to train on, the first ones of the rest, and all of them by default.
+    to train on, the first ones of the rest, and all of them by default. `dynamics` says whether the
+    thresholds and leaks of an SNN are learned or held where training starts; a threshold that is
+    held is the one of calibration, times `conversion.scale`. `data_fingerprint` is that of the
+    training images, which other data are refused by; it does not change what is trained.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$")]
@@ -203,6 +208,7 @@ class Recipe(_Strict):
     adversarial: Adversarial | None = None
     sparsity: Sparsity | None = None
     guidance: Guidance | None = None
+    dynamics: Literal["learned", "held"] = "learned"
     optimizer: Optimizer = Optimizer()
     augmentation: Augmentation = Augmentation()
     epochs: Count
@@ -211,6 +217,27 @@ class Recipe(_Strict):
     train_images: Positive | None = None
     seed: Count = 0
     substitute: str | None = None
+    data_fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_network(self) -> Recipe:
+        kind, encoding = self.network.kind, self.network.encoding
+        if kind == "ann" and self.dynamics == "held":
+            raise ValueError("dynamics goes with an SNN: an ANN has no thresholds and leaks")
+        draws = encoding in ("poisson", "quantised")
+        if self.adversarial is not None and self.adversarial.draws > 1 and not draws:
+            raise ValueError("adversarial.draws goes with an encoding that draws")
+        if self.hire is None:
+            return self
+        steps, periods = self.network.time_steps, self.hire.periods
+        if steps % periods:
+            raise ValueError(f"hire.periods {periods} does not divide time_steps {steps}")
+        if encoding == "single-spike" and steps < 2 * periods:
+            raise ValueError("a period of the single-spike encoding needs at least 2 time steps")
+        if encoding == "single-spike" and self.hire.carry == "detach":
+            # Whether a neuron has fired does not pass from one period to the next.
+            raise ValueError("hire.carry: detach does not go with the single-spike encoding")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -245,18 +272,22 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"the {section} section goes with method {section}, and only with it"
                 )
-        if self.hire is not None and self.network.time_steps % self.hire.periods:
-            raise ValueError(
-                f"hire.periods {self.hire.periods} does not divide "
-                f"time_steps {self.network.time_steps}"
-            )
         return self
+
+    @property
+    def trained_by(self) -> str:
+        """The method as checkpoints state it, which tells HIRE-SNN and its controls apart."""
+        if self.hire is None or self.hire.noise == "crafted":
+            return self.method
+        return "periods" if self.hire.noise == "none" else f"periods-{self.hire.noise}"
 
     def digest(self) -> str:
         """The identity of the recipe: the sha256 of its canonical JSON."""
         # These fields are newer than checkpoints whose recipe does not have them; left out where
         # they are empty, they do not change their digest.
-        found = self.model_dump(mode="json")
+        found = self.model_dump(mode="json", exclude={"data_fingerprint"})
+        if self.dynamics == "learned":
+            del found["dynamics"]
         for section in ("gaussian", "adversarial", "sparsity", "guidance"):
             if found[section] is None:
                 del found[section]
@@ -264,6 +295,8 @@ class Recipe(_Strict):
             del found["sparsity"]["widest"]
         if self.adversarial is not None and self.adversarial.clean_weight == 0:
             del found["adversarial"]["clean_weight"]
+        if self.adversarial is not None and self.adversarial.draws == 1:
+            del found["adversarial"]["draws"]
         if self.hire is not None and self.hire.noise == "crafted":
             del found["hire"]["noise"]
         canonical = json.dumps(found, sort_keys=True)
