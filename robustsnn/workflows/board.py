@@ -61,9 +61,9 @@ def board(
     if not folders:
         raise InputError("no runs: name finished runs of standard or rand.")
     passed = {expanded(run).resolve(): model for run, model in (models or {}).items()}
-    for run in passed:
-        if run not in [folder.resolve() for folder in folders]:
-            raise InputError(f"--model names the run {run}, which is not on the board.")
+    for place in passed:
+        if place not in [folder.resolve() for folder in folders]:
+            raise InputError(f"--model names the run {place}, which is not on the board.")
     check_output(output, BOARD)
     read = load_runs(folders).runs
     for run in read:

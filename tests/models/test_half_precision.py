@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from robustsnn.snn.network import Network, NetworkConfig
 from robustsnn.training import run
 
 
-def network(kind: str = "snn") -> Network:
+def network(kind: Literal["ann", "snn"] = "snn") -> Network:
     torch.manual_seed(1)
     return Network(
         NetworkConfig(
@@ -78,6 +79,6 @@ def test_it_is_stored_like_that_if_few_predictions_change(monkeypatch, flips, st
 
 def test_a_weight_that_float16_cannot_hold_keeps_the_network_as_it_is() -> None:
     net = network("ann")
-    net.features[0].weight.data[0, 0, 0, 0] = 1e6
+    net.state_dict()["features.0.weight"][0, 0, 0, 0] = 1e6
     found, changed, _ = run.as_stored(net, torch.rand(20, 1, 8, 8))
     assert found is net and changed is None

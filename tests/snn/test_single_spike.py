@@ -55,19 +55,23 @@ def once(current: torch.Tensor, threshold: float, leak: float) -> torch.Tensor:
 
 def by_hand(net: Network, x: torch.Tensor) -> torch.Tensor:
     """The logits of METHODS 4.3 written out: T = 5, kappa = 1/2, nothing but torch functions."""
-    features, classifier = net.features, net.classifier
+    weights = {name: tensor for name, tensor in net.state_dict().items() if "weight" in name}
     frames = [(x - 0.4) / 0.3]
     for step in (2, 3, 4, 5):
         when = 2 + torch.round(3 * (1 - x))
         frames.append(((when == step) & (x > 0.01)).float())
     h = torch.stack(frames)
     for index in (0, 3, 6):
-        current = torch.stack([F.conv2d(now, features[index].weight, padding=1) for now in h])
+        current = torch.stack(
+            [F.conv2d(now, weights[f"features.{index}.weight"], padding=1) for now in h]
+        )
         h = once(current, 0.4, 0.9)
         if index in (0, 6):
             h = torch.stack([F.avg_pool2d(now, 2) for now in h])
-    h = once(torch.stack([now.flatten(1) @ classifier[0].weight.T for now in h]), 0.4, 0.9)
-    current = torch.stack([now @ classifier[3].weight.T for now in h])
+    h = once(
+        torch.stack([now.flatten(1) @ weights["classifier.0.weight"].T for now in h]), 0.4, 0.9
+    )
+    current = torch.stack([now @ weights["classifier.3.weight"].T for now in h])
     fired = once(current, 0.4, 0.9)
     time = torch.arange(1.0, 6.0).reshape(5, 1, 1)
     # Where an output never fires, its time is T, so that nothing is left.
