@@ -42,6 +42,11 @@ KINDS: Mapping[str, str] = {
     "single-spike, adversarial 8/255": "snn-single-spike-at",
     "AGC, 10x fewer weights": "snn-agc-10x",
     "AGC, 33x fewer weights": "snn-agc-33x",
+    "AGC, 4x, channels": "snn-agc-4x-channel",
+    "magnitude, 10x": "snn-magnitude-10x",
+    "magnitude, 33x": "snn-magnitude-33x",
+    "pSC, 10x": "snn-psc-10x",
+    "robust conversion, 10x": "snn-robust-conversion-10x",
     "HIRE on AGC, 10x": "snn-hire-agc-10x",
     "DNR, 10x": "snn-dnr-10x",
 }

@@ -14,7 +14,9 @@ from robustsnn.evaluation.suites import Suite, load_suite
 from robustsnn.models.checkpoint import load_network, read_checkpoint, save_checkpoint
 from robustsnn.models.subject import subject_of
 from robustsnn.models.zoo import zoo_names
+from robustsnn.snn.conversion import convert
 from robustsnn.snn.network import Network, NetworkConfig
+from robustsnn.training.recipe import load_recipe
 from studies.claims import members, overhead, study, sweeps
 from studies.claims.members import ANN, HIRE, LINF, PERIODS, TRADITIONAL, Member
 from studies.claims.page import page, write
@@ -162,6 +164,33 @@ def test_a_network_runs_over_other_time_steps() -> None:
     torch.testing.assert_close(network(images), known(images))
     assert subject.name == "fashion-mnist/vgg5-snn at T = 2"
     assert subject.identity != subject_of("fashion-mnist/vgg5-snn").identity
+
+
+def test_thresholds_and_leaks_of_the_grid_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(sweeps, "train", lambda *given, **more: asked.append((given, more)))
+    bench = study.Bench(tmp_path, data_root=tmp_path / "data")
+    sweeps.trained_with(0.15, 0.75, tmp_path / "made", bench)
+    ((path, _, folder), more) = asked[0]
+    recipe = load_recipe(path, more["overrides"])
+    assert recipe.dynamics == "held" and recipe.epochs == 3 and folder == tmp_path / "made"
+    assert recipe.conversion is not None
+    assert (recipe.conversion.scale, recipe.conversion.leak) == (0.15, 0.75)
+    # The first layer sees the same currents, so that its threshold follows the factor exactly.
+    network = load_network(read_checkpoint("fashion-mnist/vgg5-ann"))
+    images = torch.rand(8, 1, 28, 28)
+    found = [
+        convert(network, recipe.network, [images], scale=scale, steps=4, leak=0.75)
+        for scale in sweeps.SCALES
+    ]
+    first = [next(iter(net.spiking_layers().values())).threshold.item() for net in found]
+    assert [t / first[0] for t in first] == pytest.approx([1.0, 2.0, 4.0], rel=1e-5)
+    # Every later layer differs too, if not by the same factor: it sees other spikes.
+    for layers in zip(*(net.spiking_layers().values() for net in found), strict=True):
+        assert len({layer.threshold.item() for layer in layers}) == 3
+        assert all(layer.leak.item() == pytest.approx(0.75) for layer in layers)
 
 
 def test_names_are_those_of_the_zoo() -> None:
