@@ -73,8 +73,8 @@ PUBLISHED_SPIKES = """\
 LITERATURE = (
     "HIRE-SNN (Kundu et al., ICCV 2021, abstract): up to 13.7 points under FGSM and 10.1 under PGD "
     "over traditional SNNs, which by its tables are black-box numbers; improved or similar "
-    "accuracy under attack at up to 25 times lower latency and about 4.6 times less compute energy than "
-    "rate-coded SNNs.",
+    "accuracy under attack at up to 25 times lower latency and about 4.6 times less compute "
+    "energy than rate-coded SNNs.",
     "Rate codes: Kim et al. (2022) report rate-coded SNNs up to 20 % more robust than direct ones "
     "under FGSM and PGD, for the reason that their spikes cannot be differentiated; here gradients "
     "go straight through the sampling and are averaged over draws.",
