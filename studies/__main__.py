@@ -185,6 +185,68 @@ def sparsity(
     say(f"{output / 'sparsity.md'} is written, with {len(rows)} rows.")
 
 
+@app.command()
+def claims(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    parts: Annotated[
+        str | None, typer.Option(help="Parts, separated by commas [default: all].")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="The most images of a run [default: those of its suite].")
+    ] = None,
+    output: OutputOption = Path("docs/results/claims"),
+    runs: RunsOption = Path("runs/claims"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Print each claim of the talk and what the networks of the zoo show."""
+    import pandas as pd
+
+    from studies.claims import study
+    from studies.claims.members import present
+    from studies.claims.page import write
+
+    asked = study.checked_parts(study.PARTS if parts is None else parts.split(","))
+    there = {member.name: member for member in present()}
+    names = chosen("--only", only, there)
+    table = output / "claims.csv"
+    bench = study.Bench(
+        runs=runs,
+        data_root=data_root,
+        earlier=pd.read_csv(table) if table.exists() else None,
+        samples=samples,
+        say=say,
+        finished_only=tables_only,
+    )
+    for found in study.collected(bench, [there[name] for name in names], asked):
+        # After every run, so that one that is stopped leaves a page of what is known by then.
+        write(found, output, "python -m studies claims")
+    say(f"{output / 'claims.md'} is written.")
+
+
+@app.command()
+def board(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    samples: Annotated[
+        int | None, typer.Option(help="The most images of a run [default: those of its suite].")
+    ] = None,
+    output: OutputOption = Path("docs/results/board"),
+    runs: RunsOption = Path("runs/claims"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Rank the models that ship: each under `standard`, or under `rand` if it draws."""
+    from robustsnn.models.zoo import zoo_names
+    from studies.board import study
+
+    names = chosen("--only", only, zoo_names())
+    found = study.runs_of(
+        names, runs, data_root=data_root, samples=samples, say=say, finished_only=tables_only
+    )
+    study.write(found, output, Path("zoo/measured.csv"), say)
+    say(f"{output / 'index.html'} is written, with {len(found)} runs.")
+
+
 def chosen(option: str, given: str | None, known: Iterable[str]) -> tuple[str, ...]:
     """The names that an option lists, separated by commas; all known names if it is absent.
 

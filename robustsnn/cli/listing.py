@@ -17,28 +17,84 @@ from robustsnn.errors import unknown
 zoo_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 attacks_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 estimators_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(zoo_app, name="zoo", help="List, show and import models.")
+app.add_typer(zoo_app, name="zoo", help="List, show, pull and import models.")
 app.add_typer(attacks_app, name="attacks", help="List and show attacks and suites.")
 app.add_typer(estimators_app, name="estimators", help="List and show gradient estimators.")
 
 
-@zoo_app.command("list", short_help="The models that ship, with accuracy and compression.")
-def zoo_list() -> None:
-    """The models that ship: their data and clean accuracy, and how many times fewer weights."""
+@zoo_app.command("list", short_help="The models that ship, with what they reach.")
+def zoo_list(
+    data: Annotated[str | None, typer.Option(help="Only models of this data set.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only models of this training.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only ann or snn.")] = None,
+) -> None:
+    """The models that ship, by data set: training, accuracy, and how many times fewer weights.
+
+    `standard` is what is left under that suite, or under `rand` for a network that draws, with the
+    level of the number and the number of images.
+    """
     from robustsnn.models.zoo import zoo_names, zoo_summary
 
     found = {name: zoo_summary(name) for name in zoo_names()}
+    sets = {name: name.partition("/")[0] for name in found}
+    _keep(found, "data", data, sets)
+    _keep(found, "method", method, {name: row["method"] for name, row in found.items()})
+    _keep(found, "kind", kind, {name: row["kind"] for name, row in found.items()})
     titles = {
         "architecture": "architecture",
         "kind": "kind",
-        "time_steps": "time steps",
+        "method": "method",
+        "time_steps": "steps",
         "accuracy": "clean accuracy",
+        "standard": "standard",
         "compression": "fewer weights",
     }
-    if not any(summary["compression"] for summary in found.values()):
-        del titles["compression"]
-    rows = [(name, *(summary[title] for title in titles)) for name, summary in found.items()]
-    print_table(("model", *titles.values()), rows)
+    for title in ("standard", "compression"):
+        if not any(summary[title] for summary in found.values()):
+            del titles[title]
+    for place, one in enumerate(sorted({sets[name] for name in found})):
+        if place:
+            console().print("")
+        rows = [
+            (name, *(summary[title] for title in titles))
+            for name, summary in found.items()
+            if sets[name] == one
+        ]
+        print_table((one, *titles.values()), rows)
+
+
+def _keep(
+    found: dict[str, dict[str, str]], option: str, wanted: str | None, values: dict[str, str]
+) -> None:
+    """Drop the models whose value is not the one that an option asks for.
+
+    Raises:
+        InputError: No model has that value.
+    """
+    if wanted is None:
+        return
+    known = {values[name] for name in found}
+    if wanted not in known:
+        raise unknown(option, wanted, sorted(known))
+    for name in [name for name in found if values[name] != wanted]:
+        del found[name]
+
+
+@zoo_app.command("pull", short_help="Fetch a checkpoint by reference.")
+def zoo_pull(
+    source: Annotated[str, typer.Argument(help="hf://OWNER/NAME, the URL of a folder, a folder.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write [default: the last part of the name].")
+    ] = None,
+    sha256: Annotated[
+        str | None, typer.Option(help="The sha256 that its weights must have.")
+    ] = None,
+) -> None:
+    """Fetch a checkpoint, check that its weights are what it says, and run nothing of it."""
+    from robustsnn.models.pull import check_pull, pull
+
+    check_pull(source, output, sha256)
+    print(pull(source, output, sha256))
 
 
 @zoo_app.command("show", short_help="The card of a model.")

@@ -1,4 +1,4 @@
-"""The commands about finished runs: report and verify."""
+"""The commands about finished runs: report, board and verify."""
 
 from __future__ import annotations
 
@@ -43,6 +43,35 @@ def report(
     with telling("writing the page"):
         page = write_report(runs, output, baseline, diagnose_again=diagnose_again)
     print(page)
+
+
+@app.command(short_help="Rank models by what the strongest suite leaves, on one page.")
+def board(
+    runs: Annotated[list[Path], typer.Argument(help="Runs of standard, or of rand.")],
+    output: Annotated[Path, typer.Option(help="Folder of the board.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", help="RUN=MODEL: the checkpoint or module:factory of a run; repeatable."
+        ),
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Rank models by what the strongest suite leaves of them, on one page that works offline.
+
+    Each run is verified, with the model that its manifest names or that --model names; a run that
+    is not verified is listed as reported.
+    """
+    named: dict[str, str] = {}
+    for text in models or []:
+        run, equals, model = text.partition("=")
+        if not (equals and run and model):
+            raise InputError(f"--model {text}: write RUN=MODEL, with the folder of a run.")
+        named[run] = model
+    from robustsnn.workflows.board import board as write_board
+
+    use_threads(threads)
+    print(write_board(runs, output, named, lambda text: typer.echo(text, err=True)))
 
 
 @app.command(short_help="Check a run: images, numbers, flags and level.")

@@ -23,6 +23,7 @@ from torch.nn.utils import prune
 from robustsnn.common.files import expanded, read_text, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.factory import from_factory
+from robustsnn.models.half_precision import halved
 from robustsnn.models.naming import is_factory, parse_factory
 from robustsnn.models.shapes import Shaped
 from robustsnn.models.sparse_file import packed, unpacked
@@ -65,11 +66,13 @@ def save_checkpoint(
     provenance: dict[str, Any],
     substitute: str | None = None,
     dense_weights: int | None = None,
+    half: bool = False,
 ) -> str:
     """Write a checkpoint, weights first, and return the sha256 of its weights.
 
     Tensors with many zeros are stored sparsely. For that, -0.0 is stored as 0.0, which says the
-    same: a mask of torch leaves it where a negative weight was.
+    same: a mask of torch leaves it where a negative weight was. A network that is read back
+    computes in float32 whatever its weights are stored as.
 
     Args:
         network: The network to save.
@@ -79,6 +82,7 @@ def save_checkpoint(
         provenance: How the network came to be: recipe, seed, versions.
         substitute: The zoo name of the network that a black-box attacker would use.
         dense_weights: The synaptic weights of the network before channels were removed from it.
+        half: Whether weights are stored as float16; see `models.half_precision`.
 
     Raises:
         InputError: The network holds masks of torch, which a checkpoint has no place for, or the
@@ -92,7 +96,7 @@ def save_checkpoint(
     folder = expanded(folder)
     state = network.state_dict().items()
     dense = {name: t.detach().cpu().masked_fill(t.cpu() == 0, 0).contiguous() for name, t in state}
-    tensors = packed(dense)
+    tensors = packed(halved(dense) if half else dense)
     blob = save_tensors(tensors)
     digest = hashlib.sha256(blob).hexdigest()
     description = {

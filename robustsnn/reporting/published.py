@@ -22,8 +22,11 @@ def method(run: Run) -> str:
     """The training method of a model: "ann", "traditional" or "hire"; empty if it is not known.
 
     It is read from the header of the run. If the header does not name it, only the names of the
-    models of the zoo tell the method.
+    models of the zoo tell the method. A network of another encoding than direct input is none of
+    these three.
     """
+    if run.manifest.encoding not in ("", "direct"):
+        return ""
     if named := run.manifest.method:
         return {"snn": "traditional", "hybrid": "traditional"}.get(named, named)
     stem = run.model.rstrip("/").rsplit("/", 1)[-1].removesuffix("-b")
@@ -40,7 +43,7 @@ def published(run: Run, condition: Condition, data: str | None = None) -> Publis
         data: The data set to look up; None stands for the data set of the run.
     """
     key = (data or run.data, run.architecture, method(run), condition.attack)
-    for row in _published():
+    for row in rows():
         if key != (row["data"], row["architecture"], row["method"], row["attack"]):
             continue
         if condition.attack == CLEAN or (
@@ -50,7 +53,8 @@ def published(run: Run, condition: Condition, data: str | None = None) -> Publis
     return None
 
 
-def _published() -> list[dict[str, str]]:
+def rows() -> list[dict[str, str]]:
+    """The published accuracies, one row each, as `reports/published.csv` holds them."""
     file = resources.files("robustsnn.reports") / "published.csv"
     with file.open(encoding="utf-8") as lines:
         return list(csv.DictReader(lines))

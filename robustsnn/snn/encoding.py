@@ -131,6 +131,47 @@ def latency(images: Tensor, steps: int) -> Tensor:
     return spikes + slope * (images - x)
 
 
+def single_spike(images: Tensor, normalised: Tensor, steps: int) -> Tensor:
+    """The analog image at the first step, and one spike of each pixel at one of the others.
+
+    Args:
+        images: Pixels in [0, 1], `[batch, channel, height, width]`.
+        normalised: The same pixels as the first layer is to see them, of the same shape.
+        steps: The number of time steps T; with one step, the analog image is all there is.
+
+    Returns:
+        Values `[time, batch, channel, height, width]`: `normalised` at the first step, then the
+        spikes of `latency` over the other T - 1 steps, by which a pixel x fires at step
+        `2 + round((T - 2) (1 - x))`, counted from 1. The gradient of the first step is exact, and
+        that of the others is the one of `latency`.
+
+    Source: the form is that of Datta et al., IJCNN 2021 (arXiv 2107.12374), whose exact code is not
+    public; that brightness decides, linearly, and that spikes are 1 is our choice.
+
+    Examples:
+        >>> x = torch.tensor([[[[0.0, 0.5, 1.0]]]])
+        >>> single_spike(x, 2 * x - 1, 4)[:, 0, 0, 0].tolist()
+        [[-1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    analog = normalised.unsqueeze(0)
+    return analog if steps == 1 else torch.cat([analog, latency(images, steps - 1)])
+
+
+def first_spikes(spikes: Tensor) -> Tensor:
+    """The first spike of each neuron, `[time, batch, ...]`; later ones are taken away.
+
+    Which spikes are first is held fixed in the backward pass.
+
+    Examples:
+        >>> first_spikes(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]))
+        tensor([[0., 1.],
+                [1., 0.],
+                [0., 0.]])
+    """
+    held = spikes.detach()
+    return spikes * (held.cumsum(0) - held == 0)
+
+
 def _derive(stream: str, key: int) -> int:
     digest = hashlib.sha256(f"{stream}/{key}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

@@ -124,8 +124,14 @@ def energy(network: Network, activity: Activity) -> Energy:
     if network.config.encoding == "quantised":
         # The image is another one at every step, so that the first layer is computed for each.
         macs[0] *= network.time_steps
+    later = 0.0
+    if network.config.encoding == "single-spike":
+        # After the analog image of the first step, the first layer sees spikes.
+        later = AC_PJ * macs[0] * sum(activity.synapses[0].input_per_step[1:]) * 1e-6
     return Energy(
-        ann, energy_from_counts(macs, entering, analog), energy_from_counts(macs, same, analog)
+        ann,
+        energy_from_counts(macs, entering, analog) + later,
+        energy_from_counts(macs, same, analog) + later,
     )
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from robustsnn.errors import InputError
 from robustsnn.snn.architectures import architecture
 from robustsnn.snn.architectures.description import Residual, Sizes
-from robustsnn.snn.encoding import direct, poisson, quantised
+from robustsnn.snn.encoding import direct, poisson, quantised, single_spike
 from robustsnn.snn.neuron import LIF, FixedDropout
 from robustsnn.snn.surrogate import Surrogate, make_surrogate
 
@@ -63,7 +63,8 @@ class NetworkConfig(_Strict):
 
     `image` is (channel, height, width); `mean` and `std` are per channel, in pixel units of
     [0, 1]; `widths` and `classifier` are the published sizes by default; `levels` goes with the
-    quantised encoding.
+    quantised encoding, and `time_weight` with the single-spike one: the weight in a logit of the
+    steps that are left when the output neuron of its class fires.
     """
 
     architecture: str
@@ -74,8 +75,9 @@ class NetworkConfig(_Strict):
     classifier: Annotated[tuple[Channels, ...], Field(max_length=MOST_LAYERS)] | None = None
     mean: tuple[Shift, ...]
     std: tuple[Scale, ...]
-    encoding: Literal["direct", "poisson", "quantised"] = "direct"
+    encoding: Literal["direct", "poisson", "quantised", "single-spike"] = "direct"
     levels: Annotated[int, Field(ge=1, le=2**16)] | None = None
+    time_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     time_steps: Steps = 1
     readout: Literal["sum", "mean"] = "sum"
     surrogate: SurrogateConfig = SurrogateConfig()
@@ -92,14 +94,19 @@ class NetworkConfig(_Strict):
             raise ValueError("poisson encoding needs mean and std 0.5: pixels scaled to [-1, 1]")
         if (self.encoding == "quantised") != (self.levels is not None):
             raise ValueError("levels goes with the quantised encoding, and only with it")
+        if (self.encoding == "single-spike") != (self.time_weight is not None):
+            raise ValueError("time_weight goes with the single-spike encoding, and only with it")
+        if self.encoding == "single-spike" and self.time_steps < 2:
+            raise ValueError("single-spike encoding needs at least 2 time_steps")
         return self
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The fields; those that are newer than networks which do not use them are left out."""
         found: dict[str, Any] = handler(self)
-        if self.levels is None:
-            found.pop("levels", None)
+        for field in ("levels", "time_weight"):
+            if getattr(self, field) is None:
+                found.pop(field, None)
         return found
 
     def sizes(self) -> Sizes:
@@ -112,6 +119,11 @@ class NetworkConfig(_Strict):
             image=self.image,
             dropout=self.dropout,
         )
+
+
+def _neurons(config: NetworkConfig, once: bool) -> LIF:
+    """A layer of neurons of a network."""
+    return LIF(surrogate=config.surrogate.make(), once=once)
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -176,12 +188,15 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         spiking = config.kind == "snn"
+        once = config.encoding == "single-spike"
+        neurons = partial(_neurons, config, once)
         layers = architecture(config.architecture).build(
-            config.sizes(),
-            (lambda: LIF(surrogate=config.surrogate.make())) if spiking else nn.ReLU,
+            config.sizes(), neurons if spiking else nn.ReLU
         )
         self.features = layers.features
         self.classifier = layers.classifier
+        # In a code of spike times the outputs have one too.
+        self.output = neurons() if once else None
         self.time_steps = config.time_steps
         self.recompute: int | None = None
         shape = (1, -1, 1, 1)
@@ -207,7 +222,7 @@ class Network(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether the logits depend on random draws, which `keys` then fix."""
-        return self.config.encoding != "direct"
+        return self.config.encoding in ("poisson", "quantised")
 
     def spiking_layers(self) -> dict[str, LIF]:
         """The LIF layers by name, in order of execution."""
@@ -259,7 +274,9 @@ class Network(nn.Module):
             keys = torch.arange(len(images)) if fresh is None else fresh
         x = self._encoded(images, steps, keys)
         segment = self.recompute
-        if segment is None or segment >= steps or self.training or not torch.is_grad_enabled():
+        # Whether a neuron has fired before does not pass from one segment to the next.
+        whole = self.training or self.output is not None or not torch.is_grad_enabled()
+        if segment is None or segment >= steps or whole:
             logits, final = self._segment(x, steps, state)
         else:
             logits, final = self._segments(x, steps, state, segment)
@@ -277,6 +294,9 @@ class Network(nn.Module):
         if self.config.encoding == "poisson":
             assert keys is not None
             return poisson(x, steps, keys)
+        if self.config.encoding == "single-spike":
+            coded = single_spike(images, x, steps)
+            return torch.stack([_ChannelsLast.apply(now) for now in coded])
         return direct(x)
 
     def _segments(
@@ -306,8 +326,17 @@ class Network(nn.Module):
                 continue
             pooled = _pools(module, following)
             x = self._step(steps, state, final, module, x, pooled)
-        # The last layer has no neurons: its current is accumulated, without leak or reset.
-        return x.sum(0) * (steps // x.shape[0]), final
+        # The last layer is read without neurons: its current is accumulated, without leak or reset.
+        logits = x.sum(0) * (steps // x.shape[0])
+        if self.output is not None:
+            assert self.config.time_weight is not None
+            spikes = self._step(steps, state, final, self.output, x)
+            # Of T steps, T - t are left after a spike at step t; a gradient estimator may stand in
+            # for all steps by a mean.
+            left = torch.arange(steps - 1, -1, -1, dtype=x.dtype, device=x.device)
+            left = left if len(spikes) == steps else left.sum().reshape(1)
+            logits = logits + self.config.time_weight * torch.tensordot(left, spikes, 1)
+        return logits, final
 
     def _step(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robustsnn.errors import InputError
 from robustsnn.snn.backward_rule import BackwardRule, Trace, ruled
+from robustsnn.snn.encoding import first_spikes
 from robustsnn.snn.lif_reference import ReferenceLIF
 from robustsnn.snn.lif_reference import run as run_reference
 from robustsnn.snn.surrogate import Surrogate, Triangle, describe
@@ -160,7 +161,8 @@ class LIF(nn.Module):
     """A layer of LIF neurons with one learnable threshold and one learnable leak.
 
     It holds no state: the membrane goes in and comes out. If `rule` is set, it replaces the
-    backward pass (see `robustsnn.snn.backward_rule`); the spikes stay the same.
+    backward pass (see `robustsnn.snn.backward_rule`); the spikes stay the same. With `once`, a
+    neuron fires at most once in a sequence: what it would fire later is taken away.
     """
 
     def __init__(
@@ -170,6 +172,7 @@ class LIF(nn.Module):
         surrogate: Surrogate | None = None,
         reset: Reset = "soft",
         detach_reset: bool = True,
+        once: bool = False,
     ) -> None:
         super().__init__()
         self.threshold = nn.Parameter(torch.tensor(float(threshold)))
@@ -177,6 +180,7 @@ class LIF(nn.Module):
         self.surrogate: Surrogate = surrogate if surrogate is not None else Triangle()
         self.reset: Reset = reset
         self.detach_reset = detach_reset
+        self.once = once
         self.rule: BackwardRule | None = None
 
     def forward(
@@ -186,8 +190,8 @@ class LIF(nn.Module):
         if self.rule is not None and torch.is_grad_enabled():
             run = partial(self.trace, steps=steps, initial=initial)
             spikes, membrane = ruled(run, current, self.rule)
-            return LIFOutput(average_over_windows(spikes) if pool else spikes, membrane)
-        return lif_sequence(
+            return self._seen(LIFOutput(spikes, membrane), pool)
+        found = lif_sequence(
             current,
             self.threshold,
             self.leak,
@@ -196,12 +200,21 @@ class LIF(nn.Module):
             initial=initial,
             reset=self.reset,
             detach_reset=self.detach_reset,
-            pool=pool,
+            pool=pool and not self.once,
         )
+        return self._seen(found, pool) if self.once else found
+
+    def _seen(self, found: LIFOutput, pool: bool) -> LIFOutput:
+        """What the next layer sees of all spikes of the dynamics."""
+        spikes = first_spikes(found.spikes) if self.once else found.spikes
+        return LIFOutput(average_over_windows(spikes) if pool else spikes, found.membrane)
 
     @torch.no_grad()
     def trace(self, current: Tensor, steps: int, initial: Tensor | None = None) -> Trace:
-        """What the layer does over a sequence; the arguments are those of `lif_sequence`."""
+        """What the layer does over a sequence; the arguments are those of `lif_sequence`.
+
+        With `once`, the spikes are still all those of the dynamics.
+        """
         hard = self.reset == "hard"
         threshold, leak = self.threshold.detach(), self.leak.detach()
         options: dict[str, Any] = {"surrogate": self.surrogate, "reset": self.reset}
@@ -231,7 +244,7 @@ class LIF(nn.Module):
         """Threshold, leak and surrogate, for printing."""
         return (
             f"threshold={self.threshold.item():g}, leak={self.leak.item():g}, "
-            f"surrogate={describe(self.surrogate)}"
+            f"surrogate={describe(self.surrogate)}{', once=True' if self.once else ''}"
         )
 
 

@@ -73,8 +73,11 @@ def craft(network: Network, images: Tensor, labels: Tensor, settings: Adversaria
     with _frozen(network):
         for _ in range(settings.steps):
             noisy = (images + noise).clamp(0, 1).requires_grad_()
-            loss = F.cross_entropy(network(noisy), labels)
-            (gradient,) = torch.autograd.grad(loss, noisy)
+            gradient = torch.zeros_like(images)
+            for _ in range(settings.draws):
+                # In training mode a network that draws does so anew in every pass.
+                loss = F.cross_entropy(network(noisy), labels)
+                gradient += torch.autograd.grad(loss, noisy)[0]
             noise = (noise + size * gradient.sign()).clamp(-bound, bound)
     return (images + noise).clamp(0, 1)
 

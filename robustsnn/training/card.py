@@ -50,6 +50,7 @@ def write_card(
     log: list[dict[str, Any]],
     sha256: str,
     dense_weights: int | None = None,
+    changed: int | None = None,
 ) -> None:
     """Write `card.md`; every number in it was measured in this run.
 
@@ -63,6 +64,8 @@ def write_card(
         log: The log of training, one row an epoch.
         sha256: The sha256 of the weights.
         dense_weights: The synaptic weights before channels were removed, if some were.
+        changed: The number of predictions on the test set that storage as float16 changes; None for
+            weights that are stored as float32.
     """
     low, high = wilson(round(accuracy * images), images)
     epochs = [float(row["seconds"]) for row in log]
@@ -86,6 +89,7 @@ def write_card(
         *_time(epochs, trained_on),
         f"| started from | {recipe.init or 'random weights'} |",
         f"| black-box substitute | {recipe.substitute or 'none'} |",
+        *_stored(changed, images),
         f"| sha256 of the weights | `{sha256}` |",
         "",
     ]
@@ -99,8 +103,20 @@ def write_card(
     write_atomically(folder / "card.md", ("\n".join(lines) + "\n").encode())
 
 
+def _stored(changed: int | None, images: int) -> list[str]:
+    """The row of the table that says what storage as float16 changes; none for float32."""
+    if changed is None:
+        return []
+    return [
+        f"| weights stored as | float16; {changed} of {images:,} predictions differ from those "
+        "before rounding |"
+    ]
+
+
 def _encoding(config: NetworkConfig) -> str:
-    """The encoding, with its levels if it has some."""
+    """The encoding, with its levels or the weight of its spike times if it has some."""
+    if config.time_weight is not None:
+        return f"{config.encoding}, weight of spike times {config.time_weight:g}"
     return config.encoding if config.levels is None else f"{config.encoding}, N = {config.levels}"
 
 
@@ -146,6 +162,11 @@ def _method(recipe: Recipe) -> str:
         how = f"{METHODS['hybrid']} {CONTROLS[recipe.hire.noise]}"
     if recipe.gaussian is not None:
         how += f" of standard deviation {recipe.gaussian.deviation}"
+    how += {
+        "learned": "",
+        "thresholds": ", with leaks held",
+        "held": ", with thresholds and leaks held",
+    }[recipe.dynamics]
     return f"{how}{_ball(recipe)}{_sparse(recipe)}"
 
 

@@ -44,16 +44,12 @@ class Conversion(_Strict):
 
 
 class Optimizer(_Strict):
-    """The optimizer and its learning rate, which falls from `lr` to zero along a cosine.
-
-    Without `train_leaks`, the leaks of an SNN stay what they are before the first update.
-    """
+    """The optimizer and its learning rate, which falls from `lr` to zero along a cosine."""
 
     name: Literal["adam", "sgd"] = "adam"
     lr: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    train_leaks: bool = True
 
 
 class Augmentation(_Strict):
@@ -106,11 +102,13 @@ class Adversarial(_Strict):
     `epsilon` and `step` are sizes in pixel units, as a paper writes them: `8/255`. `step` is by
     default 1.25 epsilon for a single step, and 2.5 epsilon / steps for more. The loss is
     `clean_weight` times that of the clean images plus the rest times that of the adversarial ones.
+    Each step is along the mean gradient over `draws` passes of a network that draws.
     """
 
     epsilon: str
     step: str | None = None
     steps: Steps = 1
+    draws: Positive = 1
     random_start: bool = True
     clean_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -194,7 +192,10 @@ class Recipe(_Strict):
     thresholds on them. Adversarial training and training on Gaussian noise take an ANN or an SNN.
     `sparsity` goes with every method, `guidance` with the method `ann`. `holdout` is the number of
     training images that are kept out, for choosing settings; `train_images` is the number of images
-    to train on, the first ones of the rest, and all of them by default.
+    to train on, the first ones of the rest, and all of them by default. `dynamics` says whether the
+    thresholds and leaks of an SNN are `learned`, the `thresholds` alone, or both `held` where
+    training starts; a threshold that is held is the one of calibration, times `conversion.scale`. `data_fingerprint` is that of the
+    training images, which other data are refused by; it does not change what is trained.
     """
 
     name: Annotated[
@@ -210,6 +211,7 @@ class Recipe(_Strict):
     adversarial: Adversarial | None = None
     sparsity: Sparsity | None = None
     guidance: Guidance | None = None
+    dynamics: Literal["learned", "thresholds", "held"] = "learned"
     optimizer: Optimizer = Optimizer()
     augmentation: Augmentation = Augmentation()
     epochs: Count
@@ -218,6 +220,29 @@ class Recipe(_Strict):
     train_images: Positive | None = None
     seed: Count = 0
     substitute: str | None = None
+    data_fingerprint: str | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_network(self) -> Recipe:
+        kind, encoding = self.network.kind, self.network.encoding
+        if kind == "ann" and self.dynamics != "learned":
+            raise ValueError("dynamics goes with an SNN: an ANN has no thresholds and leaks")
+        if self.epochs == 0 and self.dynamics != "learned":
+            raise ValueError("dynamics goes with training: method conversion trains nothing")
+        draws = encoding in ("poisson", "quantised")
+        if self.adversarial is not None and self.adversarial.draws > 1 and not draws:
+            raise ValueError("adversarial.draws goes with an encoding that draws")
+        if self.hire is None:
+            return self
+        steps, periods = self.network.time_steps, self.hire.periods
+        if steps % periods:
+            raise ValueError(f"hire.periods {periods} does not divide time_steps {steps}")
+        if encoding == "single-spike" and steps < 2 * periods:
+            raise ValueError("a period of the single-spike encoding needs at least 2 time steps")
+        if encoding == "single-spike" and self.hire.carry == "detach":
+            # Whether a neuron has fired does not pass from one period to the next.
+            raise ValueError("hire.carry: detach does not go with the single-spike encoding")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -235,8 +260,6 @@ class Recipe(_Strict):
             raise ValueError("method conversion needs the section conversion")
         if kind == "ann" and self.conversion is not None:
             raise ValueError("an ANN takes no conversion")
-        if not self.optimizer.train_leaks and (kind == "ann" or self.epochs == 0):
-            raise ValueError("optimizer.train_leaks goes with training of an SNN")
         if self.guidance is not None and self.method != "ann":
             raise ValueError("guidance goes with method ann")
         if (
@@ -254,18 +277,22 @@ class Recipe(_Strict):
                 raise ValueError(
                     f"the {section} section goes with method {section}, and only with it"
                 )
-        if self.hire is not None and self.network.time_steps % self.hire.periods:
-            raise ValueError(
-                f"hire.periods {self.hire.periods} does not divide "
-                f"time_steps {self.network.time_steps}"
-            )
         return self
+
+    @property
+    def trained_by(self) -> str:
+        """The method as checkpoints state it, which tells HIRE-SNN and its controls apart."""
+        if self.hire is None or self.hire.noise == "crafted":
+            return self.method
+        return "periods" if self.hire.noise == "none" else f"periods-{self.hire.noise}"
 
     def digest(self) -> str:
         """The identity of the recipe: the sha256 of its canonical JSON."""
         # These fields are newer than checkpoints whose recipe does not have them; left out where
         # they are empty, they do not change their digest.
-        found = self.model_dump(mode="json")
+        found = self.model_dump(mode="json", exclude={"data_fingerprint"})
+        if self.dynamics == "learned":
+            del found["dynamics"]
         for section in ("gaussian", "adversarial", "sparsity", "guidance"):
             if found[section] is None:
                 del found[section]
@@ -273,8 +300,8 @@ class Recipe(_Strict):
             del found["sparsity"]["widest"]
         if self.adversarial is not None and self.adversarial.clean_weight == 0:
             del found["adversarial"]["clean_weight"]
-        if self.optimizer.train_leaks:
-            del found["optimizer"]["train_leaks"]
+        if self.adversarial is not None and self.adversarial.draws == 1:
+            del found["adversarial"]["draws"]
         if self.hire is not None and self.hire.noise == "crafted":
             del found["hire"]["noise"]
         canonical = json.dumps(found, sort_keys=True)

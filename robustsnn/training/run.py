@@ -31,6 +31,7 @@ from robustsnn.data.catalogue import DATASETS
 from robustsnn.data.datasets import ImageSet, load_dataset, load_training
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import outline, save_checkpoint
+from robustsnn.models.half_precision import rounded
 from robustsnn.snn.channels import slim
 from robustsnn.snn.network import Network
 from robustsnn.training.adversarial import adversarial_update
@@ -48,7 +49,10 @@ from robustsnn.training.step import BatchOutcome, plain_update
 
 Update = Callable[[Network, torch.optim.Optimizer, Tensor, Tensor], BatchOutcome]
 Log = list[dict[str, Any]]
-SCORING_BATCH = 250
+#: The most images of a pass that scores, and the most images times time steps.
+SCORING_BATCH, SCORING_STEPS = 250, 1000
+#: The most test images whose prediction may change for weights to be stored as float16.
+CHANGED_AT_MOST = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,17 +135,7 @@ def train(
         done, log = _begun(run) if resume else (0, [])
         open_folder(folder, path, overrides, resume=resume)
         _train(run, done, log)
-        network = run.network.to("cpu").to(memory_format=torch.contiguous_format)
-        if recipe.sparsity is not None and recipe.sparsity.pattern == "channel":
-            network = slim(network)
-        digest = _save(run, network)
-        if not recipe.holdout and recipe.train_images is None:
-            told.now("scoring the test images")
-            test = load_dataset(recipe.data, data_root, split="test", download=download)
-            score = accuracy(network, test.tensor(slice(None)), test.labels)
-            about = (score, len(test), len(run.images), log, digest, run.dense_weights)
-            write_card(folder, recipe, network, *about)
-            run.say(f"test accuracy {score:.4f} on {len(test):,} images")
+        _finish(run, data_root, log, download)
     (folder / STATE).unlink(missing_ok=True)
     return folder
 
@@ -226,9 +220,55 @@ def _logged_epoch(run: _Run, epoch: int) -> dict[str, Any]:
     return row
 
 
-def _save(run: _Run, network: Network) -> str:
-    """Write the checkpoint, and return the sha256 of its weights."""
+def as_stored(network: Network, images: Tensor) -> tuple[Network, int | None, Tensor]:
+    """The network as it is to be stored, and what that changes.
+
+    Its weights are rounded to float16 where that changes the prediction of at most 5 of the images.
+
+    Args:
+        network: The trained network.
+        images: The test images `[n, channel, height, width]`, in pixel units of [0, 1].
+
+    Returns:
+        The network, the number of predictions that differ from those before rounding (None for a
+        network that is stored as float32), and its predictions, int64 `[n]`.
+    """
+    before, coarse = predictions(network, images), rounded(network)
+    if all(torch.isfinite(p).all() for p in coarse.parameters()):
+        after = predictions(coarse, images)
+        changed = int((after != before).sum())
+        if changed <= CHANGED_AT_MOST:
+            return coarse, changed, after
+    return network, None, before
+
+
+def _finish(run: _Run, data_root: Path | str | None, log: Log, download: bool) -> None:
+    """Write the checkpoint and, unless images were held out, the card."""
     recipe = run.recipe
+    network = run.network.to("cpu").to(memory_format=torch.contiguous_format)
+    if recipe.sparsity is not None and recipe.sparsity.pattern == "channel":
+        network = slim(network)
+    if recipe.holdout or recipe.train_images is not None:
+        _save(run, network)
+        return
+    run.told.now("scoring the test images")
+    test = load_dataset(recipe.data, data_root, split="test", download=download)
+    images = test.tensor(slice(None))
+    network, changed, found = as_stored(network, images)
+    digest = _save(run, network, changed)
+    score = float((found.numpy() == test.labels).mean())
+    about = (score, len(test), len(run.images), log, digest, run.dense_weights, changed)
+    write_card(run.folder, recipe, network, *about)
+    run.say(f"test accuracy {score:.4f} on {len(test):,} images")
+
+
+def _save(run: _Run, network: Network, changed: int | None = None) -> str:
+    """Write the checkpoint, and return the sha256 of its weights.
+
+    `changed` is the number of predictions that storage as float16 changes; None for float32.
+    """
+    recipe = run.recipe
+    half = {} if changed is None else {"stored_as": "float16", "changed_predictions": changed}
     return save_checkpoint(
         network,
         run.folder,
@@ -236,9 +276,10 @@ def _save(run: _Run, network: Network) -> str:
         class_names=run.data.class_names,
         substitute=recipe.substitute,
         dense_weights=run.dense_weights,
+        half=changed is not None,
         provenance={
             "recipe": recipe.name,
-            "method": recipe.method,
+            "method": recipe.trained_by,
             "recipe_sha256": recipe.digest(),
             "seed": recipe.seed,
             "epochs": recipe.epochs,
@@ -248,6 +289,7 @@ def _save(run: _Run, network: Network) -> str:
             "python": platform.python_version(),
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
+            **half,
         },
     )
 
@@ -255,6 +297,12 @@ def _save(run: _Run, network: Network) -> str:
 def _check_fit(recipe: Recipe, data: ImageSet) -> None:
     """Refuse a recipe whose network or holdout does not fit the data."""
     _check_network(recipe, data.name, data.shape, len(data.class_names))
+    if recipe.data_fingerprint not in (None, data.fingerprint):
+        raise InputError(
+            f"the recipe was written for {recipe.data} with the fingerprint "
+            f"{recipe.data_fingerprint}, and these images have {data.fingerprint}: give the same "
+            "data, or drop data_fingerprint from the recipe."
+        )
     if recipe.holdout >= len(data):
         raise InputError(f"holdout {recipe.holdout} leaves nothing of {len(data)} images.")
 
@@ -278,13 +326,15 @@ def _check_network(recipe: Recipe, name: str, shape: tuple[int, ...], classes: i
 
 
 def _optimizer(recipe: Recipe, network: Network) -> torch.optim.Optimizer:
-    """The optimizer of weights, thresholds and leaks; of no leaks, if the recipe holds them."""
+    """The optimizer of weights, and of the thresholds and leaks that the recipe does not hold."""
     settings = recipe.optimizer
-    if not settings.train_leaks:
-        for layer in network.spiking_layers().values():
-            layer.leak.requires_grad_(False)
+    held = {"learned": (), "thresholds": ("leak",), "held": ("leak", "threshold")}[recipe.dynamics]
+    layers = network.spiking_layers().values()
+    for layer in layers:
+        for name in held:
+            getattr(layer, name).requires_grad_(False)
     # Weight decay would also shrink thresholds and leaks, which are not weights.
-    dynamics = [p for layer in network.spiking_layers().values() for p in layer.parameters()]
+    dynamics = [parameter for layer in layers for parameter in layer.parameters()]
     ids = {id(p) for p in dynamics}
     weights = [p for p in network.parameters() if id(p) not in ids]
     dynamics = [p for p in dynamics if p.requires_grad]
@@ -362,7 +412,6 @@ def _bar(console: Console) -> Progress:
     )
 
 
-@torch.no_grad()
 def accuracy(network: Network, images: Tensor, labels: Any) -> float:
     """The fraction of images that a network classifies right, in evaluation mode.
 
@@ -371,17 +420,27 @@ def accuracy(network: Network, images: Tensor, labels: Any) -> float:
         images: Images `[n, channel, height, width]`, in pixel units of [0, 1].
         labels: True classes `[n]`.
     """
+    truth = torch.as_tensor(labels).long()
+    return int((predictions(network, images) == truth).sum()) / len(images)
+
+
+@torch.no_grad()
+def predictions(network: Network, images: Tensor) -> Tensor:
+    """The predicted classes, int64 `[n]`, in evaluation mode; the arguments are as in `accuracy`.
+
+    A network that draws does so by the place of an image.
+    """
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
-    truth = torch.as_tensor(labels).long()
-    right = 0
-    for begin in range(0, len(images), SCORING_BATCH):
-        part = slice(begin, begin + SCORING_BATCH)
+    found = []
+    size = max(1, min(SCORING_BATCH, SCORING_STEPS // network.time_steps))
+    for begin in range(0, len(images), size):
+        part = slice(begin, begin + size)
         logits = network(images[part].to(device), torch.arange(len(images))[part])
-        right += int((logits.argmax(1).cpu() == truth[part]).sum())
+        found.append(logits.argmax(1).cpu())
     network.train(was_training)
-    return right / len(images)
+    return torch.cat(found)
 
 
 def _write_log(path: Path, log: Log) -> None:

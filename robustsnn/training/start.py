@@ -95,7 +95,8 @@ def _unspiking(recipe: Recipe) -> Network:
     """
     plain = {"kind": "ann", "time_steps": 1, "encoding": "direct"}
     fields = recipe.network.model_dump() | plain
-    fields.pop("levels", None)
+    for field in ("levels", "time_weight"):
+        fields.pop(field, None)
     network = Network(NetworkConfig.model_validate(fields))
     for weight in weights_of(network).values():
         nn.init.kaiming_normal_(weight, nonlinearity="relu")

@@ -178,7 +178,7 @@ def _found(plan: Plan, output: Path, suite: str) -> dict[str, object]:
         "identity": plan.identity,
         "clean": float(accuracy[CLEAN]),
         "level": read.level,
-        "flags": " ".join(sorted({str(flag["slug"]) for flag in read.flags})),
+        "flags": " ".join(sorted({str(flag["flag"]) for flag in read.flags})),
     }
     if suite == PUBLISHED:
         for attack in ATTACKS:

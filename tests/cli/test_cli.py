@@ -41,7 +41,9 @@ def test_help_is_fast_and_imports_no_torch(tmp_path):
 
 
 def test_every_verb_has_help(cli):
-    verbs = "demo evaluate compare crosscheck report verify train zoo attacks estimators".split()
+    verbs = (
+        "demo evaluate compare crosscheck report board verify train zoo attacks estimators".split()
+    )
     text = cli("--help").stdout
     for verb in verbs:
         assert re.search(rf"^\s+{verb}\b", text, re.MULTILINE)

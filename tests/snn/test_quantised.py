@@ -8,6 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from robustsnn.adversary.victim import Victim
+from robustsnn.estimators.make import make_estimator
 from robustsnn.snn.activity import record_activity
 from robustsnn.snn.encoding import quantised
 from robustsnn.snn.energy import MAC_PJ, energy
@@ -89,6 +91,23 @@ def test_a_network_draws_by_its_keys_and_anew_in_training() -> None:
     # The first layer sees the normalised levels: (0, 1/2 or 1, less the mean) over the deviation.
     levels = torch.tensor([(v - 0.4) / 0.3 for v in (0.0, 0.5, 1.0)])
     assert (inputs[0].unsqueeze(-1) - levels).abs().amin(-1).max() < 1e-6
+
+
+def test_an_attacker_meets_new_draws_in_every_pass() -> None:
+    net = network(encoding="quantised", levels=1, time_steps=2).requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.4)
+    labels = torch.arange(6) % 5
+
+    def agreement(spec: str) -> float:
+        """How alike the signs of two gradients are that one victim finds one after the other."""
+        victim = Victim(net, make_estimator(spec, net), range(6))
+        one, two = (victim.gradient(images(), labels).gradient for _ in range(2))
+        return float((one.sign() == two.sign()).float().mean())
+
+    single, averaged = agreement("bptt"), agreement("bptt:draws=32,average=logits")
+    assert single < 0.9 and averaged > single + 0.05
 
 
 def test_the_first_layer_is_computed_at_every_step() -> None:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from robustsnn.data.datasets import SAMPLE, load_dataset
+from robustsnn.data.datasets import SAMPLE, load_dataset, load_training
 from robustsnn.errors import InputError
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.snn.network import Network, NetworkConfig
@@ -122,7 +122,8 @@ def test_a_spiking_network_learns(place, method, extra):
 def test_leaks_that_are_not_trained_stay_what_they_were(place, tmp_path):
     root, work = place
     conversion = {"scale": 0.3, "steps": 8, "images": 100, "leak": 0.75}
-    held = {"optimizer": {"lr": 0.01, "train_leaks": False}, "epochs": 1, "conversion": conversion}
+    held = {"optimizer": {"lr": 0.01}, "dynamics": "thresholds", "epochs": 1}
+    held["conversion"] = conversion
     alone = {"epochs": 0, "conversion": conversion}
     before, after = (
         load_network(read_checkpoint(train(write(work, name, recipe), root, tmp_path / name)))
@@ -144,12 +145,72 @@ def test_conversion_alone_trains_nothing(place):
     recipe = write(work, "conversion", spiking("conversion", **changes))
     folder = train(recipe, root, work / "conversion")
     ann, snn = load_model(work / "ann").state_dict(), load_model(folder).state_dict()
-    assert all(torch.equal(snn[name], weights) for name, weights in ann.items())
+    # They are stored as float16, by which few predictions change.
+    assert all(torch.equal(snn[name], weights.half().float()) for name, weights in ann.items())
+    assert "weights stored as | float16" in (folder / "card.md").read_text(encoding="utf-8")
     card = (folder / "card.md").read_text(encoding="utf-8")
     assert "converted from its ANN, and not trained further" in card
     assert "training time" not in card and not (folder / "training.csv").exists()
     found = re.search(r"clean accuracy \| ([0-9.]+) %", card)
     assert found is not None and float(found[1]) > 50
+
+
+HALF = {"mean": [0.5], "std": [0.5]}
+ENCODINGS = {
+    "poisson": {"encoding": "poisson", **HALF},
+    "quantised": {"encoding": "quantised", "levels": 2},
+    "single-spike": {"encoding": "single-spike", "time_weight": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def half(place):
+    """A tiny ANN that sees pixels in [-1, 1], from which rate-coded networks are converted."""
+    root, work = place
+    network = {**ANN["network"], **HALF}
+    recipe = write(work, "half", {**ANN, "network": network, "epochs": 1, "holdout": 0})
+    return train(recipe, root, work / "half")
+
+
+@pytest.mark.parametrize("method", ["conversion", "adversarial"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_goes_through_a_recipe(place, half, tmp_path, encoding, method):
+    root, work = place
+    steps = 32 if method == "conversion" else 4
+    network = {**ANN["network"], "kind": "snn", "time_steps": steps, **ENCODINGS[encoding]}
+    changes = {
+        "network": network,
+        "init": "half" if encoding == "poisson" else "ann",
+        "epochs": 0 if method == "conversion" else 1,
+        "holdout": 0,
+        "conversion": {"scale": 0.7, "steps": 20, "images": 50},
+    }
+    if method == "adversarial":
+        changes |= {"adversarial": {"epsilon": "8/255"}, "train_images": 200}
+    recipe = write(work, f"{method}-{encoding}", spiking(method, **changes))
+    folder = train(recipe, root, tmp_path / "made")
+    found = load_network(read_checkpoint(folder))
+    assert found.config.encoding == encoding
+    assert found.stochastic == (encoding != "single-spike")
+    assert all(layer.threshold > 0 for layer in found.spiking_layers().values())
+    if method == "conversion":
+        stated = re.search(r"clean accuracy \| ([0-9.]+) %", (folder / "card.md").read_text())
+        # A code of single spikes was not what the weights were trained for.
+        assert stated is not None and float(stated[1]) > (30 if encoding != "single-spike" else 5)
+
+
+def test_images_of_another_fingerprint_are_refused(place, tmp_path):
+    root, work = place
+    own = load_training("fashion-mnist", root).fingerprint
+    short = {**ANN, "epochs": 1, "holdout": 0, "train_images": 50}
+    for number, fingerprint in enumerate((own, "0" * 16)):
+        recipe = write(work, f"print{number}", {**short, "data_fingerprint": fingerprint})
+        if fingerprint == own:
+            train(recipe, root, tmp_path / "own")
+            continue
+        with pytest.raises(InputError, match=f"{fingerprint}, and these images have {own}"):
+            train(recipe, root, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -261,8 +322,8 @@ def test_augmentation_shifts_and_flips():
         ({"sparsity": {"start": "random", "density": 0.5, "widest": 0.5}}, "widest goes with"),
         ({"method": "adversarial"}, "the adversarial section goes with"),
         ({"method": "adversarial", "adversarial": {"epsilon": "eight"}}, "adversarial"),
-        ({"optimizer": {"train_leaks": False}}, "train_leaks goes with training of an SNN"),
-        ({"optimizer": {"train_leaks": "some"}}, "optimizer.train_leaks"),
+        ({"dynamics": "thresholds"}, "dynamics goes with an SNN"),
+        ({"dynamics": "some"}, "dynamics"),
         ({"data": "fashion-mnits"}, "fashion-mnist"),
     ],
 )
