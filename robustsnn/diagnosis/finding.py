@@ -87,6 +87,8 @@ class Finding:
         }
 
 
+#: The slug of D15, which entries of suites ask for by `when: blind`.
+BLIND = "blind-score"
 #: The share of gradients that may be all zero: of an attack, or of the images of a check.
 MOST_ZERO_GRADIENTS = 0.05
 #: The accuracy by which a weaker attack may beat a stronger one before that is flagged.

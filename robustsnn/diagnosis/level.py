@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from robustsnn.common import wording
-from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.finding import BLIND, Finding
 
 Grade = Literal["A", "B", "C"]
 
@@ -97,6 +97,14 @@ CRITERIA = (
         "search, and run again.",
     ),
     Criterion(
+        "D15",
+        (BLIND,),
+        "C",
+        "B",
+        "Quote a suite that attacks the layer in front of what is flat and searches by labels, and "
+        "do not believe searches by score: what the network returns says too little.",
+    ),
+    Criterion(
         "D4",
         ("gradient-fidelity",),
         "C",
@@ -104,6 +112,14 @@ CRITERIA = (
         "Do not quote what its own gradient says: quote a suite of several derivatives and of "
         "searches, standard or plus, and look for a part that is differentiated as another "
         "function.",
+    ),
+    Criterion(
+        "D16",
+        ("surrogate-misplaced",),
+        "C",
+        "B",
+        "Differentiate spikes where they flip: give the threshold of every step (`live` in "
+        "the trace of a layer) and run a suite of several derivatives.",
     ),
     Criterion(
         "D3",

@@ -39,6 +39,8 @@ _LATER = {
     "energy": False,
     "until": None,
     "sample": None,
+    "when": None,
+    "reads": None,
 }
 
 
@@ -102,7 +104,9 @@ class Suite(Strict):
                 "drop one"
             )
         for place, entry in enumerate(self.entries):
-            rounds = [name for name in ("until", "sample") if getattr(entry, name) is not None]
+            rounds = [
+                name for name in ("until", "sample", "when") if getattr(entry, name) is not None
+            ]
             if rounds and not self.cascade:
                 raise ValueError(
                     f"entries.{place}: {rounds[0]} works in a cascade only: add cascade: true"

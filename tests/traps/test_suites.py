@@ -41,6 +41,14 @@ def suite_for(spiking: bool) -> Suite:
                 {"label": "CE", "attack": "apgd:steps=10,loss=cross-entropy", "estimator": "best"},
                 {"label": "Margin", "attack": "apgd:steps=20,loss=margin", "estimator": "best"},
                 {"label": "Square", "attack": "square:queries=100,warm=yes,offset=200"},
+                {
+                    "label": "Inner",
+                    "attack": "apgd:steps=20,loss=margin",
+                    "estimator": PROBES[2] if spiking else PROBES[0],
+                    "when": "blind",
+                    "reads": "inner",
+                },
+                {"label": "RayS", "attack": "rays:queries=100", "when": "blind"},
             ],
         }
     )

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
-from robustsnn.diagnosis.probe import gradients
+from robustsnn.diagnosis.probe import directions, gradients
+from robustsnn.diagnosis.probe.inner import inner_reading
+from robustsnn.diagnosis.probe.placement import placement
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen, Spent
 from robustsnn.models.scoring import judged_margin
 
@@ -68,7 +70,7 @@ def probe(
     draws: int = 1,
     sizes: Sizes | None = None,
 ) -> Probed:
-    """Measure D1, D2, D4, D6, D8, D11, D12 and the indicators of attack failure.
+    """Measure D1, D2, D4, D6, D8, D11, D12, D15, D16 and the indicators of attack failure.
 
     Args:
         network: The network, in evaluation mode; it is left as it was.
@@ -95,7 +97,9 @@ def probe(
     findings: list[Finding] = []
     if len(wide) and threat.radius > 0:
         accuracy = len(right) / len(images)
-        findings = _measure(wide, wide.first(sizes.narrow), threat, accuracy, draws, sizes)
+        findings = _measure(
+            everything, wide, wide.first(sizes.narrow), threat, accuracy, draws, sizes
+        )
     return Probed(
         tuple(sorted(findings, key=lambda f: (f.id[0], int(f.id[1:])))),
         spent.forward,
@@ -105,6 +109,7 @@ def probe(
 
 
 def _measure(
+    everything: Specimen,
     wide: Specimen,
     narrow: Specimen,
     threat: ThreatModel,
@@ -113,12 +118,15 @@ def _measure(
     sizes: Sizes,
 ) -> list[Finding]:
     taken = gradients.take(wide, threat)
+    seen = directions.along(
+        wide.first(sizes.checked), taken, threat, sizes.directions, sizes.checked
+    )
     findings = [
         *gradients.zero_gradients(taken),
         *gradients.support(taken),
-        *gradients.fidelity(
-            wide.first(sizes.checked), taken, threat, sizes.directions, sizes.checked
-        ),
+        directions.fidelity(seen),
+        _blind(everything, seen, threat),
+        *placement(narrow),
         *gradients.repeated(narrow, taken),
         *gradients.through_time(narrow, taken),
         *gradients.through_layers(taken),
@@ -131,3 +139,13 @@ def _measure(
     if narrow.victim().stochastic:
         findings += search.doubling(narrow, threat, draws)
     return findings
+
+
+def _blind(everything: Specimen, seen: directions.Along, threat: ThreatModel) -> Finding:
+    """D15, with the layer that says more where the logits say too little."""
+    layer = None
+    if directions.is_blind(seen):
+        given = (everything.network, everything.images, everything.ids, threat)
+        reading = inner_reading(*given, everything.micro_batch, everything.seed)
+        layer = None if reading is None else reading.layer
+    return directions.blind_score(seen, layer)
