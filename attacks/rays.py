@@ -105,8 +105,7 @@ class _Rays:
 
     def asked(self) -> Tensor:
         """The next points, `[image, ...]`."""
-        middle = (self.low + self.high) / 2
-        radius = torch.where(self.bisecting, middle, self.radius.clamp_max(self.farthest))
+        radius = torch.where(self.bisecting, self.middle, self.radius.clamp_max(self.farthest))
         return self._along(self.tried, radius)
 
     def answered(self, wrong: Tensor) -> None:
@@ -114,16 +113,32 @@ class _Rays:
         trying = ~self.bisecting
         found, failed = trying & wrong, trying & ~wrong
         self.signs = torch.where(found[:, None], self.tried, self.signs)
-        now = self.radius.clamp_max(self.farthest)
-        middle = (self.low + self.high) / 2
+        now, middle = self.radius.clamp_max(self.farthest), self.middle
         self.high = torch.where(found, now, torch.where(self.bisecting & wrong, middle, self.high))
         self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~wrong, middle, self.low))
         self.bisecting = self.bisecting | found
         self.radius = torch.where(self.bisecting, self.high, self.radius)
-        least = torch.clamp(PRECISION * self.high, min=OF_BALL * self.threat.radius)
-        ended = self.bisecting & (self.high - self.low <= least)
+        ended = self.bisecting & self.narrow & ~self.around
         self.bisecting = self.bisecting & ~ended
         self._next(ended | failed)
+
+    @property
+    def narrow(self) -> Tensor:
+        """Whether the radius of each image is known well enough."""
+        least = torch.clamp(PRECISION * self.high, min=OF_BALL * self.threat.radius)
+        known: Tensor = self.high - self.low <= least
+        return known
+
+    @property
+    def around(self) -> Tensor:
+        """Whether the radius of the ball lies between the bounds of that of each image."""
+        return (self.low < self.threat.radius) & (self.high > self.threat.radius)
+
+    @property
+    def middle(self) -> Tensor:
+        """The radius that a bisection asks next: in the end that of the ball itself."""
+        half = (self.low + self.high) / 2
+        return torch.where(self.narrow & self.around, self.threat.radius, half)
 
     @property
     def done(self) -> Tensor:

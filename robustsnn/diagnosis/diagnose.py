@@ -132,7 +132,8 @@ def _level(
     lacking = missing(stages, _spiking(manifest), manifest.stochastic)
     if manifest.estimator is not None:
         lacking.append(f"its own estimators, all of which {manifest.estimator} replaced")
-    return level_of(flags, lacking, most, "rand" if manifest.stochastic else "standard")
+    full = "rand" if manifest.stochastic else "standard"
+    return level_of(flags, lacking, most, full, manifest.samples)
 
 
 def _spiking(manifest: Manifest) -> bool:

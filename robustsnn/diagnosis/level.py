@@ -12,8 +12,11 @@ from robustsnn.diagnosis.finding import BLIND, Finding
 Grade = Literal["A", "B", "C"]
 
 TITLES: dict[str, str] = {"A": "no flag", "B": "upper bound", "C": "not reliable"}
-#: The id of the one reason that is not a flag: the suite is not a full one.
-SUITE = "suite"
+#: The ids of the reasons that are not flags: the suite is not a full one, or the images are few.
+SUITE, IMAGES = "suite", "images"
+#: The number of images from which a number may be of level A. On fewer, a suite that has stopped
+#: breaking images could still break one in 70, by the 95 % interval of none of 200.
+FEWEST_IMAGES = 200
 
 
 @dataclass(frozen=True)
@@ -244,7 +247,7 @@ class Reason:
     """One flag, or a suite that is not full, and the level that it alone would give.
 
     Args:
-        id: The id of the diagnostic, or `suite`.
+        id: The id of the diagnostic, or `suite` or `images`.
         flag: The slug of the flag.
         level: The level that this reason alone would give.
         sentence: The reason, in one sentence.
@@ -287,7 +290,11 @@ class Level:
 
 
 def level_of(
-    flags: Sequence[Finding], missing: Sequence[str], survivors: int, full: str = "standard"
+    flags: Sequence[Finding],
+    missing: Sequence[str],
+    survivors: int,
+    full: str = "standard",
+    images: int = FEWEST_IMAGES,
 ) -> Level:
     """The level of a run's numbers, by `CRITERIA`.
 
@@ -296,6 +303,7 @@ def level_of(
         missing: What a full suite has and the suite of the run does not, in words.
         survivors: The largest number of images that survived every attack of one norm and size.
         full: The name of the full suite for such a network.
+        images: The number of images of the run.
 
     Examples:
         >>> level_of([], [], survivors=3).level
@@ -322,6 +330,17 @@ def level_of(
                 "B",
                 f"The suite lacks {wording.listing(list(missing))}.",
                 f"Run the suite {full}: a stronger attack can only lower this upper bound.",
+            ),
+        )
+    if images < FEWEST_IMAGES:
+        found[IMAGES] = (
+            len(CRITERIA) + 1,
+            Reason(
+                IMAGES,
+                "few-images",
+                "B",
+                f"A level A needs {FEWEST_IMAGES} images, and this run has {images}.",
+                f"Run it on {FEWEST_IMAGES} images or more.",
             ),
         )
     ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))
