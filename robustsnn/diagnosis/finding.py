@@ -20,7 +20,7 @@ class Finding:
     """What one diagnostic measured; a flag is a finding that is flagged.
 
     Args:
-        id: The id of the diagnostic: `D1` to `D14`, `I1` to `I6`, or `AA` for a flag that only
+        id: The id of the diagnostic: `D1` to `D16`, `I1` to `I6`, or `AA` for a flag that only
             AutoAttack has.
         slug: The name of the flag in `results.csv`.
         flagged: Whether the finding speaks against the number.

@@ -320,6 +320,31 @@ def level_of(
         reason = Reason(criterion.id or flag.id, flag.slug, level, flag.sentence, criterion.next)
         if flag.slug not in found or level > found[flag.slug][1].level:
             found[flag.slug] = (place, reason)
+    found |= _besides_flags(missing, full, images)
+    ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))
+    reasons = tuple(reason for _, reason in ranked)
+    if not reasons:
+        return Level(
+            "A",
+            "A, no flag: no diagnostic speaks against the number, which stays an upper bound.",
+            "Quote it with its interval and the name and version of the suite.",
+            (),
+        )
+    first = reasons[0]
+    more = len(reasons) - 1
+    are = "is" if more == 1 else "are"
+    others = f" There {are} {wording.count(more, 'more reason')}." if more else ""
+    return Level(
+        first.level,
+        f"{first.level}, {TITLES[first.level]}: {first.sentence}{others}",
+        first.next,
+        reasons,
+    )
+
+
+def _besides_flags(missing: Sequence[str], full: str, images: int) -> dict[str, tuple[int, Reason]]:
+    """The reasons for level B that are not flags, each with its place among those of its level."""
+    found: dict[str, tuple[int, Reason]] = {}
     if missing:
         # Placed before every flag of its level: the missing attacks should be run first.
         found[SUITE] = (
@@ -343,25 +368,7 @@ def level_of(
                 f"Run it on {FEWEST_IMAGES} images or more.",
             ),
         )
-    ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))
-    reasons = tuple(reason for _, reason in ranked)
-    if not reasons:
-        return Level(
-            "A",
-            "A, no flag: no diagnostic speaks against the number, which stays an upper bound.",
-            "Quote it with its interval and the name and version of the suite.",
-            (),
-        )
-    first = reasons[0]
-    more = len(reasons) - 1
-    are = "is" if more == 1 else "are"
-    others = f" There {are} {wording.count(more, 'more reason')}." if more else ""
-    return Level(
-        first.level,
-        f"{first.level}, {TITLES[first.level]}: {first.sentence}{others}",
-        first.next,
-        reasons,
-    )
+    return found
 
 
 def criterion_of(slug: str) -> tuple[int, Criterion]:

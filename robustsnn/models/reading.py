@@ -217,7 +217,7 @@ def readings(
         values = _values(network, Reading(name, folds[name]), images, ids, micro_batch, seed)
         if not bool(values.isfinite().all()):
             continue
-        if values.shape[1] == logits.shape[1] and _share(values.argmax(1), said) >= LEAST_AGREED:
+        if values.shape[1] == logits.shape[1] and _agreed(values, logits) >= LEAST_AGREED:
             yield Reading(name, folds[name])
         elif values.shape[1] > 1 and len(values) >= FEWEST_FITTED:
             half = _fitted(values[::2], said[::2], logits.shape[1])
@@ -321,6 +321,12 @@ def _fitted(values: Tensor, said: Tensor, classes: int) -> tuple[Tensor, Tensor]
     dual = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), wanted - level)
     weight = centred.T @ dual
     return weight.to(values.dtype), (level - mean @ weight).to(values.dtype)
+
+
+def _agreed(values: Tensor, logits: Tensor) -> float:
+    """The share of images on which the largest value names a class that the logits put first."""
+    first = logits.gather(1, values.argmax(1, keepdim=True))[:, 0]
+    return _share(first, logits.amax(1))
 
 
 def _share(one: Tensor, other: Tensor) -> float:
