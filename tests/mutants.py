@@ -21,7 +21,7 @@ from robustsnn.diagnosis.level import CRITERIA
 #: Where diagnostics are tested; the quickest first.
 WHERE = (
     *("test_diagnostics.py", "test_clean.py", "test_preflight.py", "test_probe.py"),
-    "test_indicators.py",
+    *("test_indicators.py", "test_placement.py"),
 )
 #: Diagnostics that change no level, by their slugs, beside those of the rules; and measures that
 #: never flag, which lose their name in place of their flag.

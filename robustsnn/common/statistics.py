@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+#: The least p-value: the smallest float with all its digits.
+LEAST_P = sys.float_info.min
 
 
 class Interval(NamedTuple):
@@ -88,6 +92,9 @@ def mcnemar_exact(b: int, c: int) -> float:
     is twice the smaller binomial tail, and at most 1; without discordant pairs there is no evidence
     and p is 1.
 
+    A value too small for a float, such as 1e-516, becomes the smallest normal float, 2.2e-308,
+    which is an upper bound. It would be 0 otherwise, and no outcome is impossible.
+
     >>> mcnemar_exact(0, 5)
     0.0625
 
@@ -104,7 +111,7 @@ def mcnemar_exact(b: int, c: int) -> float:
     for k in range(min(b, c)):
         term = term * (n - k) // (k + 1)
         tail += term
-    return min(1.0, float(2 * tail / (1 << n)))
+    return max(LEAST_P, min(1.0, float(2 * tail / (1 << n))))
 
 
 def paired(first: ArrayLike, second: ArrayLike) -> Paired:

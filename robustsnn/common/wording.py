@@ -21,6 +21,7 @@ _WORDS = {
     "snn": "SNN",
     "deepfool": "DeepFool",
     "hopskipjump": "HopSkipJump",
+    "rays": "RayS",
 }
 _DATA = {
     "fashion-mnist": "Fashion-MNIST",

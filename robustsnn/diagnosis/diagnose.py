@@ -6,6 +6,7 @@ criteria of today.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from robustsnn.diagnosis.clean import clean_at_chance
-from robustsnn.diagnosis.finding import Finding, of_check, of_measure
+from robustsnn.diagnosis.finding import BLIND, Finding, of_check, of_measure
 from robustsnn.diagnosis.flags import by_row, flags_of
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
 from robustsnn.diagnosis.level import Level, level_of
@@ -31,7 +32,7 @@ from robustsnn.diagnosis.stages import (
 )
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest
-from robustsnn.records.schema import CLEAN, Condition
+from robustsnn.records.schema import CLEAN, Condition, Size
 from robustsnn.records.summary import own_rows, summarise, survivors
 
 
@@ -86,7 +87,7 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
     plain = summarise(records, manifest.data, settings, cascade=manifest.cascade)
     stages = as_recorded(attacking(every), own)
     classes = _classes(manifest, records)
-    probed = [of_measure(row) for row in manifest.probe or ()]
+    probed = [_where_any_survives(of_measure(row), own) for row in manifest.probe or ()]
     rows = ledger(own, stages)
     measured = [
         *_of_stages(own, stages, manifest.cascade, probed),
@@ -115,6 +116,15 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
     )
 
 
+def _where_any_survives(finding: Finding, records: pd.DataFrame) -> Finding:
+    """The finding; a blind score is no flag at a size at which no image survives."""
+    if finding.slug != BLIND or not finding.flagged:
+        return finding
+    (about,) = finding.rows
+    left = survivors(records, Size(about.norm, about.epsilon))
+    return finding if left else dataclasses.replace(finding, flagged=False)
+
+
 def _level(
     manifest: Manifest, own: pd.DataFrame, stages: Sequence[Stage], flags: Sequence[Finding]
 ) -> Level:
@@ -122,7 +132,8 @@ def _level(
     lacking = missing(stages, _spiking(manifest), manifest.stochastic)
     if manifest.estimator is not None:
         lacking.append(f"its own estimators, all of which {manifest.estimator} replaced")
-    return level_of(flags, lacking, most, "rand" if manifest.stochastic else "standard")
+    full = "rand" if manifest.stochastic else "standard"
+    return level_of(flags, lacking, most, full, manifest.samples)
 
 
 def _spiking(manifest: Manifest) -> bool:

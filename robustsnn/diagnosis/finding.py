@@ -23,7 +23,7 @@ class Finding:
     """What one diagnostic measured; a flag is a finding that is flagged.
 
     Args:
-        id: The id of the diagnostic: `D1` to `D14`, `I1` to `I6`, or `AA` for a flag that only
+        id: The id of the diagnostic: `D1` to `D16`, `I1` to `I6`, or `AA` for a flag that only
             AutoAttack has.
         slug: The name of the flag in `results.csv`.
         flagged: Whether the finding speaks against the number.
@@ -108,6 +108,8 @@ class Finding:
         return {} if self.flagged else {"wording": WORDING}
 
 
+#: The slug of D15, which entries of suites ask for by `when: blind`.
+BLIND = "blind-score"
 #: The share of gradients that may be all zero: of an attack, or of the images of a check.
 MOST_ZERO_GRADIENTS = 0.05
 #: The accuracy by which a weaker attack may beat a stronger one before that is flagged.

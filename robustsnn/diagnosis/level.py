@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from robustsnn.common import wording
-from robustsnn.diagnosis.finding import Finding
+from robustsnn.diagnosis.finding import BLIND, Finding
 
 Grade = Literal["A", "B", "C"]
 
 TITLES: dict[str, str] = {"A": "no flag", "B": "upper bound", "C": "not reliable"}
-#: The id of the one reason that is not a flag: the suite is not a full one.
-SUITE = "suite"
+#: The ids of the reasons that are not flags: the suite is not a full one, or the images are few.
+SUITE, IMAGES = "suite", "images"
+#: The number of images from which a number may be of level A. On fewer, a suite that has stopped
+#: breaking images could still break one in 70, by the 95 % interval of none of 200.
+FEWEST_IMAGES = 200
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,14 @@ CRITERIA = (
         "search, and run again.",
     ),
     Criterion(
+        "D15",
+        (BLIND,),
+        "C",
+        "B",
+        "Quote a suite that attacks the layer in front of what is flat and searches by labels, and "
+        "do not believe searches by score: what the network returns says too little.",
+    ),
+    Criterion(
         "D4",
         ("gradient-fidelity",),
         "C",
@@ -104,6 +115,14 @@ CRITERIA = (
         "Do not quote what its own gradient says: quote a suite of several derivatives and of "
         "searches, standard or plus, and look for a part that is differentiated as another "
         "function.",
+    ),
+    Criterion(
+        "D16",
+        ("surrogate-misplaced",),
+        "C",
+        "B",
+        "Differentiate spikes where they flip: give the threshold of every step (`live` in "
+        "the trace of a layer) and run a suite of several derivatives.",
     ),
     Criterion(
         "D3",
@@ -228,7 +247,7 @@ class Reason:
     """One flag, or a suite that is not full, and the level that it alone would give.
 
     Args:
-        id: The id of the diagnostic, or `suite`.
+        id: The id of the diagnostic, or `suite` or `images`.
         flag: The slug of the flag.
         level: The level that this reason alone would give.
         sentence: The reason, in one sentence.
@@ -271,7 +290,11 @@ class Level:
 
 
 def level_of(
-    flags: Sequence[Finding], missing: Sequence[str], survivors: int, full: str = "standard"
+    flags: Sequence[Finding],
+    missing: Sequence[str],
+    survivors: int,
+    full: str = "standard",
+    images: int = FEWEST_IMAGES,
 ) -> Level:
     """The level of a run's numbers, by `CRITERIA`.
 
@@ -280,6 +303,7 @@ def level_of(
         missing: What a full suite has and the suite of the run does not, in words.
         survivors: The largest number of images that survived every attack of one norm and size.
         full: The name of the full suite for such a network.
+        images: The number of images of the run.
 
     Examples:
         >>> level_of([], [], survivors=3).level
@@ -296,18 +320,7 @@ def level_of(
         reason = Reason(criterion.id or flag.id, flag.slug, level, flag.sentence, criterion.next)
         if flag.slug not in found or level > found[flag.slug][1].level:
             found[flag.slug] = (place, reason)
-    if missing:
-        # Placed before every flag of its level: the missing attacks should be run first.
-        found[SUITE] = (
-            -1,
-            Reason(
-                SUITE,
-                "upper-bound",
-                "B",
-                f"The suite lacks {wording.listing(list(missing))}.",
-                f"Run the suite {full}: a stronger attack can only lower this upper bound.",
-            ),
-        )
+    found |= _besides_flags(missing, full, images)
     ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))
     reasons = tuple(reason for _, reason in ranked)
     if not reasons:
@@ -327,6 +340,35 @@ def level_of(
         first.next,
         reasons,
     )
+
+
+def _besides_flags(missing: Sequence[str], full: str, images: int) -> dict[str, tuple[int, Reason]]:
+    """The reasons for level B that are not flags, each with its place among those of its level."""
+    found: dict[str, tuple[int, Reason]] = {}
+    if missing:
+        # Placed before every flag of its level: the missing attacks should be run first.
+        found[SUITE] = (
+            -1,
+            Reason(
+                SUITE,
+                "upper-bound",
+                "B",
+                f"The suite lacks {wording.listing(list(missing))}.",
+                f"Run the suite {full}: a stronger attack can only lower this upper bound.",
+            ),
+        )
+    if images < FEWEST_IMAGES:
+        found[IMAGES] = (
+            len(CRITERIA) + 1,
+            Reason(
+                IMAGES,
+                "few-images",
+                "B",
+                f"A level A needs {FEWEST_IMAGES} images, and this run has {images}.",
+                f"Run it on {FEWEST_IMAGES} images or more.",
+            ),
+        )
+    return found
 
 
 def criterion_of(slug: str) -> tuple[int, Criterion]:

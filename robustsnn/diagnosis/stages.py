@@ -59,6 +59,7 @@ class Stage:
             it is not one.
         gain: The gain of a round, in points, below which that entry has converged.
         sample: The number of survivors that the attack was asked for, if it was for a part of them.
+        when: The finding without which the attack does not run, such as `blind`; empty for none.
     """
 
     attack: str
@@ -76,6 +77,7 @@ class Stage:
     family: str = ""
     gain: float | None = None
     sample: int | None = None
+    when: str = ""
 
     @property
     def condition(self) -> Condition:
@@ -111,7 +113,7 @@ class Stage:
         """The stage as a row of the manifest."""
         row = dataclasses.asdict(self)
         # A stage that is not one of several rounds is stored as it always was.
-        later = ("family", "gain", "sample")
+        later = ("family", "gain", "sample", "when")
         return {name: value for name, value in row.items() if value or name not in later}
 
     @classmethod
@@ -153,7 +155,7 @@ def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) ->
     """What a full evaluation has and these stages do not, in words; empty if there is nothing.
 
     Args:
-        stages: The stages of a run.
+        stages: The stages of a run; those that run on a condition do not count.
         spiking: Whether the network spikes, so that there are several ways to differentiate it.
         stochastic: Whether the network draws; each step is then an average over draws, and fewer
             steps make a long attack.
@@ -163,6 +165,7 @@ def missing(stages: Sequence[Stage], spiking: bool, stochastic: bool = False) ->
         ['an attack']
     """
     steps = LONG if stochastic else FULL_STEPS
+    stages = [stage for stage in stages if not stage.when]
     if not stages:
         return ["an attack"]
     found: dict[str, None] = {}

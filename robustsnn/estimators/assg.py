@@ -122,8 +122,8 @@ class Adaptive:
             )  # fmt: skip
             return found
         derivative = []
-        for t, u in enumerate(trace.membranes):
-            z = (u / trace.threshold).sub_(1)
+        for t in range(len(trace.membranes)):
+            z = trace.over(t)
             distance = _flat(z[new]).abs()
             at = rows[new]
             mean = means[t, at].mul_(self.first).add_(distance, alpha=1 - self.first)

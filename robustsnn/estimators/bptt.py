@@ -21,6 +21,7 @@ from robustsnn.snn.backward_rule import (
     surrogate_derivative,
     through_time,
 )
+from robustsnn.snn.neuron import LIF
 from robustsnn.snn.surrogate import SURROGATES, Surrogate, describe, make_surrogate
 
 #: The settings of `bptt` itself; other settings after a surrogate are those of the surrogate.
@@ -109,7 +110,10 @@ class Bptt(Estimator):
         attached = None if self.reset is None else self.reset == "attached"
         # Layers of other libraries may not offer a choice of the reset; a rule can make it.
         chosen = all(hasattr(layer, "detach_reset") for layer in layers.values())
-        if self.cut is not None or (attached is not None and not chosen):
+        # A layer of another kind may put a surrogate where spikes do not flip; a rule does not.
+        placed = all(map(_placed, layers.values()))
+        ruled = self.surrogate is not None and not placed
+        if self.cut is not None or (attached is not None and not chosen) or ruled:
             with ruled_layers(network, lambda _: ThroughTime(self.surrogate, attached, self.cut)):
                 yield
             return
@@ -128,6 +132,14 @@ class Bptt(Estimator):
             for layer, before in zip(layers.values(), own, strict=True):
                 for key, value in before.items():
                     setattr(layer, key, value)
+
+
+def _placed(layer: Any) -> bool:
+    """Whether a layer is known to differentiate a surrogate that is set where its spikes flip.
+
+    Layers of other libraries, which have a `library`, do it by the trace that a rule is given.
+    """
+    return type(layer) is LIF or hasattr(layer, "library")
 
 
 @dataclass(frozen=True)

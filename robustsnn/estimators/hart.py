@@ -42,8 +42,8 @@ class Hart(Estimator):
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
         """The gradient of the current, which is the same at every step."""
         total = torch.zeros_like(grad[0])
-        for t, u in enumerate(trace.membranes):
-            z = (u / trace.threshold).sub_(1).abs_()
+        for t in range(len(trace.membranes)):
+            z = trace.over(t).abs_()
             total += grad[t] * (self.width - z).clamp_min_(0)
         scale = self.width**2 * trace.threshold * len(grad)
         return (total / scale).expand_as(grad)

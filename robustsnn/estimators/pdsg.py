@@ -39,7 +39,7 @@ class Pdsg(Estimator):
         mean, square = 0.0 * first, 0.0 * first
         derivative = []
         for t, membrane in enumerate(trace.membranes):
-            u = membrane - trace.threshold
+            u = membrane - trace.threshold_at(t)
             # Running means of the moments keep the digits that sums would lose.
             here = u.mean(over, keepdim=True)
             spread = (u - here).square().mean(over, keepdim=True)

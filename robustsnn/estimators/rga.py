@@ -43,7 +43,8 @@ class Rga(Estimator):
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
         """The gradient of the current: `grad` times the same derivative at every step."""
         mean = trace.current.mean(0, keepdim=True)
-        v, tau = trace.threshold, trace.leak
+        v = trace.threshold if trace.live is None else trace.live.mean(0)
+        tau = trace.leak
         slope = (1 - self.gamma * v + self.gamma * v * tau) / ((tau + self.beta - 1) * v)
         firing = mean >= (1 - tau) * v
         if not trace.graded:

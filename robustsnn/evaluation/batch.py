@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustsnn.evaluation.plan import Plan, Task
+from robustsnn.models.reading import Reading, read_at
 from robustsnn.records.schema import CLEAN
 
 #: The number of images that are attacked together. Attacks that drop images early then fill fewer
@@ -71,10 +72,22 @@ class Networks:
     judging: nn.Module
 
     @classmethod
-    def of(cls, plan: Plan, task: Task, judging: nn.Module) -> Networks:
-        """New copies for a task, so that no attack meets what another did to a network."""
+    def of(
+        cls, plan: Plan, task: Task, judging: nn.Module, reading: Reading | None = None
+    ) -> Networks:
+        """New copies for a task, so that no attack meets what another did to a network.
+
+        Args:
+            plan: The plan that is carried out.
+            task: The task.
+            judging: The network that judges.
+            reading: Where the network under attack is read, if the task asks for a layer inside.
+        """
         second = plan.substitute.load() if task.substitute and plan.substitute else None
-        return cls(plan.subject.load(), second, judging)
+        attacked = plan.subject.load()
+        if task.reads is not None and reading is not None:
+            attacked = read_at(attacked, reading)
+        return cls(attacked, second, judging)
 
 
 @dataclass(frozen=True, eq=False)

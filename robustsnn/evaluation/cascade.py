@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustsnn.common.kinds import BEST
 from robustsnn.errors import InputError
 from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, part_name, together
+from robustsnn.evaluation.diagnose import inner_readings
 from robustsnn.evaluation.judging import COUNTS, judged
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.evaluation.progress import Progress
@@ -114,6 +115,8 @@ class Cascade:
         }
         self._network = plan.subject.load()
         self._second = plan.substitute.load() if plan.substitute else None
+        # Where the network is read at each norm and size at which its score is blind.
+        self._readings = inner_readings(plan, folder)
         self._frames = [clean]
         # The finished rounds of entries that have several, by the norm and size and the entry.
         self._rounds: dict[tuple[Size, str], list[Round]] = {}
@@ -127,14 +130,27 @@ class Cascade:
     def batches(self, task: Task) -> list[NDArray[np.int64]]:
         """The positions of the images that a task attacks, pooled over the whole data set.
 
-        A round attacks nothing if the one before it found that the entry has converged, or that
-        it breaks none of a sample.
+        A task that waits for a finding attacks nothing without it, and a round nothing if the one
+        before it found that the entry has converged, or that it breaks none of a sample.
         """
         # A ball of radius 0 holds only the image itself; there is nothing to look for.
         survivors = np.flatnonzero(self._lines[task.size].surviving & (task.threat.radius > 0))
+        if not self._meant(task):
+            survivors = survivors[:0]
         survivors = self._in_round(task, survivors)
         size = together(self._plan)
         return [survivors[i : i + size] for i in range(0, len(survivors), size)]
+
+    def _meant(self, task: Task) -> bool:
+        """Whether what a task waits for was found at its norm and size."""
+        if task.when is None:
+            return True
+        at = task.size
+        return at in self._readings and (task.reads is None or self._readings[at] is not None)
+
+    def networks(self, task: Task, judging: nn.Module) -> Networks:
+        """New copies of the networks that a task works on."""
+        return Networks.of(self._plan, task, judging, self._readings.get(task.size))
 
     def _in_round(self, task: Task, survivors: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the survivors that the round of a task attacks."""
@@ -295,7 +311,7 @@ def attack_survivors(plan: Plan, folder: RunFolder, progress: Progress) -> Casca
         missing = [b for b in range(len(batches)) if not folder.part(part_name(index), b).exists()]
         if missing:
             resolved = cascade.resolved(task)
-            networks = Networks.of(plan, resolved, judging)
+            networks = cascade.networks(resolved, judging)
             what = f"{task.label} {task.threat.norm} {task.threat.epsilon}"
             what += f", {cascade.left(task)} of {len(plan.images)} images left"
         for batch in missing:

@@ -10,6 +10,7 @@ import torch
 
 from robustsnn.adversary.contract import Attack
 from robustsnn.common.kinds import BEST
+from robustsnn.diagnosis.finding import BLIND, of_measure
 from robustsnn.diagnosis.probe.measure import IMAGES, probe
 from robustsnn.diagnosis.probe.pieces import Piece
 from robustsnn.diagnosis.probe.specimen import Sizes
@@ -19,9 +20,10 @@ from robustsnn.evaluation.batch import batches_of, inputs_of
 from robustsnn.evaluation.memory import MEMORY_BYTES, membranes
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.evaluation.progress import Progress
+from robustsnn.models.reading import Reading, reading_of
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
-from robustsnn.records.schema import CLEAN
+from robustsnn.records.schema import CLEAN, Size
 
 #: The bytes that a watched backward pass of a layer holds for each neuron and step: its spikes,
 #: its membrane, both gradients and what they are compared with, in float32.
@@ -118,6 +120,33 @@ def probed(
     return manifest
 
 
+def inner_readings(plan: Plan, folder: RunFolder) -> dict[Size, Reading | None]:
+    """Where to read the network at each norm and size at which its score is blind.
+
+    None stands for a network that no layer inside says more of. What the probe stored decides, so
+    that a run that was killed goes on like one that was not.
+
+    Args:
+        plan: The plan that is carried out.
+        folder: The run folder, with the findings of the probe.
+    """
+    found: dict[Size, Reading | None] = {}
+    if not any(task.when for task in plan.tasks):
+        return found
+    for finding in map(of_measure, folder.manifest().probe or ()):
+        if finding.slug == BLIND and finding.flagged:
+            size = Size(finding.rows[0].norm, finding.rows[0].epsilon)
+            found[size] = _reading(plan, finding.details["layer"])
+    return found
+
+
+def _reading(plan: Plan, layer: str | None) -> Reading | None:
+    if layer is None or not any(task.reads for task in plan.tasks):
+        return None
+    images, _, ids = inputs_of(plan, slice(0, min(IMAGES, len(plan.images))))
+    return reading_of(plan.subject.load(), layer, images, ids, plan.batch_size, plan.seed)
+
+
 def _clean(folder: RunFolder, count: int) -> torch.Tensor:
     """The predictions on the first clean images, int64 `[count]`."""
     predictions: list[int] = []
@@ -195,10 +224,13 @@ def stage_of(
 
 
 def _round(task: Task | None) -> dict[str, Any]:
-    """What a stage holds of a task that is one of several rounds of its entry."""
-    if task is None or (task.until is None and task.sample is None):
+    """What a stage holds of a task that is one of several rounds, or that runs on a condition."""
+    if task is None:
         return {}
+    if task.until is None and task.sample is None:
+        return {"when": task.when or ""}
     return {
+        "when": task.when or "",
         "family": task.family,
         "gain": task.until.gain if task.until else None,
         "sample": task.sample if task.round == 0 else None,

@@ -19,6 +19,8 @@ _LATER = {
     "until": None,
     "sample": None,
     "curve": False,
+    "when": None,
+    "reads": None,
 }
 
 

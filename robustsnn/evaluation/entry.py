@@ -86,6 +86,11 @@ class Entry(Strict):
         sample: The number of survivors that the entry attacks first, chosen by their ids; the
             others follow only if one of them broke. In a cascade only, for costly searches that
             are there to diagnose. None for an entry that attacks all survivors.
+        when: `blind` for an entry that runs only where the diagnosis found that the score of the
+            network is blind (D15); in a cascade only. None for an entry that always runs.
+        reads: `inner` for an attack on what the last layer says whose values move, in front of
+            whatever made the score blind; with `when: blind` only. It attacks nothing where there
+            is no such layer. None for an attack on the logits of the network.
     """
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]
@@ -100,6 +105,8 @@ class Entry(Strict):
     deterministic: bool = False
     until: Until | None = None
     sample: Annotated[int | None, Field(ge=1)] = None
+    when: Literal["blind"] | None = None
+    reads: Literal["inner"] | None = None
 
     def runs_on(self, kind: str, classes: int, stochastic: bool) -> bool:
         """Whether the entry is meant for such a network.
@@ -129,6 +136,17 @@ class Entry(Strict):
             return rounds_of(self.label, self.attack, self.until.most)
         first = [] if self.sample is None else [(f"{self.label} sample", self.attack)]
         return [*first, (self.label, self.attack)]
+
+    @model_validator(mode="after")
+    def _conditional(self) -> Entry:
+        if self.reads is not None and self.when is None:
+            raise ValueError(
+                "reads: the layer is looked for where it is needed only: add when: blind"
+            )
+        if self.when is not None and (self.probe or self.substitute):
+            other = "a probe" if self.probe else "a substitute"
+            raise ValueError(f"when: an entry with {other} always runs: drop one")
+        return self
 
     @model_validator(mode="after")
     def _repeatable(self) -> Entry:

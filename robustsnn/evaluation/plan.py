@@ -67,6 +67,8 @@ class Task:
         round: The number of the round, from 0.
         sample: The number of survivors that round 0 attacks, if round 1 attacks the others only
             where one of them broke; None for an attack on all survivors.
+        when: `blind` for an attack that runs only where the score of the network is blind.
+        reads: `inner` for an attack on a layer inside; None for one on the logits.
     """
 
     label: str
@@ -80,6 +82,8 @@ class Task:
     family: str = ""
     round: int = 0
     sample: int | None = None
+    when: str | None = None
+    reads: str | None = None
 
     @property
     def stream(self) -> str:
@@ -366,6 +370,8 @@ def tasks_of(suite: Suite, images: Images, meant: Sequence[Entry]) -> tuple[Task
                     family=entry.slug,
                     round=place,
                     sample=entry.sample,
+                    when=entry.when,
+                    reads=entry.reads,
                 )
                 for place, (label, spec) in enumerate(entry.runs)
             ]

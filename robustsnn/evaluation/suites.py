@@ -113,7 +113,9 @@ class Suite(Strict):
         if self.cascade and self.curve:
             raise ValueError("curve: a cascade attacks the survivors of each size anew: drop one")
         for place, entry in enumerate(self.entries):
-            rounds = [name for name in ("until", "sample") if getattr(entry, name) is not None]
+            rounds = [
+                name for name in ("until", "sample", "when") if getattr(entry, name) is not None
+            ]
             if rounds and not self.cascade:
                 raise ValueError(
                     f"entries.{place}: {rounds[0]} works in a cascade only: add cascade: true"

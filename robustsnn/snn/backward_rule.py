@@ -13,7 +13,8 @@ in the order in which they run. Each object has
   goes through it. `ruled(run, current, rule)` does that inside a `forward` of one's own, where
   `run(current)` returns the `Trace` of the dynamics; `robustsnn.foreign` does it for layers whose
   `forward` belongs to another library;
-- `threshold`, a tensor above 0, a scalar or one that broadcasts to `[batch, ...]`;
+- `threshold`, a tensor above 0, a scalar or one that broadcasts to `[batch, ...]`; where it adapts,
+  the one that it begins with, and the `live` of a trace holds that of each step;
 - `forward`, which the estimator `twin` replaces on the object, and removes again, by a function of
   `(current, steps, initial=None, pool=False)` that returns the pair `(activation [1, batch, ...],
   membrane [batch, ...])` for the current `[time, batch, ...]`;
@@ -54,6 +55,10 @@ class Trace:
     gain * I[t]`. Potentials are measured from the value to which a membrane at rest leaks, so that
     a resting potential other than 0 moves threshold and reset and nothing else.
 
+    A threshold that adapts has a value `V[t]` for each step, in `live`. If it follows the membrane,
+    `V[t] = V[t-1] + follows * (U[t] - ...)`, a membrane also acts through the thresholds of its own
+    and all later steps.
+
     Args:
         current: The input current, `[time, batch, ...]`, or `[1, batch, ...]` for every step.
         spikes: The number of spikes, `[time, batch, ...]`: 0 or 1, or more if `graded`.
@@ -74,6 +79,11 @@ class Trace:
         late: Whether a soft reset takes its amount off after the leak.
         floor: The least potential after a reset; None if there is none.
         graded: Whether a neuron may spike more than once in a step.
+        live: The threshold of each step, `[time, ...]` where the rest broadcasts to `[batch,
+            ...]`; None for one that is the same at every step. `threshold` is then the one that a
+            neuron begins with, and the unit in which widths of surrogates are measured.
+        follows: By how much the threshold of this and of all later steps rises with the membrane
+            before reset, a scalar or of the form of `threshold`; None if it does not.
     """
 
     current: Tensor
@@ -92,6 +102,8 @@ class Trace:
     late: bool = False
     floor: Tensor | None = None
     graded: bool = False
+    live: Tensor | None = None
+    follows: Tensor | None = None
 
     @cached_property
     def membranes(self) -> Sequence[Tensor]:
@@ -99,10 +111,23 @@ class Trace:
         with torch.no_grad():
             return self.replay()
 
-    @property
-    def removed(self) -> Tensor:
-        """What a soft reset takes off for each spike, in the form of `threshold`."""
-        return self.threshold if self.amount is None else self.amount
+    def over(self, step: int) -> Tensor:
+        """How far the membrane of a step is above the threshold of that step, `[batch, ...]`.
+
+        In units of `threshold`, of the one that an adapting neuron begins with.
+        """
+        membrane = self.membranes[step]
+        if self.live is None:
+            return (membrane / self.threshold).sub_(1)
+        return (membrane - self.live[step]).div_(self.threshold)
+
+    def threshold_at(self, step: int) -> Tensor:
+        """The threshold at a step, a scalar or a tensor that broadcasts to `[batch, ...]`."""
+        return self.threshold if self.live is None else self.live[step]
+
+    def removed_at(self, step: int) -> Tensor:
+        """What a soft reset takes off for each spike of a step, in the form of `threshold`."""
+        return self.threshold_at(step) if self.amount is None else self.amount
 
     def above_floor(self, step: int) -> Tensor | None:
         """Whether the membrane stayed above its floor at a reset, bool `[batch, ...]`.
@@ -115,7 +140,7 @@ class Trace:
         if self.hard:
             after = torch.where(spikes == 0, membrane, membrane.new_tensor(0) + self.reset_to)
         else:
-            after = membrane - self.removed * spikes
+            after = membrane - self.removed_at(step) * spikes
         return after > self.floor
 
 
@@ -230,10 +255,12 @@ def through_time(
     # The gradient of the membrane in the next step by way of the leak, and without the leak.
     after: Tensor | None = None
     later: Tensor | None = None
+    # The gradient of the thresholds that the membrane moves.
+    raised: Tensor | None = None
     for t in reversed(range(len(grad))):
         through = grad[t]
         if later is not None and trace.late and attached:
-            through = through - later * trace.removed
+            through = through - later * trace.removed_at(t)
         if (read := _at(reset_grad, t)) is not None:
             after = read if after is None else after + read
         if after is not None and not trace.late:
@@ -242,6 +269,9 @@ def through_time(
             if attached:
                 through = through - after * _by_reset(trace, t)
         d = through * derivative[t]
+        if trace.follows is not None:
+            raised = d if raised is None else raised + d
+            d = d - trace.follows * raised
         if after is not None:
             d += after * _kept(trace, t) if trace.hard else after
         if (read := _at(membrane_grad, t)) is not None:
@@ -249,6 +279,7 @@ def through_time(
         found[t] = d
         ends = cut is not None and t % cut == 0
         after, later = (None, None) if ends else (d * trace.leak, d)
+        raised = None if ends else raised
     return found if trace.gain == 1 else found * trace.gain
 
 
@@ -264,7 +295,7 @@ def _kept(trace: Trace, step: int) -> Tensor:
 def _by_reset(trace: Trace, step: int) -> Tensor:
     """By how much a spike lowers the membrane at a reset, as `[batch, ...]` or a scalar."""
     if not trace.hard:
-        return trace.removed
+        return trace.removed_at(step)
     membrane = trace.membranes[step]
     plain = isinstance(trace.reset_to, float) and trace.reset_to == 0
     return membrane if plain else membrane - trace.reset_to
@@ -273,8 +304,8 @@ def _by_reset(trace: Trace, step: int) -> Tensor:
 def surrogate_derivative(trace: Trace, surrogate: Surrogate) -> list[Tensor]:
     """The derivative `g(U/V - 1) / V` of each step, `[batch, ...]`, for membrane U, threshold V."""
     return [
-        surrogate.derivative((u / trace.threshold).sub_(1)).div_(trace.threshold)
-        for u in trace.membranes
+        surrogate.derivative(trace.over(step)).div_(trace.threshold)
+        for step in range(len(trace.membranes))
     ]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -123,3 +125,12 @@ def _try(folder: Path) -> None:
         for one in made:
             with contextlib.suppress(OSError):
                 one.rmdir()
+
+
+def write_log(path: Path, log: list[dict[str, Any]]) -> None:
+    """Write the log as CSV, one row an epoch."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(log[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(log)
+    write_atomically(path, text.getvalue().encode())

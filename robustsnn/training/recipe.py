@@ -194,8 +194,9 @@ class Recipe(_Strict):
     training images that are kept out, for choosing settings; `train_images` is the number of images
     to train on, the first ones of the rest, and all of them by default. `dynamics` says whether the
     thresholds and leaks of an SNN are `learned`, the `thresholds` alone, or both `held` where
-    training starts; a threshold that is held is the one of calibration, times `conversion.scale`. `data_fingerprint` is that of the
-    training images, which other data are refused by; it does not change what is trained.
+    training starts; a threshold that is held is the one of calibration, times `conversion.scale`.
+    `data_fingerprint` is that of the training images, which other data are refused by; it does not
+    change what is trained.
     """
 
     name: Annotated[

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import platform
 import time
 from collections.abc import Callable
@@ -24,7 +22,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from robustsnn.common.files import expanded, write_atomically
+from robustsnn.common.files import expanded
 from robustsnn.common.randomness import derive
 from robustsnn.common.telling import Telling, telling
 from robustsnn.data.catalogue import DATASETS
@@ -40,7 +38,7 @@ from robustsnn.training.card import write_card
 from robustsnn.training.gaussian import gaussian_update
 from robustsnn.training.guidance import guided_update
 from robustsnn.training.hire import hire_update
-from robustsnn.training.output import LOG, check_folder, open_folder
+from robustsnn.training.output import LOG, check_folder, open_folder, write_log
 from robustsnn.training.recipe import Recipe, load_recipe
 from robustsnn.training.sparse import SparseTraining
 from robustsnn.training.start import check_start, dense_weights, named, start
@@ -154,7 +152,7 @@ def _train(run: _Run, done: int, log: Log) -> None:
             log,
             {} if run.sparse is None else run.sparse.masks,
         )
-        _write_log(run.folder / LOG, log)
+        write_log(run.folder / LOG, log)
         run.say("  ".join(f"{k} {v}" for k, v in log[-1].items()))
 
 
@@ -441,12 +439,3 @@ def predictions(network: Network, images: Tensor) -> Tensor:
         found.append(logits.argmax(1).cpu())
     network.train(was_training)
     return torch.cat(found)
-
-
-def _write_log(path: Path, log: Log) -> None:
-    """Write the log as CSV, one row an epoch."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(log[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(log)
-    write_atomically(path, text.getvalue().encode())

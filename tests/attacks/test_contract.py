@@ -31,6 +31,7 @@ BUDGETS = {
     "hop-skip-jump": "hop-skip-jump:queries=150,draws=30",
     "fmn": "fmn:steps=8",
     "energy": "energy:steps=8",
+    "rays": "rays:queries=200",
 }
 MISSING = () if importlib.util.find_spec("foolbox") else ("hop-skip-jump",)
 SPECS = [
@@ -61,6 +62,7 @@ DETERMINISTIC = {
     "fgsm",
     "transfer:fgsm",
     BUDGETS["fmn"],
+    BUDGETS["rays"],
     "pgd:steps=10,random_start=no",
     "energy:steps=5,random_start=no",
     *(f"torchattacks:{name}" for name in ("FGSM", "BIM", "MIFGSM", "UPGD")),

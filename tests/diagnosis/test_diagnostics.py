@@ -16,7 +16,7 @@ from robustsnn.diagnosis import flags as flagging
 from robustsnn.diagnosis import level as levels
 from robustsnn.diagnosis.finding import Finding, Severity, of_check, plain
 from robustsnn.diagnosis.ledger import few_classes, ledger, total
-from robustsnn.diagnosis.level import CRITERIA, SUITE, TITLES, Level, criterion_of
+from robustsnn.diagnosis.level import CRITERIA, FEWEST_IMAGES, SUITE, TITLES, Level, criterion_of
 from robustsnn.diagnosis.stages import (
     Stage,
     as_recorded,
@@ -424,6 +424,14 @@ def test_no_flag_is_level_a():
     assert level_of().level == "A" and level_of().reasons == ()
 
 
+def test_a_level_needs_images_before_anything_else_is_right():
+    few = levels.level_of([], [], 0, images=FEWEST_IMAGES - 1)
+    assert few.level == "B" and "200 images" in few.next
+    # What is wrong beside it is said first.
+    worse = levels.level_of([flag("not-converged")], [], 3, images=10)
+    assert [reason.flag for reason in worse.reasons] == ["not-converged", "few-images"]
+
+
 #: The diagnostic, its slug, and the level by severity.
 LEVELS = [
     ("D1", "no-gradient", "C", "C"),
@@ -432,6 +440,8 @@ LEVELS = [
     ("D1", "neurons-not-reached", "B", "B"),
     ("D2", "out-of-support", "B", "B"),
     ("D3", "surrogate-gap", "C", "B"),
+    ("D15", "blind-score", "C", "B"),
+    ("D16", "surrogate-misplaced", "C", "B"),
     ("D4", "gradient-fidelity", "C", "B"),
     ("D5", "not-converged", "B", "B"),
     ("D6", "noise-beats-suite", "C", "B"),
@@ -558,28 +568,35 @@ SMALL = Suite.model_validate(
 )
 
 
-def run(network: nn.Module, suite: Suite | str = SMALL, **more: Any) -> Evaluation:
+def run(network: nn.Module, suite: Suite | str = SMALL, count: int = 40, **more: Any) -> Evaluation:
     torch.manual_seed(3)
-    images = torch.rand(40, 1, 4, 4)
+    images = torch.rand(count, 1, 4, 4)
     with torch.no_grad():
         labels = network(images).argmax(1)
     return evaluate(network, (images, labels), suite, **more)
 
 
 def test_an_honest_network_gets_an_a(tmp_path):
-    found = run(Two(), output=tmp_path / "run")
+    found = run(Two(), count=FEWEST_IMAGES, output=tmp_path / "run")
     manifest = found.manifest
     assert manifest.verdict["level"] == "A" and manifest.flags == ()
     assert manifest.verdict["because"] == []
     ids = {row["id"] for row in (*manifest.probe, *manifest.diagnostics)}
     ids |= {check["id"] for check in manifest.preflight}
-    assert {"D1", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D14", "AA"} <= ids
+    assert {"D1", "D4", "D5", "D6", "D7", "D8", "D9", "D10", "D14", "D15", "AA"} <= ids
     assert {"I1", "I2", "I3", "I4", "I5", "I6"} <= ids
     assert manifest.probe_cost["forward_passes"] > 0
     worst = found.results.set_index("attack").loc["worst-case", "accuracy"]
     assert manifest.ledger[-1]["left"] == pytest.approx(worst)
-    again = run(Two(), output=tmp_path / "run")
+    again = run(Two(), count=FEWEST_IMAGES, output=tmp_path / "run")
     assert again.reprinted and again.manifest.verdict == manifest.verdict
+
+
+def test_few_images_are_never_level_a():
+    found = run(Two(), count=FEWEST_IMAGES - 1).manifest
+    assert found.level == "B" and found.flags == ()
+    (because,) = found.diagnosis["because"]
+    assert because["id"] == "images" and "199" in because["sentence"]
 
 
 def test_a_short_suite_gets_a_b():

@@ -16,7 +16,7 @@ from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.randomness import derive
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe.attacks import climb, doubling, order
-from robustsnn.diagnosis.probe.gradients import fidelity
+from robustsnn.diagnosis.probe.directions import along, fidelity
 from robustsnn.diagnosis.probe.layers import support, through_layers, through_time
 from robustsnn.diagnosis.probe.measure import Probed, probe
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen
@@ -35,9 +35,9 @@ ALWAYS = {
     "no-gradient", "zero-gradient", "nonfinite-gradient", "underflow", "gradient-fidelity",
     "noise-beats-gradient", "saturated", "unavailable-gradients", "unstable-predictions",
     "silent-success", "incomplete-optimisation", "attack-does-not-transfer", "far-above-chance",
-    "unconstrained-failure", "gradient-draws",
+    "unconstrained-failure", "gradient-draws", "blind-score",
 }  # fmt: skip
-SPIKING = {"out-of-support", "temporal-share"}
+SPIKING = {"out-of-support", "temporal-share", "surrogate-misplaced"}
 
 
 class Linear(nn.Module):
@@ -135,7 +135,7 @@ def test_a_linear_loss_agrees_with_its_differences(depths):
     network = Linear()
     images, labels = images_at(network, depths)
     specimen = specimen_of(network, images, labels)
-    (finding,) = fidelity(specimen, take(specimen, THREAT), THREAT, 64)
+    finding = fidelity(along(specimen, take(specimen, THREAT), THREAT, 64))
     assert finding.details["rank correlation"]["bptt"] == pytest.approx(1.0, abs=1e-3)
     assert finding.evidence == pytest.approx(1.0, abs=0.08)
     assert finding.details["directions that change the loss"] == 1.0
@@ -231,6 +231,15 @@ class Elsewhere(Linear):
         return mixed + (other - other.detach())
 
 
+class Vote(Linear):
+    """The winner alone, with the gradient of the margin that decided."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        z = super().forward(images) - torch.tensor([0.0, 20.0])
+        won = nn.functional.one_hot(z.argmax(1), 2).to(z)
+        return z + (won - z).detach()
+
+
 class Trembling(Linear):
     """Steady logits, and a gradient that draws its sign anew for every pixel and pass."""
 
@@ -265,6 +274,7 @@ class Constant(nn.Module):
         (Elsewhere(), {"gradient-fidelity"}),
         (Trembling(), {"gradient-draws"}),
         (Constant(), {"no-gradient", "zero-gradient"}),
+        (Vote(), {"blind-score"}),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -275,6 +285,7 @@ def test_each_diagnostic_fires_on_the_network_made_for_it(network, flags, depths
     # An attack that goes nowhere also fails where it may go anywhere, and loses to noise.
     assert seen - flags <= {
         "far-above-chance", "unconstrained-failure", "noise-beats-gradient", "gradient-fidelity",
+        *({"blind-score"} if isinstance(network, Constant) else ()),
     }, seen  # fmt: skip
 
 
@@ -576,7 +587,7 @@ def test_few_images_do_not_condemn_an_honest_gradient(directions, depths):
     images, labels = images_at(Linear(), depths)
     for begin in range(0, 36, 4):
         specimen = specimen_of(Spiky(), images[begin : begin + 4], labels[begin : begin + 4])
-        (finding,) = fidelity(specimen, take(specimen, THREAT), THREAT, directions)
+        finding = fidelity(along(specimen, take(specimen, THREAT), THREAT, directions))
         assert not finding.flagged, finding.details
 
 
@@ -598,10 +609,8 @@ class Shuffled(nn.Module):
 
 def test_a_single_image_settles_nothing(depths):
     images, labels = images_at(Linear(), depths[:3])
-    (finding,) = fidelity(
-        specimen_of(Linear(), images, labels), take(specimen_of(Linear(), images, labels), THREAT),
-        THREAT, 64, 32,
-    )  # fmt: skip
+    specimen = specimen_of(Linear(), images, labels)
+    finding = fidelity(along(specimen, take(specimen, THREAT), THREAT, 64, 32))
     assert finding.flagged and finding.severity == "caution" and "3 images" in finding.sentence
 
 
@@ -616,7 +625,7 @@ def test_a_gradient_of_something_else_is_told_from_few_images_too(samples):
             sizes = Sizes.of(samples)
             specimen = specimen_of(network, images, labels, 32).first(sizes.checked)
             taken = take(specimen, THREAT)
-            (finding,) = fidelity(specimen, taken, THREAT, sizes.directions, sizes.checked)
+            finding = fidelity(along(specimen, taken, THREAT, sizes.directions, sizes.checked))
             assert finding.flagged != honest, (seed, finding.details)
 
 

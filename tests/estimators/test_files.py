@@ -196,7 +196,7 @@ FULL = Suite.model_validate(
 def test_a_run_with_it_is_never_level_a():
     network = Linear()
     torch.manual_seed(3)
-    images = torch.rand(40, 1, 4, 4)
+    images = torch.rand(200, 1, 4, 4)
     given = (images, network(images).argmax(1))
     assert robustsnn.evaluate(network, given, FULL).manifest.level == "A"
     found = robustsnn.evaluate(network, given, FULL, estimator="bptt")

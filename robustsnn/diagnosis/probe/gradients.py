@@ -1,35 +1,19 @@
-"""The gradients of a network: whether they exist, whether they point up, and where they vanish."""
+"""The gradients of a network: whether they exist, and where they vanish."""
 
 from __future__ import annotations
-
-import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustsnn.adversary.threat import ThreatModel
-from robustsnn.common.wording import count as counted
 from robustsnn.common.wording import percent
-from robustsnn.diagnosis.finding import MOST_ZERO_GRADIENTS, Finding, Severity
-from robustsnn.diagnosis.indicators import cosine, expected_cosine, spearman
+from robustsnn.diagnosis.finding import MOST_ZERO_GRADIENTS, Finding
+from robustsnn.diagnosis.indicators import cosine
 from robustsnn.diagnosis.probe.specimen import OWN, Specimen
 from robustsnn.diagnosis.probe.taken import Taken, all_zero
-from robustsnn.models.scoring import judged_margin
 
-#: A gradient below both is not that of the loss: its cosine with differences, as a share of that
-#: for a linear loss, and its rank correlation with the effect of random signs. Spikes make a loss
-#: rough: values of sound networks were seen between 0.1 and 0.3.
-LEAST_FIDELITY, LEAST_RANK = 0.1, 0.1
-#: With fewer images the check says nothing: even a sound gradient may be wrong at one image.
-FEWEST_CHECKED = 4
-#: The share of the directions that have to change a loss before its gradient is judged by them.
-LEAST_MOVED = 0.5
 #: The least cosine of two gradients at the same point of a network that draws nothing.
 LEAST_REPEATED = 0.99
-#: The standard deviation of the differences, in pixel units.
-SIGMA = "2/255"
 #: Below this, float32 holds fewer digits.
 TINY = float(torch.finfo(torch.float32).tiny)
 
@@ -182,87 +166,6 @@ def saturation(taken: Taken) -> Finding:
         {"median margin": float(taken.loss.median())},
         passed=f"On {percent(1 - _mean(lost))} of the probed images float32 keeps the gradient of "
         "the cross-entropy wherever it keeps that of the margin.",
-    )
-
-
-def fidelity(
-    specimen: Specimen, taken: Taken, threat: ThreatModel, directions: int, least: int = 1
-) -> list[Finding]:
-    """D4: whether gradients point to where the loss rises, by differences along random signs.
-
-    Args:
-        specimen: The first of the images at which gradients were taken.
-        taken: Those gradients.
-        threat: The threat model, whose radius is the length of the signs that are ranked.
-        directions: The number of random signs for each image.
-        least: The least number of images; fewer are looked at several times, along other signs.
-    """
-    images, times = len(specimen), -(-least // len(specimen))
-    specimen = specimen.copied(times)
-    count = len(specimen)
-    base = judged_margin(specimen.judge(specimen.images), specimen.labels)
-    estimate = specimen.gradient(f"spsa:pairs={directions},sigma={SIGMA}").gradient
-    differences = estimate.flatten(1).double().cpu().numpy()
-    usual = expected_cosine(directions, differences.shape[1])
-    rng = specimen.rng("signs")
-    flat = {t: g[:images].flatten(1).double().repeat(times, 1) for t, g in taken.here.items()}
-    slopes: dict[str, list[Any]] = {text: [] for text in flat}
-    rises = []
-    for _ in range(directions):
-        signs = rng.uniform(specimen.images.shape[1:], -1.0, 1.0, like=specimen.images).sign()
-        delta = signs * threat.radius if threat.norm == "Linf" else threat.scaled(signs)
-        # Not clipped to the pixel range, since a clipped step does not follow the signs.
-        loss = judged_margin(specimen.judge(specimen.images + delta), specimen.labels)
-        rises.append((loss - base).double().cpu().numpy())
-        wide = delta.flatten(1).double()
-        for text, gradient in flat.items():
-            slopes[text].append((gradient * wide).sum(1).cpu().numpy())
-    rise = np.stack(rises, 1)
-    angle = {
-        text: float(np.mean(cosine(g.cpu().numpy(), differences))) / usual
-        for text, g in flat.items()
-    }
-    rank = {t: float(np.mean(spearman(np.stack(s, 1), rise))) for t, s in slopes.items()}
-    # Few images and directions measure both roughly, so twice the spread that a gradient
-    # unrelated to the loss would show is added first.
-    grant = 2 / (usual * np.sqrt(differences.size)), 2 / np.sqrt(directions * count)
-    wrong = {
-        t for t in flat if angle[t] + grant[0] < LEAST_FIDELITY and rank[t] + grant[1] < LEAST_RANK
-    }
-    # A loss of plateaus hardly has differences, and so says nothing about any gradient.
-    moved = float((rise != 0).mean()) > LEAST_MOVED
-    details = {
-        "cosine": angle,
-        "rank correlation": rank,
-        "cosine of a linear loss": usual,
-        "directions that change the loss": float((rise != 0).mean()),
-    }
-    if images < FEWEST_CHECKED:
-        said = (
-            f"Of {counted(images, 'image')} alone nobody can tell whether gradients are those "
-            "of the loss."
-        )
-        return [Finding("D4", "gradient-fidelity", True, "caution", said, angle[OWN], details)]
-    none = len(wrong) == len(flat)
-    said, passed = _agreement(angle[OWN], rank[OWN], none, moved)
-    severity: Severity = "invalid" if none else "caution"
-    flagged = moved and OWN in wrong
-    found = Finding("D4", "gradient-fidelity", flagged, severity, said, angle[OWN], details)
-    return [dataclasses.replace(found, passed=passed)]
-
-
-def _agreement(angle: float, rank: float, none: bool, moved: bool) -> tuple[str, str]:
-    """What D4 says if it is flagged, and if it is not."""
-    agrees = (
-        f"The network's own gradient agrees with differences of its loss {angle:.2f} "
-        f"times as well as a linear one's would (rank correlation {rank:.2f})"
-    )
-    passed = f"{agrees}, as one of a network with spikes may."
-    if not moved:
-        passed = "Too few random directions change the loss to judge a gradient by them."
-    return (
-        f"{agrees}: it is hardly one of this network{', and no other is.' if none else '.'}",
-        passed,
     )
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.probe import attacks as search
-from robustsnn.diagnosis.probe import gradients, layers
+from robustsnn.diagnosis.probe import directions, gradients, layers
+from robustsnn.diagnosis.probe.inner import inner_reading
 from robustsnn.diagnosis.probe.pieces import Nowhere, Store, kept_findings
+from robustsnn.diagnosis.probe.placement import placement
 from robustsnn.diagnosis.probe.specimen import Sizes, Specimen, Spent
 from robustsnn.diagnosis.probe.taken import take
 from robustsnn.models.scoring import judged_margin
@@ -71,7 +73,7 @@ def probe(
     sizes: Sizes | None = None,
     store: Store | None = None,
 ) -> Probed:
-    """Measure D1, D2, D4, D6, D8, D11, D12 and the indicators of attack failure.
+    """Measure D1, D2, D4, D6, D8, D11, D12, D15, D16 and the indicators of attack failure.
 
     Args:
         network: The network, in evaluation mode; it is left as it was.
@@ -100,7 +102,7 @@ def probe(
     findings: list[Finding] = []
     if len(wide) and threat.radius > 0:
         accuracy = len(right) / len(images)
-        findings = _measure(wide, threat, accuracy, draws, sizes, store or Nowhere())
+        findings = _measure(everything, wide, threat, accuracy, draws, sizes, store or Nowhere())
     return Probed(
         tuple(sorted(findings, key=lambda f: (f.id[0], int(f.id[1:])))),
         spent.forward,
@@ -110,6 +112,7 @@ def probe(
 
 
 def _measure(
+    everything: Specimen,
     wide: Specimen,
     threat: ThreatModel,
     accuracy: float,
@@ -119,8 +122,14 @@ def _measure(
 ) -> list[Finding]:
     narrow, few = wide.first(sizes.narrow), wide.first(sizes.checked)
     taken = take(wide, threat, store)
+
+    def along() -> list[Finding]:
+        seen = directions.along(few, taken, threat, sizes.directions, sizes.checked)
+        return [directions.fidelity(seen), _blind(everything, seen, threat)]
+
     pieces: dict[str, Callable[[], list[Finding]]] = {
-        "fidelity": lambda: gradients.fidelity(few, taken, threat, sizes.directions, sizes.checked),
+        "along": along,
+        "placement": lambda: placement(narrow),
         "repeated": lambda: gradients.repeated(narrow, taken),
         "through-time": lambda: layers.through_time(narrow, taken),
         "order": lambda: search.order(wide, taken, threat, sizes.draws),
@@ -135,10 +144,21 @@ def _measure(
     return [
         *gradients.zero_gradients(taken),
         *layers.support(taken),
-        *found.pop("fidelity"),
+        *found.pop("along"),
+        *found.pop("placement"),
         *found.pop("repeated"),
         *found.pop("through-time"),
         *layers.through_layers(taken),
         gradients.saturation(taken),
         *(finding for findings in found.values() for finding in findings),
     ]
+
+
+def _blind(everything: Specimen, seen: directions.Along, threat: ThreatModel) -> Finding:
+    """D15, with the layer that says more where the logits say too little."""
+    layer = None
+    if directions.is_blind(seen):
+        given = (everything.network, everything.images, everything.ids, threat)
+        reading = inner_reading(*given, everything.micro_batch, everything.seed)
+        layer = None if reading is None else reading.layer
+    return directions.blind_score(seen, layer)

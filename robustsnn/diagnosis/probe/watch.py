@@ -85,8 +85,8 @@ class LayerWatch:
         self.nonfinite += int((~found.isfinite()).sum())
         self.compact = isinstance(surrogate, Triangle | Rectangle)
         derivative = surrogate_derivative(trace, surrogate)
-        for t, membrane in enumerate(trace.membranes):
-            z = (membrane[:images] / trace.threshold).sub_(1).abs_()
+        for t in range(len(trace.membranes)):
+            z = trace.over(t)[:images].abs_()
             self.silent += int((derivative[t][:images] * grad[t] == 0).sum())
             self.near += int((z < NEAR).sum())
             self.inside += int((z < surrogate.width).sum())
