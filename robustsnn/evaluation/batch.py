@@ -42,7 +42,7 @@ def part_name(index: int) -> str:
     return f"attack-{index:03d}"
 
 
-def _kept(plan: Plan, where: slice) -> int:
+def kept_of(plan: Plan, where: slice) -> int:
     """The number of images at the start of a batch that are stored with their pixels."""
     if plan.save_images:
         return int(where.stop - where.start)
@@ -71,8 +71,13 @@ class Networks:
     judging: nn.Module
 
     @classmethod
-    def of(cls, plan: Plan, task: Task, judging: nn.Module) -> Networks:
-        """New copies for a task, so that no attack meets what another did to a network."""
+    def of(cls, plan: Plan, task: Task | None, judging: nn.Module) -> Networks:
+        """New copies for a task, so that no attack meets what another did to a network.
+
+        Without a task there is nothing to attack, and the network that judges stands for both.
+        """
+        if task is None:
+            return cls(judging, None, judging)
         second = plan.substitute.load() if task.substitute and plan.substitute else None
         return cls(plan.subject.load(), second, judging)
 

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from robustsnn.common.kinds import BEST
 from robustsnn.errors import InputError
-from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, part_name, together
-from robustsnn.evaluation.judging import COUNTS, judged
+from robustsnn.evaluation.batch import Batch, batches_of, labelled, part_name, together
+from robustsnn.evaluation.judging import COUNTS
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
-from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.rounds import Round, rest_after, sampled
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN, Size
@@ -157,34 +156,35 @@ class Cascade:
             return task
         return dataclasses.replace(task, estimator=best_probe(self._lines[task.size].probes))
 
-    def attack(self, task: Task, index: int, batch: int, networks: Networks) -> None:
-        """Attack a batch of the survivors, and store it.
+    def given(self, task: Task, batch: int) -> dict[str, Any]:
+        """What the attack on a batch of the survivors takes, by name.
 
         Args:
             task: The task, resolved.
-            index: The number of the task in the plan.
             batch: The number of the batch in the task.
-            networks: The networks of the task.
-
-        Raises:
-            InputError: The attack proposes no images, or a user's own attack fails.
         """
         plan = self._plan
         where = self.batches(task)[batch]
         images = torch.cat([plan.images.tensor(slice(i, i + 1)) for i in where.tolist()])
         labels = torch.from_numpy(plan.images.labels[where]).to(plan.device)
         some = Batch(images.to(plan.device), labels, plan.images.ids[where].tolist(), labels)
-        # Few survivors are not padded to many; the attack and the judge run at the same shape.
-        micro_batch = min(plan.batch_size, 1 << (len(where) - 1).bit_length())
-        rows, proposals = judged(
-            plan,
-            task,
-            networks,
-            some,
-            torch.ones_like(labels, dtype=torch.bool),
-            micro_batch,
-            self._start(task, where, some.images),
-        )
+        return {
+            "batch": some,
+            "chosen": torch.ones_like(labels, dtype=torch.bool),
+            # Few survivors are not padded to many; the attack and the judge run at one shape.
+            "micro_batch": min(plan.batch_size, 1 << (len(where) - 1).bit_length()),
+            "start": self._start(task, where, some.images),
+        }
+
+    def keep(self, index: int, batch: int, rows: pd.DataFrame, proposals: Tensor) -> None:
+        """Store the records of a batch and its proposals, `[batch, ...]`.
+
+        Args:
+            index: The number of the task in the plan.
+            batch: The number of the batch in the task.
+            rows: The records.
+            proposals: The proposals that were judged.
+        """
         self._folder.write_part(part_name(index), batch, rows, {PROPOSAL: proposals.cpu().numpy()})
 
     def close(self, index: int) -> None:
@@ -272,38 +272,6 @@ class Cascade:
             )
             start[torch.from_numpy(here)] = torch.from_numpy(found).to(start)
         return start
-
-
-def attack_survivors(plan: Plan, folder: RunFolder, progress: Progress) -> Cascade:
-    """Run a cascade to its end, from where an earlier start was stopped.
-
-    Args:
-        plan: The plan of a suite that is a cascade.
-        folder: The run folder, with the clean images judged.
-        progress: The function that is told of every finished batch; the number of batches in all
-            is an upper bound, which shrinks.
-
-    Raises:
-        InputError: An attack proposes no images, or a user's own attack fails.
-    """
-    cascade = Cascade(plan, folder)
-    judging = plan.subject.load()
-    done = len(batches_of(plan))
-    for index, task in enumerate(plan.tasks):
-        batches = cascade.batches(task)
-        ahead = sum(len(cascade.batches(later)) for later in plan.tasks[index:])
-        missing = [b for b in range(len(batches)) if not folder.part(part_name(index), b).exists()]
-        if missing:
-            resolved = cascade.resolved(task)
-            networks = Networks.of(plan, resolved, judging)
-            what = f"{task.label} {task.threat.norm} {task.threat.epsilon}"
-            what += f", {cascade.left(task)} of {len(plan.images)} images left"
-        for batch in missing:
-            cascade.attack(resolved, index, batch, networks)
-            progress(what, done + batch + 1, done + ahead)
-        done += len(batches)
-        cascade.close(index)
-    return cascade
 
 
 def _settled(rows: pd.DataFrame) -> pd.DataFrame:
