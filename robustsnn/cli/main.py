@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from robustsnn.cli import evaluate, listing, reports, train
+from robustsnn.cli import evaluate, listing, reports, sweep, train
 from robustsnn.cli.app import app
 from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
 from robustsnn.common.wording import READABLE
@@ -18,7 +18,7 @@ from robustsnn.errors import InputError
 __all__ = ["app", "main"]
 
 #: The modules that add their commands to `app` when they are imported.
-COMMANDS = (evaluate, reports, train, listing)
+COMMANDS = (evaluate, sweep, reports, train, listing)
 
 
 def main() -> None:

@@ -39,8 +39,8 @@ class Computes(Protocol):
     def places(self) -> int:
         """The number of cells that are computed at a time."""
 
-    def submit(self, run: int, cell: Cell) -> Future[Any]:
-        """Begin to compute a cell of the run of that number.
+    def submit(self, plan: Sent, cell: Cell) -> Future[Any]:
+        """Begin to compute a cell of a plan.
 
         The future holds the seconds that it took and what was computed, an `InputError`, or
         `Gone`.
@@ -89,12 +89,10 @@ class Processes:
     the cells can be submitted again.
 
     Args:
-        plans: The plan of each run.
         count: The number of processes.
     """
 
-    def __init__(self, plans: Sequence[Plan], count: int) -> None:
-        self._sent = [sent(plan) for plan in plans]
+    def __init__(self, count: int) -> None:
         self._count = count
         self._pool: ProcessPoolExecutor | None = None
 
@@ -103,12 +101,12 @@ class Processes:
         """The number of processes."""
         return self._count
 
-    def submit(self, run: int, cell: Cell) -> Future[Any]:
-        """Begin to compute a cell of the run of that number."""
-        asked = (cell.work, cell.index, cell.estimator, cell.gather())
+    def submit(self, plan: Sent, cell: Cell) -> Future[Any]:
+        """Begin to compute a cell of a plan."""
+        asked = (plan, cell.work, cell.index, cell.estimator, cell.gather())
         for _ in range(2):
             try:
-                return self._running().submit(_compute, run, *asked)
+                return self._running().submit(compute, *asked)
             except BrokenProcessPool:
                 self.close()
         failed: Future[Any] = Future()
@@ -131,7 +129,7 @@ class Processes:
                 self._count,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_begin,
-                initargs=(self._sent, list(sys.path)),
+                initargs=(list(sys.path),),
             )
         return self._pool
 
@@ -150,13 +148,11 @@ def outcome(future: Future[Any]) -> tuple[float, Any]:
         raise Gone(str(error)) from None
 
 
-_plans: Sequence[Sent] = ()
-_bench: tuple[int, Bench] | None = None
+_bench: tuple[bytes, Bench] | None = None
 
 
-def _begin(plans: Sequence[Sent], path: Sequence[str]) -> None:
+def _begin(path: Sequence[str]) -> None:
     """Make ready a worker process."""
-    global _plans
     # The process that started it stops it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.path[:] = list(path)
@@ -164,16 +160,18 @@ def _begin(plans: Sequence[Sent], path: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    _plans = plans
 
 
-def _compute(
-    run: int, work: str, index: int | None, estimator: str, given: Mapping[str, Any]
+def compute(
+    plan: Sent, work: str, index: int | None, estimator: str, given: Mapping[str, Any]
 ) -> tuple[float, Any]:
-    """Compute a cell in a worker process; the seconds that it took, and what was computed."""
-    began = time.perf_counter()
+    """Compute a cell in a worker process; the seconds that it took, and what was computed.
+
+    The arguments after the plan are those of `Bench.compute`. The networks of the last plan stay.
+    """
     global _bench
-    if _bench is None or _bench[0] != run:
-        _bench = (run, Bench(pickle.loads(_plans[run].pickled)))
+    if _bench is None or _bench[0] != plan.pickled:
+        _bench = (plan.pickled, Bench(pickle.loads(plan.pickled)))
+    began = time.perf_counter()
     found = _bench[1].compute(work, index, estimator, given)
     return time.perf_counter() - began, found
