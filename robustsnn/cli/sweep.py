@@ -14,6 +14,7 @@ from robustsnn.cli.screen import asked, print_json, print_page, print_table, spe
 from robustsnn.errors import InputError
 
 if TYPE_CHECKING:
+    from robustsnn.evaluation.workers import Computes
     from robustsnn.workflows.sweep.spec import Sweep
 
 
@@ -23,7 +24,15 @@ def sweep(
     output: Annotated[
         Path | None, typer.Option(help="Folder of page, table and runs [default: runs/<file>].")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes, each with one thread.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes, each with one thread [default: 1].")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster instead: auto, local or HOST:PORT.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="With --ray: the share of a GPU that a worker has.")
+    ] = 0.0,
     data_root: DataRoot = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run factories and files that the sweep names.")
@@ -39,22 +48,33 @@ def sweep(
     """
     from robustsnn.workflows.sweep.spec import load_sweep
 
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise InputError(f"--workers {workers}: give a whole number of at least 1.")
+    if workers is not None and ray is not None:
+        raise InputError("--workers and --ray exclude each other: drop one.")
+    if not 0 <= gpus_per_worker <= 64:
+        raise InputError(f"--gpus-per-worker {gpus_per_worker}: give a number from 0 to 64.")
+    if gpus_per_worker and ray is None:
+        raise InputError("--gpus-per-worker is for --ray: add that, or drop it.")
     found = load_sweep(file, allow_code=allow_code)
     for line in found.code():
         print(f"robustsnn: {file} runs {line}.", file=sys.stderr)
     if dry_run:
-        _print_costs(found, workers, data_root, allow_code)
+        _print_costs(found, workers or 1, data_root, allow_code)
         return
     folder = output if output is not None else Path("runs") / file.stem
     from robustsnn.workflows.sweep.run import sweep as carried_out
 
-    with spent(workers) as told:
+    places: Computes | int = workers or 1
+    if ray is not None:
+        from robustsnn.evaluation.cluster import RayWorkers
+
+        places = RayWorkers(ray, gpus_per_worker)
+    with spent(places if isinstance(places, int) else places.places) as told:
         done = carried_out(
             found,
             folder,
-            workers=workers,
+            workers=places,
             data_root=data_root,
             allow_code=allow_code,
             command=asked(),

@@ -62,6 +62,11 @@ class Bench:
         self._judging = plan.subject.load()
         self._last: tuple[int | None, str, Networks] | None = None
 
+    @property
+    def device(self) -> str:
+        """The device that computes."""
+        return self._plan.device
+
     def compute(
         self, work: str, index: int | None, estimator: str, given: Mapping[str, Any]
     ) -> Any:

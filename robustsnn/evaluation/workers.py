@@ -21,6 +21,7 @@ from typing import Any, Protocol, cast
 from robustsnn.common.users_code import is_users_file
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
+from robustsnn.evaluation.batch import Batch
 from robustsnn.evaluation.cells import Bench, Cell
 from robustsnn.evaluation.plan import Plan
 
@@ -103,7 +104,7 @@ class Processes:
 
     def submit(self, plan: Sent, cell: Cell) -> Future[Any]:
         """Begin to compute a cell of a plan."""
-        asked = (plan, cell.work, cell.index, cell.estimator, cell.gather())
+        asked = (plan, cell.work, cell.index, cell.estimator, moved(cell.gather(), "cpu"))
         for _ in range(2):
             try:
                 return self._running().submit(compute, *asked)
@@ -173,5 +174,29 @@ def compute(
     if _bench is None or _bench[0] != plan.pickled:
         _bench = (plan.pickled, Bench(pickle.loads(plan.pickled)))
     began = time.perf_counter()
-    found = _bench[1].compute(work, index, estimator, given)
+    bench = _bench[1]
+    found = moved(bench.compute(work, index, estimator, moved(given, bench.device)), "cpu")
     return time.perf_counter() - began, found
+
+
+def moved(value: Any, device: str) -> Any:
+    """What a cell takes or gives, with its tensors on a device; they travel on the CPU.
+
+    Examples:
+        >>> import torch
+        >>> moved({"images": torch.zeros(2), "ids": [0, 1]}, "cpu")["ids"]
+        [0, 1]
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Batch):
+        tensors = (moved(one, device) for one in (value.images, value.labels, value.clean))
+        images, labels, clean = tensors
+        return Batch(images, labels, value.ids, clean)
+    if isinstance(value, dict):
+        return {name: moved(one, device) for name, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(moved(one, device) for one in value)
+    return value

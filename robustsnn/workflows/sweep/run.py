@@ -18,7 +18,7 @@ from robustsnn.evaluation.parallel import Asked, Told, carry_out
 from robustsnn.evaluation.plan import Plan, prepare
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import run
-from robustsnn.evaluation.workers import Processes
+from robustsnn.evaluation.workers import Computes, Processes
 from robustsnn.records.runs import load_runs
 from robustsnn.reporting.render import render
 from robustsnn.workflows.sweep.spec import Sweep
@@ -49,7 +49,7 @@ def sweep(
     asked: Sweep,
     output: Path,
     *,
-    workers: int = 1,
+    workers: Computes | int = 1,
     data_root: Path | None = None,
     allow_code: bool = False,
     command: Sequence[str] = (),
@@ -60,8 +60,8 @@ def sweep(
     Args:
         asked: The sweep.
         output: The folder.
-        workers: The number of processes on this machine, each with one thread. The numbers do not
-            depend on it.
+        workers: The number of processes on this machine, each with one thread, or workers of a
+            cluster. The numbers do not depend on it.
         data_root: The folder of the data sets.
         allow_code: Whether Python files that suites name may be run.
         command: The command line that asked for the sweep.
@@ -78,7 +78,10 @@ def sweep(
         for name, request in requests.items()
     ]
     torch.set_num_threads(1)
-    found = _alone(runs, told) if workers == 1 else carry_out(runs, Processes(workers), told)
+    if workers == 1:
+        found = _alone(runs, told)
+    else:
+        found = carry_out(runs, Processes(workers) if isinstance(workers, int) else workers, told)
     return _written(output, dict(zip(requests, found, strict=True)))
 
 
