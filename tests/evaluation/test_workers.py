@@ -78,7 +78,13 @@ def test_any_number_of_workers_finds_the_same(checkpoints, tmp_path, suite):
             for kind in ("ann", "snn")
         ]
         told: list[tuple[float, float]] = []
-        found = carry_out(runs, Processes(count), lambda what, a, b: told.append((a, b)))
+
+        def tell(
+            what: str, done: float, total: float, to: list[tuple[float, float]] = told
+        ) -> None:
+            to.append((done, total))
+
+        found = carry_out(runs, Processes(count), tell)
         assert all(isinstance(one, Evaluation) for one in found), found
         for kind in ("ann", "snn"):
             same(tmp_path / f"{kind}-alone", tmp_path / f"{kind}-{count}")
@@ -166,7 +172,7 @@ class Locked(nn.Module):
 def test_a_network_that_cannot_be_sent_is_refused_in_one_line():
     images = torch.rand(4, 1, 4, 4), torch.zeros(4, dtype=torch.int64)
     plan = prepare(Request.of(Locked(), images, attack="fgsm"))
-    with pytest.raises(InputError, match="Locked cannot be sent to another process .*lock"):
+    with pytest.raises(InputError, match=r"Locked cannot be sent to another process .*lock"):
         sent(plan)
 
 
