@@ -28,6 +28,9 @@ from robustsnn.evaluation.suites import Suite
 from robustsnn.evaluation.workers import Processes, sent
 from tests.evaluation.test_resume import same
 
+#: Seconds that workers have worked, and are expected to work.
+Pair = tuple[float, float]
+
 CASCADE = Suite.model_validate(
     {
         "name": "steps",
@@ -77,11 +80,9 @@ def test_any_number_of_workers_finds_the_same(checkpoints, tmp_path, suite):
             asked(checkpoints / kind, tmp_path / f"{kind}-{count}", **settings)
             for kind in ("ann", "snn")
         ]
-        told: list[tuple[float, float]] = []
+        told: list[Pair] = []
 
-        def tell(
-            what: str, done: float, total: float, to: list[tuple[float, float]] = told
-        ) -> None:
+        def tell(what: str, done: float, total: float, to: list[Pair] = told) -> None:
             to.append((done, total))
 
         found = carry_out(runs, Processes(count), tell)
