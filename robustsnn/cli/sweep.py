@@ -48,14 +48,7 @@ def sweep(
     """
     from robustsnn.workflows.sweep.spec import load_sweep
 
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers}: give a whole number of at least 1.")
-    if workers is not None and ray is not None:
-        raise InputError("--workers and --ray exclude each other: drop one.")
-    if not 0 <= gpus_per_worker <= 64:
-        raise InputError(f"--gpus-per-worker {gpus_per_worker}: give a number from 0 to 64.")
-    if gpus_per_worker and ray is None:
-        raise InputError("--gpus-per-worker is for --ray: add that, or drop it.")
+    _check(workers, ray, gpus_per_worker)
     found = load_sweep(file, allow_code=allow_code)
     for line in found.code():
         print(f"robustsnn: {file} runs {line}.", file=sys.stderr)
@@ -94,6 +87,18 @@ def sweep(
             f"{len(done.failed)} of {len(done.failed) + len(done.evaluations)} runs failed; the "
             "same command tries them again and keeps the others."
         )
+
+
+def _check(workers: int | None, ray: str | None, gpus_per_worker: float) -> None:
+    """Refuse options that cannot be right together."""
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers}: give a whole number of at least 1.")
+    if workers is not None and ray is not None:
+        raise InputError("--workers and --ray exclude each other: drop one.")
+    if not 0 <= gpus_per_worker <= 64:
+        raise InputError(f"--gpus-per-worker {gpus_per_worker}: give a number from 0 to 64.")
+    if gpus_per_worker and ray is None:
+        raise InputError("--gpus-per-worker is for --ray: add that, or drop it.")
 
 
 def _print_costs(sweep: Sweep, workers: int, data_root: Path | None, allow_code: bool) -> None:

@@ -100,7 +100,8 @@ def run(
                 bench = bench or Bench(ongoing.plan)
                 cell.keep(bench.compute(cell.work, cell.index, cell.estimator, cell.gather()))
                 done += 1
-                if progress is not None:
+                # What is counted after the attacks takes a moment.
+                if progress is not None and cell.work != "activity":
                     progress(cell.what, done, done + left - 1 + ongoing.ahead)
         assert ongoing.found is not None
         return ongoing.found
