@@ -50,6 +50,7 @@ class Ongoing:
     Attributes:
         plan: The plan, at the batch size that the run was started with.
         found: The finished run; None while there are cells left.
+        stored: The number of cells of the stages so far that were on disk already.
         ahead: The greatest number of cells that stages after the open one may have.
         expected: The passes that those cells are expected to take, a backward pass as two.
 
@@ -59,7 +60,7 @@ class Ongoing:
     """
 
     def __init__(self, plan: Plan, output: Path, command: Sequence[str] = ()) -> None:
-        self.plan, self.ahead, self.expected = plan, 0, 0.0
+        self.plan, self.stored, self.ahead, self.expected = plan, 0, 0, 0.0
         self.found: Evaluation | None = None
         self._fresh = not output.exists()
         self._locks = contextlib.ExitStack()
@@ -139,7 +140,12 @@ class Ongoing:
 
     def _missing(self, cells: Iterable[tuple[str, int, Cell]]) -> list[Cell]:
         """The cells whose parts are not on disk."""
-        return [cell for part, batch, cell in cells if not self._folder.part(part, batch).exists()]
+        every = list(cells)
+        left = [
+            cell for part, number, cell in every if not self._folder.part(part, number).exists()
+        ]
+        self.stored += len(every) - len(left)
+        return left
 
     def _clean(self) -> Iterator[tuple[str, int, Cell]]:
         for batch, where in enumerate(batches_of(self.plan)):

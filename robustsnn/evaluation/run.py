@@ -102,6 +102,7 @@ def run(
                 done += 1
                 # What is counted after the attacks takes a moment.
                 if progress is not None and cell.work != "activity":
-                    progress(cell.what, done, done + left - 1 + ongoing.ahead)
+                    told = ongoing.stored + done
+                    progress(cell.what, told, told + left - 1 + ongoing.ahead)
         assert ongoing.found is not None
         return ongoing.found
