@@ -161,7 +161,7 @@ ROOMS = {
     "diagnosis": "records common",
     "evaluation": "foreign diagnosis records adversary estimators models data snn common",
     "reporting": "records common",
-    "workflows": "evaluation reporting diagnosis records adversary models data common",
+    "workflows": "evaluation reporting diagnosis records adversary estimators models data common",
     "cli": "workflows foreign evaluation reporting diagnosis records adversary estimators training "
     "models data snn common",
     "attacks": "door adversary estimators common",

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from robustsnn.cli import evaluate, listing, reports, train
+from robustsnn.cli import evaluate, listing, reports, sweep, train
 from robustsnn.cli.app import app
 from robustsnn.common.printable import printable
 from robustsnn.common.process import keep_freed_memory, let_idle_threads_sleep
@@ -21,7 +21,7 @@ from robustsnn.errors import InputError
 __all__ = ["app", "main"]
 
 #: The modules that add their commands to `app` when they are imported.
-COMMANDS = (evaluate, reports, train, listing)
+COMMANDS = (evaluate, sweep, reports, train, listing)
 #: With this set to 1, an error comes with its traceback.
 DEBUG_VARIABLE = "ROBUSTSNN_DEBUG"
 #: The exit code of a mistake of ours: EX_SOFTWARE of sysexits.h.
@@ -32,6 +32,7 @@ KEPT = {
         ("evaluate", "compare", "crosscheck", "demo"),
         "; finished batches are kept: the same command resumes",
     ),
+    "sweep": "; finished batches are kept: the same command resumes",
     "train": "; finished epochs are kept: the same command with --resume goes on",
 }
 REPORT_TO = "https://github.com/robustsnn/robustsnn/issues"

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,6 +98,58 @@ def progress(notes: Sequence[str] = ()) -> Iterator[Callable[[str, int, int], No
         yield shown
 
 
+@contextlib.contextmanager
+def spent(workers: int) -> Iterator[Callable[[str, float, float], None]]:
+    """Show the progress of workers on stderr inside the block, in seconds of their work.
+
+    It is a bar in a terminal, and elsewhere a line at most every half minute, with the time that is
+    left.
+
+    Args:
+        workers: The number of workers.
+    """
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    last = -math.inf
+
+    def line(what: str, done: float, total: float) -> None:
+        nonlocal last
+        if time.monotonic() - last < 30 and done < total:
+            return
+        last = time.monotonic()
+        left = max(0.0, total - done) / workers
+        share = 100 * done / total if total else 100.0
+        print(f"{share:3.0f} % {what} ({_clock(left)} left)", file=sys.stderr, flush=True)
+
+    if not stderr.is_terminal:
+        yield line
+        return
+    from rich import progress as bars
+
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.TimeElapsedColumn())
+    with bars.Progress(*columns, console=stderr, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def shown(what: str, done: float, total: float) -> None:
+            left = _clock(max(0.0, total - done) / workers)
+            bar.update(task, description=f"{what} ({left} left)", completed=done, total=total)
+
+        yield shown
+
+
+def _clock(seconds: float) -> str:
+    """A time in hours and minutes, or in seconds if it is short.
+
+    >>> _clock(42.2), _clock(4000)
+    ('42 s', '1 h 7 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def print_reprinted(manifest: Manifest, request: Request) -> None:
     """Say on stderr when a run was made, and what was asked for now and not used.
 
@@ -135,15 +188,20 @@ def print_run(folder: Path) -> None:
     print(f"{folder}  (robustsnn report {folder} writes the page)")
 
 
-def print_page(page: Path) -> None:
-    """Print the tables and headlines of a comparison and the flags of its runs."""
+def print_page(page: Path, folders: Sequence[Path] | None = None) -> None:
+    """Print the tables and headlines of the runs on a page, and their flags.
+
+    Args:
+        page: The page.
+        folders: The run folders; by default those of the comparison that the page is of.
+    """
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
     from robustsnn.reporting.sentences import flag_sentences, headlines
     from robustsnn.reporting.terminal import comparison_tables
     from robustsnn.workflows.report import runs_of
 
-    runs = load_runs(runs_of(page.parent))
+    runs = load_runs(runs_of(page.parent) if folders is None else folders)
     out = console()
     out.print(comparison_tables(runs))
     for comparison in comparisons(runs):

@@ -43,6 +43,10 @@ class UsersCodeError(InputError):
         )
         self.what, self.where, self.reason = what, where, reason
 
+    def __reduce__(self) -> tuple[type[UsersCodeError], tuple[str, str, str]]:
+        # It may come from another process.
+        return type(self), (self.what, self.where, self.reason)
+
     @property
     def text(self) -> str:
         """The text of the exception without its type."""

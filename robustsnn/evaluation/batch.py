@@ -43,7 +43,7 @@ def part_name(index: int) -> str:
     return f"attack-{index:03d}"
 
 
-def _kept(plan: Plan, where: slice) -> int:
+def kept_of(plan: Plan, where: slice) -> int:
     """The number of images at the start of a batch that are stored with their pixels."""
     if plan.save_images:
         return int(where.stop - where.start)
@@ -73,9 +73,11 @@ class Networks:
 
     @classmethod
     def of(
-        cls, plan: Plan, task: Task, judging: nn.Module, reading: Reading | None = None
+        cls, plan: Plan, task: Task | None, judging: nn.Module, reading: Reading | None = None
     ) -> Networks:
         """New copies for a task, so that no attack meets what another did to a network.
+
+        Without a task there is nothing to attack, and the network that judges stands for both.
 
         Args:
             plan: The plan that is carried out.
@@ -83,6 +85,8 @@ class Networks:
             judging: The network that judges.
             reading: Where the network under attack is read, if the task asks for a layer inside.
         """
+        if task is None:
+            return cls(judging, None, judging)
         second = plan.substitute.load() if task.substitute and plan.substitute else None
         attacked = plan.subject.load()
         if task.reads is not None and reading is not None:

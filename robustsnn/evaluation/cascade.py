@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustsnn.common.kinds import BEST
 from robustsnn.errors import InputError
-from robustsnn.evaluation.batch import Batch, Networks, batches_of, labelled, part_name, together
+from robustsnn.evaluation.batch import Batch, batches_of, labelled, part_name, together
 from robustsnn.evaluation.diagnose import inner_readings
-from robustsnn.evaluation.judging import COUNTS, judged
+from robustsnn.evaluation.judging import COUNTS
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
-from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.rounds import Round, rest_after, sampled
+from robustsnn.models.reading import Reading
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN, Size
 
@@ -148,9 +148,9 @@ class Cascade:
         at = task.size
         return at in self._readings and (task.reads is None or self._readings[at] is not None)
 
-    def networks(self, task: Task, judging: nn.Module) -> Networks:
-        """New copies of the networks that a task works on."""
-        return Networks.of(self._plan, task, judging, self._readings.get(task.size))
+    def reading(self, task: Task) -> Reading | None:
+        """Where the network is read under a task; None for its logits."""
+        return None if task.reads is None else self._readings.get(task.size)
 
     def _in_round(self, task: Task, survivors: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of the survivors that the round of a task attacks."""
@@ -173,34 +173,35 @@ class Cascade:
             return task
         return dataclasses.replace(task, estimator=best_probe(self._lines[task.size].probes))
 
-    def attack(self, task: Task, index: int, batch: int, networks: Networks) -> None:
-        """Attack a batch of the survivors, and store it.
+    def given(self, task: Task, batch: int) -> dict[str, Any]:
+        """What the attack on a batch of the survivors takes, by name.
 
         Args:
             task: The task, resolved.
-            index: The number of the task in the plan.
             batch: The number of the batch in the task.
-            networks: The networks of the task.
-
-        Raises:
-            InputError: The attack proposes no images, or a user's own attack fails.
         """
         plan = self._plan
         where = self.batches(task)[batch]
         images = torch.cat([plan.images.tensor(slice(i, i + 1)) for i in where.tolist()])
         labels = torch.from_numpy(plan.images.labels[where]).to(plan.device)
         some = Batch(images.to(plan.device), labels, plan.images.ids[where].tolist(), labels)
-        # Few survivors are not padded to many; the attack and the judge run at the same shape.
-        micro_batch = min(plan.batch_size, 1 << (len(where) - 1).bit_length())
-        rows, proposals = judged(
-            plan,
-            task,
-            networks,
-            some,
-            torch.ones_like(labels, dtype=torch.bool),
-            micro_batch,
-            self._start(task, where, some.images),
-        )
+        return {
+            "batch": some,
+            "chosen": torch.ones_like(labels, dtype=torch.bool),
+            # Few survivors are not padded to many; the attack and the judge run at one shape.
+            "micro_batch": min(plan.batch_size, 1 << (len(where) - 1).bit_length()),
+            "start": self._start(task, where, some.images),
+        }
+
+    def keep(self, index: int, batch: int, found: tuple[pd.DataFrame, Tensor]) -> None:
+        """Store the records of a batch and its proposals, `[batch, ...]`.
+
+        Args:
+            index: The number of the task in the plan.
+            batch: The number of the batch in the task.
+            found: The records, and the proposals that were judged.
+        """
+        rows, proposals = found
         self._folder.write_part(part_name(index), batch, rows, {PROPOSAL: proposals.cpu().numpy()})
 
     def close(self, index: int) -> None:
@@ -288,38 +289,6 @@ class Cascade:
             )
             start[torch.from_numpy(here)] = torch.from_numpy(found).to(start)
         return start
-
-
-def attack_survivors(plan: Plan, folder: RunFolder, progress: Progress) -> Cascade:
-    """Run a cascade to its end, from where an earlier start was stopped.
-
-    Args:
-        plan: The plan of a suite that is a cascade.
-        folder: The run folder, with the clean images judged.
-        progress: The function that is told of every finished batch; the number of batches in all
-            is an upper bound, which shrinks.
-
-    Raises:
-        InputError: An attack proposes no images, or a user's own attack fails.
-    """
-    cascade = Cascade(plan, folder)
-    judging = plan.subject.load()
-    done = len(batches_of(plan))
-    for index, task in enumerate(plan.tasks):
-        batches = cascade.batches(task)
-        ahead = sum(len(cascade.batches(later)) for later in plan.tasks[index:])
-        missing = [b for b in range(len(batches)) if not folder.part(part_name(index), b).exists()]
-        if missing:
-            resolved = cascade.resolved(task)
-            networks = cascade.networks(resolved, judging)
-            what = f"{task.label} {task.threat.norm} {task.threat.epsilon}"
-            what += f", {cascade.left(task)} of {len(plan.images)} images left"
-        for batch in missing:
-            cascade.attack(resolved, index, batch, networks)
-            progress(what, done + batch + 1, done + ahead)
-        done += len(batches)
-        cascade.close(index)
-    return cascade
 
 
 def _settled(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustsnn.adversary.contract import Attack
+from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.kinds import BEST
 from robustsnn.diagnosis.finding import BLIND, of_measure
 from robustsnn.diagnosis.probe.measure import IMAGES, probe
-from robustsnn.diagnosis.probe.pieces import Piece
+from robustsnn.diagnosis.probe.pieces import Piece, Store
 from robustsnn.diagnosis.probe.specimen import Sizes
 from robustsnn.diagnosis.stages import Stage
 from robustsnn.estimators.make import draws_of
-from robustsnn.evaluation.batch import batches_of, inputs_of
+from robustsnn.evaluation.batch import Networks, inputs_of
 from robustsnn.evaluation.memory import MEMORY_BYTES, membranes
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
-from robustsnn.evaluation.progress import Progress
 from robustsnn.models.reading import Reading, reading_of
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.manifest import Manifest
@@ -37,12 +38,10 @@ class Pieces:
     Args:
         folder: The run folder.
         threat: The number of the threat model among those of the run.
-        told: The function that is called whenever a piece was kept.
     """
 
     folder: RunFolder
     threat: int
-    told: Callable[[], None]
 
     def read(self, name: str) -> Piece | None:
         """A piece that an earlier start of the run left behind, or None."""
@@ -56,19 +55,13 @@ class Pieces:
         """Keep a piece."""
         tensors = {key: tensor.detach().cpu().numpy() for key, tensor in piece.tensors.items()}
         self.folder.write_piece(self._named(name), piece.about, tensors)
-        self.told()
 
     def _named(self, name: str) -> str:
         return f"probe-{self.threat:03d}-{name}"
 
 
-def probed(
-    plan: Plan,
-    folder: RunFolder,
-    manifest: Manifest,
-    progress: Progress,
-) -> Manifest:
-    """The manifest of a run with the findings of the probe; findings that are there are kept.
+def wanted(plan: Plan, folder: RunFolder, manifest: Manifest) -> list[dict[str, Any]]:
+    """What the probe of a run takes, once for each threat model; nothing if findings are there.
 
     Each piece of it is kept as soon as it is measured, as a batch of an attack is. Only the run of
     a cascade is probed. For attacks that take seconds the probe is not worth its time, and their
@@ -78,46 +71,87 @@ def probed(
         plan: The plan that is carried out.
         folder: The run folder, with the clean images judged.
         manifest: The manifest of the run so far.
-        progress: The function that is told when the probe begins, and of each piece of it.
     """
     if not plan.suite.cascade or manifest.probe is not None:
-        return manifest
-    batches = len(batches_of(plan))
-
-    def told() -> None:
-        progress("diagnosis", batches, batches * (1 + len(plan.tasks)))
-
-    told()
+        return []
     count = min(IMAGES, len(plan.images))
     images, labels, ids = inputs_of(plan, slice(0, count))
-    clean = _clean(folder, count).to(labels.device)
-    found: list[dict[str, Any]] = []
-    cost: dict[str, float] = {}
-    draws = draws_of([task.estimator for task in plan.tasks])
+    given = {
+        "images": images,
+        "labels": labels,
+        "ids": ids,
+        "clean": _clean(folder, count).to(labels.device),
+        "draws": draws_of([task.estimator for task in plan.tasks]),
+        "samples": len(plan.images),
+    }
+    threats = dict.fromkeys(task.threat for task in plan.tasks)
+    return [
+        {**given, "threat": threat, "store": Pieces(folder, number)}
+        for number, threat in enumerate(threats)
+    ]
+
+
+def measured(
+    plan: Plan,
+    networks: Networks,
+    images: Tensor,
+    labels: Tensor,
+    ids: list[int],
+    clean: Tensor,
+    threat: ThreatModel,
+    draws: int,
+    samples: int,
+    store: Store | None = None,
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The findings of the probe at one threat model as rows of a manifest, and what they cost.
+
+    Args:
+        plan: The plan that is carried out.
+        networks: The networks of the cell; the probe works on a new copy.
+        images: The images, `[batch, channel, height, width]`.
+        labels: The true classes, int64 `[batch]`.
+        ids: The id of each image.
+        clean: The predictions on the images, int64 `[batch]`.
+        threat: The threat model.
+        draws: The draws that the attacks average a stochastic network over.
+        samples: The number of images of the run.
+        store: The place where pieces are kept, if this machine has the run folder.
+    """
+    del networks
     # Layers under watch keep all their time steps, even if attacks run them in segments.
     held = WATCHED_BYTES * membranes(plan.subject.load(), images[:1], ids[:1])
     micro_batch = min(plan.batch_size, max(1, MEMORY_BYTES // max(1, held)))
-    for number, threat in enumerate(dict.fromkeys(task.threat for task in plan.tasks)):
-        measured = probe(
-            plan.subject.load(),
-            images,
-            labels,
-            ids,
-            threat,
-            micro_batch,
-            plan.seed,
-            clean,
-            draws=draws,
-            sizes=Sizes.of(len(plan.images)),
-            store=Pieces(folder, number, told),
-        )
-        about = {"norm": threat.norm, "epsilon": threat.epsilon}
-        found += [{**finding.as_measure(), **about} for finding in measured.findings]
-        for name, value in measured.row().items():
+    found = probe(
+        plan.subject.load(),
+        images,
+        labels,
+        ids,
+        threat,
+        micro_batch,
+        plan.seed,
+        clean,
+        draws=draws,
+        sizes=Sizes.of(samples),
+        store=store,
+    )
+    about = {"norm": threat.norm, "epsilon": threat.epsilon}
+    return [{**finding.as_measure(), **about} for finding in found.findings], found.row()
+
+
+def with_probe(
+    manifest: Manifest, found: Sequence[tuple[list[dict[str, Any]], dict[str, float]]]
+) -> Manifest:
+    """The manifest with the findings of the probe, and what they cost together.
+
+    Args:
+        manifest: The manifest of the run so far.
+        found: The findings and the cost at each threat model.
+    """
+    cost: dict[str, float] = {}
+    for _, spent in found:
+        for name, value in spent.items():
             cost[name] = cost.get(name, 0) + value
-    manifest = manifest.but(probe=found, probe_cost=cost)
-    folder.write_manifest(manifest)
-    return manifest
+    return manifest.but(probe=[row for rows, _ in found for row in rows], probe_cost=cost)
 
 
 def inner_readings(plan: Plan, folder: RunFolder) -> dict[Size, Reading | None]:

@@ -31,35 +31,34 @@ from robustsnn.common.users_code import (
 )
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
-from robustsnn.evaluation.batch import Batch, Networks, _kept, inputs_of, labelled
-from robustsnn.evaluation.curve import found_before, keep_found
-from robustsnn.evaluation.memory import _calls
+from robustsnn.evaluation.batch import Batch, Networks, labelled
+from robustsnn.evaluation.memory import calls
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
 from robustsnn.models.scoring import Verdict, finite_logits, verdict, verdict_and_operations
-from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import CLEAN, OPERATIONS
+from robustsnn.records.schema import OPERATIONS
 
 #: The columns of what is counted for each image.
 COUNTS = ("forward_passes", "backward_passes", "zero_grad", "nonfinite_grad")
 
 
-def clean_batch(
-    plan: Plan, folder: RunFolder, batch: int, where: slice, judging: nn.Module
-) -> None:
-    """Judge a batch of clean images and store it.
+def clean(
+    plan: Plan, networks: Networks, images: Tensor, labels: Tensor, ids: list[int], kept: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The records of a batch of clean images, and what is kept of the first of them, by name.
 
     Args:
         plan: The plan that is carried out.
-        folder: The run folder.
-        batch: The number of the batch.
-        where: The positions of its images.
-        judging: The network that judges.
+        networks: The networks, of which only the judging one is used.
+        images: The images, `[batch, channel, height, width]`.
+        labels: The true classes, int64 `[batch]`.
+        ids: The id of each image.
+        kept: The number of images at the start of the batch that are kept.
 
     Raises:
         InputError: The network does not take the images, or its logits are not finite.
     """
     began = time.perf_counter()
-    images, labels, ids = inputs_of(plan, where)
+    judging = networks.judging
     finite_logits(judging, images, ids, plan.batch_size, plan.seed)
     said, counted = _said(plan, judging, images, labels, ids, plan.batch_size)
     predictions, margins = said.predictions, said.margins
@@ -82,71 +81,32 @@ def clean_batch(
             **counted,
         }
     )
-    kept = _kept(plan, where)
     saved = {
         "clean": images[:kept].cpu().numpy(),
         "label": labels[:kept].cpu().numpy(),
         "image_id": np.asarray(ids[:kept], dtype=np.int64),
         "prediction/clean": predictions[:kept].cpu().numpy(),
     }
-    folder.write_part(CLEAN, batch, rows, saved if kept else None)
-
-
-def attacked_batch(
-    plan: Plan, folder: RunFolder, index: int, batch: int, where: slice, networks: Networks
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The records of a batch under an attack, and the images to keep, by name.
-
-    Args:
-        plan: The plan that is carried out.
-        folder: The run folder, with the clean images and smaller sizes of a curve judged.
-        index: The number of the task in the plan.
-        batch: The number of the batch.
-        where: The positions of its images.
-        networks: The networks of the task.
-
-    Raises:
-        InputError: The attack proposes no images, or a user's own attack fails.
-    """
-    task = plan.tasks[index]
-    images, labels, ids = inputs_of(plan, where)
-    clean = torch.from_numpy(folder.read_part(CLEAN, batch)["prediction"].to_numpy(copy=True))
-    some = Batch(images, labels, ids, clean.to(plan.device))
-    attacked = some.clean == labels
-    if plan.suite.attack_misclassified:
-        attacked = torch.ones_like(attacked)
-    smaller = found_before(plan, folder, index, batch)
-    if smaller is not None:
-        attacked &= ~torch.tensor(smaller.fell, device=attacked.device)
-    rows, proposals = judged(plan, task, networks, some, attacked, plan.batch_size)
-    if smaller is not None:
-        rows, proposals = smaller.kept(rows, proposals)
-    keep_found(plan, folder, index, batch, rows, proposals)
-    kept = _kept(plan, where)
-    saved = {
-        f"adversarial/{task.key}": proposals[:kept].cpu().numpy(),
-        f"prediction/{task.key}": rows["prediction"].to_numpy()[:kept],
-    }
     return rows, saved if kept else {}
 
 
-def judged(
+def attacked(
     plan: Plan,
-    task: Task,
     networks: Networks,
+    task: Task,
     batch: Batch,
-    attacked: Tensor,
+    chosen: Tensor,
     micro_batch: int,
     start: Tensor | None = None,
 ) -> tuple[pd.DataFrame, Tensor]:
-    """The records of a batch, and the proposals that were judged, `[batch, ...]`.
+    """The records of a batch under an attack, and the proposals that were judged, `[batch, ...]`.
 
     Args:
         plan: The plan that is carried out.
-        task: The task.
         networks: The networks of the task.
+        task: The task.
         batch: The images of the batch.
-        attacked: Whether to attack each image, bool `[batch]`; the others stay as they are.
+        chosen: Whether to attack each image, bool `[batch]`; the others stay as they are.
         micro_batch: The number of images in a forward pass of the attack and of the judge.
         start: The proposal of largest margin that earlier attacks of a cascade made for each
             image, `[batch, ...]`.
@@ -158,10 +118,10 @@ def judged(
     images, labels, ids = batch.images, batch.labels, batch.ids
     proposals = images.clone()
     counts = {name: np.zeros(len(ids), dtype=np.int64) for name in COUNTS}
-    where = attacked.nonzero().flatten()
+    where = chosen.nonzero().flatten()
     # A ball of radius 0 holds only the image itself; there is nothing to look for.
     if len(where) and task.threat.radius > 0:
-        for some in _calls(plan, task, networks, where, micro_batch):
+        for some in calls(task, networks, batch, where, micro_batch):
             begin = None if start is None else start[some]
             found, spent = _propose(plan, task, networks, batch.at(some), micro_batch, begin)
             proposals[some] = found

@@ -15,7 +15,7 @@ from robustsnn.diagnosis.finding import Finding
 from robustsnn.diagnosis.preflight import IMAGES, preflight
 from robustsnn.errors import InputError
 from robustsnn.estimators.make import make_estimator
-from robustsnn.evaluation.batch import Networks, inputs_of
+from robustsnn.evaluation.batch import Batch, Networks, inputs_of
 from robustsnn.evaluation.inputs import check_classes
 from robustsnn.evaluation.plan import Plan, Task, follows_gradient
 from robustsnn.foreign.reach import Reach
@@ -28,15 +28,23 @@ from robustsnn.snn.backward_rule import spiking_layers
 MEMORY_BYTES = 2**30
 
 
-def _calls(
-    plan: Plan, task: Task, networks: Networks, where: Tensor, micro_batch: int
+def calls(
+    task: Task, networks: Networks, batch: Batch, where: Tensor, micro_batch: int
 ) -> Sequence[Tensor]:
-    """The positions to attack, split into as many calls of the attack as memory requires."""
+    """The positions to attack, split into as many calls of the attack as memory requires.
+
+    Args:
+        task: The task.
+        networks: Its networks.
+        batch: The images.
+        where: The positions of those to attack.
+        micro_batch: The number of images in a forward pass.
+    """
     crafting = networks.attacked if networks.substitute is None else networks.substitute
     if not (follows_gradient(task.attack) and make_estimator(task.estimator, crafting).remembers):
         return [where]
-    image, _, ids = inputs_of(plan, slice(0, 1))
-    fitting = max(1, MEMORY_BYTES // max(1, 8 * membranes(crafting, image, ids)))
+    one = membranes(crafting, batch.images[:1], batch.ids[:1])
+    fitting = max(1, MEMORY_BYTES // max(1, 8 * one))
     # Whole micro-batches if possible, so that few of them are padded.
     size = max(fitting // micro_batch * micro_batch, min(fitting, micro_batch))
     return [where[i : i + size] for i in range(0, len(where), size)]

@@ -3,45 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import nn
 
-from robustsnn.common.files import unwritable
-from robustsnn.diagnosis.diagnose import diagnose
-from robustsnn.errors import InputError
 from robustsnn.evaluation import forms
-from robustsnn.evaluation.batch import Networks, batches_of, inputs_of, part_name
-from robustsnn.evaluation.cascade import Cascade, attack_survivors
-from robustsnn.evaluation.diagnose import probed
-from robustsnn.evaluation.earlier import identity_in, refuse_other_versions
+from robustsnn.evaluation.cells import Bench, Cell
+from robustsnn.evaluation.course import Course
 from robustsnn.evaluation.finished import Evaluation as Evaluation
-from robustsnn.evaluation.header import as_started, manifest_of, with_stages
-from robustsnn.evaluation.judging import attacked_batch, clean_batch
-from robustsnn.evaluation.memory import fit_to_memory
-from robustsnn.evaluation.mended import take_over
+from robustsnn.evaluation.ongoing import Ongoing
 from robustsnn.evaluation.options import Data
 from robustsnn.evaluation.plan import Plan, plans_of
 from robustsnn.evaluation.progress import Progress as Progress
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.suites import Suite
-from robustsnn.foreign.activity import count as count_activity
-from robustsnn.records.folder import RunFolder, locked, open_folder
-from robustsnn.records.manifest import Manifest, blaming
-from robustsnn.records.schema import ACTIVITY, CLEAN, DONE
-from robustsnn.snn.activity import record_activity
-from robustsnn.snn.energy import energies, energy
-from robustsnn.snn.network import Network
-from robustsnn.snn.operations import tallied
-
-#: The number of images whose spikes are counted.
-ACTIVITY_IMAGES = 1000
+from robustsnn.records.folder import RunFolder
 
 
 def evaluate(
@@ -115,90 +96,10 @@ def run(
         InputError: The folder belongs to something else, or the network cannot be evaluated on
             the clean images.
     """
-    take_over(output, plan)
-    started = output.exists()
-
-    def begun() -> Manifest:
-        # A network that cannot be evaluated leaves no folder behind.
-        fitting, checks = fit_to_memory(plan)
-        found = manifest_of(fitting, command)
-        return found.but(
-            batch_size_asked=plan.batch_size, preflight=[check.as_check() for check in checks]
-        )
-
-    folder = open_folder(output, identity_in(output, plan), begun)
-    manifest = folder.manifest()
-    if manifest.done:
-        folder.tidy()
-        return _read(folder, manifest, reprinted=True)
-    refuse_other_versions(output, manifest)
-    with locked(output):
-        # The batches on disk have the size that the run was started with.
-        with blaming(output):
-            plan = as_started(plan, manifest)
-            manifest = with_stages(manifest, plan)
-        try:
-            try:
-                _judge_clean(plan, folder, progress or _silent)
-            except InputError:
-                if not started:
-                    shutil.rmtree(output, ignore_errors=True)
-                raise
-            manifest = probed(plan, folder, manifest, progress or _silent)
-            if plan.suite.cascade:
-                cascade = attack_survivors(plan, folder, progress or _silent)
-                return _finish(plan, folder, manifest, cascade)
-            _attack_all(plan, folder, progress or _silent)
-            return _finish(plan, folder, manifest)
-        except OSError as error:
-            raise unwritable(output, error) from error
-
-
-def _judge_clean(plan: Plan, folder: RunFolder, progress: Progress) -> None:
-    batches = batches_of(plan)
-    judging = plan.subject.load()
-    for batch, where in enumerate(batches):
-        if not folder.part(CLEAN, batch).exists():
-            clean_batch(plan, folder, batch, where, judging)
-        progress("clean", batch + 1, len(batches) * (1 + len(plan.tasks)))
-
-
-def _attack_all(plan: Plan, folder: RunFolder, progress: Progress) -> None:
-    batches = batches_of(plan)
-    total = len(batches) * (1 + len(plan.tasks))
-    done = len(batches)
-    judging = plan.subject.load()
-    for index, task in enumerate(plan.tasks):
-        name = part_name(index)
-        if all(folder.part(name, batch).exists() for batch in range(len(batches))):
-            done += len(batches)
-            continue
-        networks = Networks.of(plan, task, judging)
-        for batch, where in enumerate(batches):
-            if not folder.part(name, batch).exists():
-                rows, saved = attacked_batch(plan, folder, index, batch, where, networks)
-                folder.write_part(name, batch, rows, saved)
-            done += 1
-            progress(f"{task.label} {task.threat.norm} {task.threat.epsilon}", done, total)
-
-
-def _finish(
-    plan: Plan, folder: RunFolder, manifest: Manifest, cascade: Cascade | None = None
-) -> Evaluation:
-    if cascade is None:
-        records, examples = folder.merged(_parts(plan))
-    else:
-        records, examples = cascade.records(), cascade.examples()
-    found = diagnose(manifest, records)
-    activity, measured = activity_of(plan)
-    manifest = manifest.but(
-        **found.fields(),
-        **measured,
-        seconds=round(float(records["seconds"].sum()), 3),
-        status=DONE,
-    )
-    folder.finish(manifest, records, found.results, activity, examples)
-    return _read(folder, folder.manifest())
+    with Ongoing(plan, output, command) as ongoing:
+        _compute(ongoing.course, ongoing.stages(), progress)
+        assert ongoing.found is not None
+        return ongoing.found
 
 
 def records_of(plan: Plan, folder: RunFolder, progress: Progress | None = None) -> pd.DataFrame:
@@ -212,76 +113,25 @@ def records_of(plan: Plan, folder: RunFolder, progress: Progress | None = None) 
     Raises:
         InputError: The network or an attack fails.
     """
-    _judge_clean(plan, folder, progress or _silent)
-    if plan.suite.cascade:
-        return attack_survivors(plan, folder, progress or _silent).records()
-    _attack_all(plan, folder, progress or _silent)
-    return folder.merged(_parts(plan))[0]
+    course = Course(plan, folder)
+    _compute(course, itertools.chain(course.clean(), course.attacks()), progress)
+    return course.records()
 
 
-def _parts(plan: Plan) -> list[tuple[str, int]]:
-    batches = range(len(batches_of(plan)))
-    parts = [CLEAN, *map(part_name, range(len(plan.tasks)))]
-    return [(part, batch) for part in parts for batch in batches]
-
-
-def activity_of(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Spikes per neuron by layer and step, and the fields of the manifest about what they cost."""
-    network = plan.subject.load()
-    if not isinstance(network, Network):
-        return _foreign_activity(plan, network)
-    count = min(ACTIVITY_IMAGES, len(plan.images))
-    images, _, ids = inputs_of(plan, slice(0, count))
-    keys = torch.tensor(ids, dtype=torch.int64) if network.stochastic else None
-    with tallied(network) as tally:
-        recorded = record_activity(network, images, keys, batch_size=plan.batch_size)
-    rows = [
-        (layer.name, layer.neurons, step, spikes)
-        for layer in recorded.layers
-        for step, spikes in enumerate(layer.spikes_per_step)
-    ]
-    operations = tally.operations(network)
-    joules = {**energy(network, recorded)._asdict(), **energies(operations)}
-    measured = {
-        "energy": {name: value for name, value in joules.items() if value == value},
-        "counts": operations.counts(),
-        "operations": [layer._asdict() for layer in operations.layers],
-        "activity_images": count,
-    }
-    return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
-
-
-def _foreign_activity(plan: Plan, network: nn.Module) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The same for a network that is not ours; no energy where it cannot be counted."""
-    count = min(ACTIVITY_IMAGES, len(plan.images))
-    images, _, ids = inputs_of(plan, slice(0, count))
-    stochastic = bool(getattr(network, "stochastic", False))
-    keys = torch.tensor(ids, dtype=torch.int64) if stochastic else None
-    found = count_activity(network, images, keys, batch_size=plan.batch_size)
-    rows = [
-        (layer.name, layer.neurons, step, spikes)
-        for layer in found.layers
-        for step, spikes in enumerate(layer.spikes_per_step)
-    ]
-    measured: dict[str, Any] = {"energy": found.energy, "activity_images": count}
-    if found.operations is not None:
-        measured["counts"] = found.operations.counts()
-        measured["operations"] = [layer._asdict() for layer in found.operations.layers]
-    else:
-        measured["uncounted"] = found.uncounted
-    return pd.DataFrame(rows, columns=list(ACTIVITY)), measured
-
-
-def _read(folder: RunFolder, manifest: Manifest, reprinted: bool = False) -> Evaluation:
-    return Evaluation(
-        folder=folder.path,
-        manifest=manifest,
-        records=folder.records(),
-        results=folder.results(),
-        activity=folder.activity(),
-        reprinted=reprinted,
-    )
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Do nothing; the progress of a run that nobody watches."""
+def _compute(course: Course, stages: Iterable[list[Cell]], progress: Progress | None) -> None:
+    """Compute the cells of all stages in this process."""
+    bench: Bench | None = None
+    done = 0
+    for cells in stages:
+        for left, cell in zip(range(len(cells), 0, -1), cells, strict=True):
+            bench = bench or Bench(course.plan)
+            if progress is not None and cell.work == "probe":
+                progress(cell.what, course.stored + done, course.stored + done + course.ahead)
+            cell.keep(bench.compute(*cell.asked, cell.gather()))
+            if cell.work not in ("clean", "attack"):
+                # The others are not batches, and what is counted after the attacks takes a moment.
+                continue
+            done += 1
+            if progress is not None:
+                told = course.stored + done
+                progress(cell.what, told, told + left - 1 + course.ahead)

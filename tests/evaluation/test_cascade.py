@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from robustsnn.errors import InputError
 from robustsnn.evaluation.batch import Batch, Networks
 from robustsnn.evaluation.cascade import Ranked, best_probe
-from robustsnn.evaluation.judging import judged
-from robustsnn.evaluation.memory import _calls, membranes
+from robustsnn.evaluation.judging import attacked
+from robustsnn.evaluation.memory import calls, membranes
 from robustsnn.evaluation.plan import prepare
 from robustsnn.evaluation.request import Request
 from robustsnn.evaluation.run import Evaluation, evaluate
@@ -150,9 +150,7 @@ def by_image(found: Evaluation, attack: str, epsilon: str | None = None) -> pd.D
 @pytest.fixture(autouse=True)
 def _without_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is diagnosed beside the attacks has tests of its own, and takes longer than these."""
-    monkeypatch.setattr(
-        "robustsnn.evaluation.run.probed", lambda plan, folder, manifest, told: manifest
-    )
+    monkeypatch.setattr("robustsnn.evaluation.ongoing.wanted", lambda *about: [])
 
 
 @pytest.fixture
@@ -516,11 +514,12 @@ def test_an_estimator_that_remembers_is_given_few_images(spiking, monkeypatch):
     plan = prepare(Request.of(spiking, images, suite, batch_size=4))
     networks = Networks.of(plan, plan.tasks[0], plan.subject.load())
     held = 8 * membranes(networks.judging, images.tensor(slice(0, 1)))
-    where = torch.arange(20)
+    where, labels = torch.arange(20), torch.zeros(20, dtype=torch.int64)
+    batch = Batch(images.tensor(slice(0, 20)), labels, list(range(20)), labels)
     sizes = {}
     for fitting in (1, 3, 4, 11, 100):
         monkeypatch.setattr("robustsnn.evaluation.memory.MEMORY_BYTES", fitting * held + 1)
-        sizes[fitting] = len(_calls(plan, plan.tasks[0], networks, where, 4)[0])
+        sizes[fitting] = len(calls(plan.tasks[0], networks, batch, where, 4)[0])
     assert sizes == {1: 1, 3: 3, 4: 4, 11: 8, 100: 20}
     monkeypatch.setattr("robustsnn.evaluation.memory.MEMORY_BYTES", 3 * held + 1)
     few = evaluate(spiking, images, suite, batch_size=4)
@@ -712,5 +711,5 @@ def test_few_survivors_are_not_padded_to_many(shift):
     images, labels = plan.images.tensor(slice(0, 3)), torch.zeros(3, dtype=torch.int64)
     widths.clear()
     batch = Batch(images, labels, [0, 1, 2], labels)
-    judged(plan, plan.tasks[0], networks, batch, labels == 0, 4, images)
+    attacked(plan, networks, plan.tasks[0], batch, labels == 0, 4, images)
     assert set(widths) == {4}

@@ -12,9 +12,9 @@ import pandas as pd
 
 from robustsnn.data.images import Images
 from robustsnn.diagnosis.preflight import IMAGES as CHECKED
+from robustsnn.evaluation.activity import activity_of
 from robustsnn.evaluation.memory import preflight_of
 from robustsnn.evaluation.plan import Plan
-from robustsnn.evaluation.run import activity_of
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import ACTIVITY
 
