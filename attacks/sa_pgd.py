@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,6 +20,8 @@ from robustsnn.errors import InputError
 MOMENTUM, MEMORY = 0.5, 0.8
 #: Avoids 0 / 0 at a pixel that never had a gradient.
 TINY = 1e-12
+#: The share of the steps over which a wider ball shrinks, and how many times as wide it may be.
+SHRINKING, WIDEST = 0.6, 10
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class SAPGD:
         steps: The number of steps, >= 1.
         restarts: The number of runs from independent starts, >= 1.
         loss: The loss that the steps raise, one of `robustsnn.adversary.losses.LOSSES`.
+        widen: The radius that the search begins with, as a multiple of epsilon, >= 1 and <= 10. It
+            falls to epsilon, linearly over the first 60 % of the steps, and steps are longer by
+            that multiple. Nothing outside the ball of radius epsilon is ever proposed.
         early_exit: Whether to stop with an image once it is misclassified. On a stochastic network
             this is not done, since a single misclassified pass proves little there.
 
@@ -45,18 +51,22 @@ class SAPGD:
     Raises:
         InputError: A value is out of its range.
 
-    Source: Wang et al., arXiv 2512.22522, SA-PGD.
+    Source: Wang et al., arXiv 2512.22522, SA-PGD. A ball that shrinks is from Croce and Hein,
+    arXiv 2103.01208, section 3.3, where it is for L1 and has three sizes.
     """
 
     kind: ClassVar[str] = "fixed-epsilon"
     steps: int = 100
     restarts: int = 1
     loss: str = "cross-entropy"
+    widen: float = 1.0
     early_exit: bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise InputError("sa-pgd: steps and restarts must be at least 1.")
+        if not 1 <= self.widen <= WIDEST:
+            raise InputError(f"sa-pgd: widen must be from 1 to {WIDEST}.")
         loss_function(self.loss)
 
     def __call__(
@@ -98,7 +108,9 @@ class SAPGD:
         for taken in range(self.steps):
             found = part.gradient(x, labels[rows], self.loss)
             gradient = found.gradient
-            left = (best.note(rows, x, found.logits, labels[rows]) <= 0).cpu()
+            left = torch.ones(len(rows), dtype=torch.bool)
+            if self._wider(taken) == 1:
+                left = (best.note(rows, x, found.logits, labels[rows]) <= 0).cpu()
             if self._exits(victim) and not bool(left.all()):
                 rows = rows[left]
                 if len(rows) == 0:
@@ -116,11 +128,26 @@ class SAPGD:
             else:
                 momentum = MOMENTUM * momentum + threat.ascent(gradient.double())
                 step = threat.ascent(momentum)
-            x = threat.project(x + (eta * step).to(x.dtype), images[rows])
+            x = x + (eta * self._wider(taken) * step).to(x.dtype)
+            x = _widened(threat, self._wider(taken + 1)).project(x, images[rows])
         best.note(rows, x, part.logits(x, part.draws), labels[rows])
+
+    def _wider(self, taken: int) -> float:
+        """How many times as wide the ball is after so many steps; 1 after the last one."""
+        shrunk = taken / (SHRINKING * self.steps)
+        if self.widen == 1 or shrunk >= 1 or taken >= self.steps:
+            return 1.0
+        return self.widen + (1 - self.widen) * shrunk
 
     def _exits(self, victim: Victim) -> bool:
         return self.early_exit and not victim.stochastic
+
+
+def _widened(threat: ThreatModel, times: float) -> ThreatModel:
+    """The same threat model with a radius so many times as large."""
+    if times == 1:
+        return threat
+    return dataclasses.replace(threat, epsilon=repr(times * threat.radius))
 
 
 def _normalised(gradient: Tensor) -> tuple[Tensor, Tensor]:

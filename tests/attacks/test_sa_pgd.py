@@ -59,47 +59,76 @@ def run(
 
 
 def written_out(
-    x: np.ndarray, image: np.ndarray, label: int, norm: str, radius: float, steps: int
-) -> list[np.ndarray]:
+    x: np.ndarray, image: np.ndarray, label: int, norm: str, epsilon: float, steps: int,
+    widen: float = 1.0,
+) -> list[np.ndarray]:  # fmt: skip
     """The iterates of one image, from the equations alone."""
     network = Recorder()
     halvings = {100: {22, 41, 57, 70, 80, 87, 93, 99}}[steps]
-    m, v, eta, iterates = np.zeros_like(x), np.zeros_like(x), radius, [x]
+    m, v, eta, iterates = np.zeros_like(x), np.zeros_like(x), epsilon, [x]
     for step in range(steps):
         leaf = torch.from_numpy(x.copy())[None].requires_grad_()
         loss = cross_entropy(network(leaf), torch.tensor([label])).sum()
         g = torch.autograd.grad(loss, leaf)[0][0].numpy()
         if step in halvings:
             eta /= 2
+        times, after = (widen - (widen - 1) * min(1, k / (0.6 * steps)) for k in (step, step + 1))
+        long, radius = times * eta, after * epsilon
         if norm == "Linf":
             m = 0.5 * m + g / np.abs(g).mean()
             v = 0.8 * v + g**2 / (g**2).mean()
-            t = np.clip(m / (np.sqrt(v) + 1e-12) * eta, -eta, eta)
+            t = np.clip(m / (np.sqrt(v) + 1e-12) * long, -long, long)
             x = np.clip(x + t, image - radius, image + radius)
         else:
             m = 0.5 * m + g / np.sqrt((g**2).sum())
-            delta = x + eta * m / np.sqrt((m**2).sum()) - image
+            delta = x + long * m / np.sqrt((m**2).sum()) - image
             x = image + delta * min(1.0, radius / np.sqrt((delta**2).sum()))
         x = np.clip(x, 0, 1)
         iterates.append(x)
     return iterates
 
 
+@pytest.mark.parametrize("widen", [1, 2.5])
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_walks_as_the_equations_say(norm: str) -> None:
+def test_walks_as_the_equations_say(norm: str, widen: float) -> None:
     images, labels = inputs()
     network, threat = Recorder(), ThreatModel(norm, EPSILON[norm])
-    _, victim = run("sa-pgd:steps=100,early_exit=no", network, images, labels, threat)
+    spec = f"sa-pgd:steps=100,early_exit=no,widen={widen}"
+    found, victim = run(spec, network, images, labels, threat)
+    assert bool(threat.admits(found, images).all())
     assert len(network.asked) == 101
     assert victim.backward_passes.tolist() == [100] * 6
     assert victim.forward_passes.tolist() == [101] * 6
     for i in range(6):
         start = network.asked[0][i].numpy()
         expected = written_out(
-            start, images[i].numpy(), int(labels[i]), norm, threat.radius, steps=100
+            start, images[i].numpy(), int(labels[i]), norm, threat.radius, 100, widen
         )
         for mine, other in zip(network.asked, expected, strict=True):
             np.testing.assert_allclose(mine[i].numpy(), other, atol=1e-9)
+
+
+def test_what_is_wrong_outside_the_ball_alone_is_not_proposed() -> None:
+    """One pixel, whose class changes at 1.5 epsilon: the search goes there and has to come back."""
+
+    class Far(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            score = images.flatten(1)[:, 0] - 0.65
+            return torch.stack([-score, score], dim=1)
+
+    images, labels = torch.full((2, 1, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
+    threat = ThreatModel("Linf", "0.1")
+    seen: list[float] = []
+    network = Far()
+    network.register_forward_pre_hook(lambda _, given: seen.append(float(given[0].detach().max())))
+    for steps in (1, 2, 3, 10):
+        spec = f"sa-pgd:steps={steps},loss=margin,widen=3"
+        found, victim = run(spec, network, images, labels, threat)
+        assert bool(threat.admits(found, images).all())
+        assert victim.backward_passes.tolist() == [steps] * 2
+        if steps == 10:
+            torch.testing.assert_close(found, torch.full_like(found, 0.6))
+    assert max(seen) > 0.65
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
