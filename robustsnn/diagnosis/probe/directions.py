@@ -178,27 +178,21 @@ def blind_score(seen: Along, layer: str | None) -> Finding:
         seen: What happens along random signs.
         layer: The last layer whose values move, if one was looked for and found.
     """
-    flagged = is_blind(seen)
     least = min(seen.moved, seen.entries)
-    if not flagged:
-        said = (
-            f"The loss changes along {percent(seen.moved)} of random directions, and "
-            f"{percent(seen.entries)} of the logits do."
-        )
+    moving = f"the loss changes along {percent(seen.moved)} of random directions"
+    if seen.values <= FEW_VALUES and least >= LEAST_MOVED:
+        what = f"the logits take {counted(seen.values, 'value')}"
+    elif seen.moved < LEAST_MOVED:
+        what = moving
     else:
-        what = (
-            f"the loss changes along {percent(seen.moved)} of random directions"
-            if seen.moved < LEAST_MOVED
-            else f"only {percent(seen.entries)} of the logits change along random directions"
-            if least < LEAST_MOVED
-            else f"the logits take {counted(seen.values, 'value')}"
-        )
-        answer = (
-            f"attack the values of {layer}, which do move."
-            if layer
-            else "no layer was found in front whose values move; search by labels."
-        )
-        said = f"The score is blind, since {what}: {answer}"
+        what = f"only {percent(seen.entries)} of the logits change along random directions"
+    answer = (
+        f"attack the values of {layer}, which do move."
+        if layer
+        else "no layer was found in front whose values move; search by labels."
+    )
+    said = f"The score is blind, since {what}: {answer}"
+    passed = f"{moving[0].upper()}{moving[1:]}, and {percent(seen.entries)} of the logits do."
     hopeless = len(seen.wrong) == len(seen.angle)
     details = {
         "directions that change the loss": seen.moved,
@@ -207,4 +201,5 @@ def blind_score(seen: Along, layer: str | None) -> Finding:
         "layer": layer,
     }
     severity: Severity = "invalid" if hopeless else "caution"
-    return Finding("D15", BLIND, flagged, severity, said, least, details)
+    found = Finding("D15", BLIND, is_blind(seen), severity, said, least, details)
+    return dataclasses.replace(found, passed=passed)
