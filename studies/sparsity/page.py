@@ -69,6 +69,11 @@ def _accuracy(table: pd.DataFrame) -> list[str]:
             f"**{_named(row)}** {word} {abs(lost):.1f} points of clean accuracy against the dense "
             f"network of its seed, at {row['compression']:.1f}x fewer weights."
         )
+    if lines:
+        lines.append(
+            "What else was tried for AGC, on held-out training images, and how long each network "
+            "was trained, is told in [settings](../../settings.md#sparse-networks)."
+        )
     return lines
 
 
