@@ -49,7 +49,7 @@ def test_nested_specifications():
     [
         ("pgdd", "no attack named 'pgdd'. Did you mean 'pgd'"),
         ("pgd:step=3", "no field of pgd named 'step'. Did you mean 'steps'"),
-        ("pgd:steps=ten", "pgd: steps must be a whole number, not 'ten'"),
+        ("pgd:steps=ten", "pgd: steps must be a whole number below 2^31, not 'ten'"),
         ("pgd:steps=2.5", "whole number"),
         ("pgd:steps=0", "at least 1"),
         ("pgd:restarts=2,random_start=no", "the same without random_start"),

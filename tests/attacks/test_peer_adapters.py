@@ -270,7 +270,7 @@ def test_passes_are_counted_for_the_images_that_still_stand(monkeypatch):
         ("foolbox:LinfPGF", "foolbox", "Did you mean 'LinfPGD'"),
         ("foolbox:L1PGD", "foolbox", "no attack of foolbox in Linf or L2 named 'L1PGD'"),
         ("foolbox:PGD:step=3", "foolbox", "Did you mean 'steps'"),
-        ("foolbox:PGD:steps=many", "foolbox", "steps must be a whole number, not 'many'"),
+        ("foolbox:PGD:steps=many", "foolbox", "steps must be a whole number below 2^31"),
         ("foolbox:PGD:abs_stepsize=x", "foolbox", "abs_stepsize must be a number"),
         ("art", "art", "such as art:AutoProjectedGradientDescent"),
         ("art:AutoProjectedGradientDecent", "art", "Did you mean 'AutoProjectedGradientDescent'"),

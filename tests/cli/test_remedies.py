@@ -201,7 +201,7 @@ def data(tmp_path_factory):
         ({}, ("--set", "optimizer.speed=1"), "optimizer.speed"),
         ({}, ("--set", "epochs=-1"), "epochs"),
         ({}, ("--set", "name=../../out"), "name"),
-        ({"name": "/elsewhere/out"}, (), "name"),
+        ({"name": "/etc/out"}, (), "name"),
         (network(architecture="vgg99"), (), "no architecture named 'vgg99'"),
         (network(image=[1, 2, 2]), (), "too small for the pools"),
         (network(image=[1, 32, 32]), (), "network.image is [1, 32, 32]"),
