@@ -13,7 +13,7 @@ from robustsnn.common.users_code import UsersCodeError
 from robustsnn.errors import InputError
 from robustsnn.models.batching import padding
 from robustsnn.models.calling import call
-from robustsnn.models.shapes import not_logits
+from robustsnn.models.shapes import are_logits, not_logits
 from robustsnn.snn.network import Network
 from robustsnn.snn.operations import counted
 
@@ -62,7 +62,7 @@ def score(
             logits = call(network, chunk, keys=keys)
         else:
             logits = call(network, chunk)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(chunk):
+        if not are_logits(logits, len(chunk)):
             raise not_logits(network, logits)
         found.append(logits[:real])
     return torch.cat(found)
