@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -336,7 +336,7 @@ def seen(output: Any) -> str:
     return f"a {type(output).__name__}"
 
 
-def are_logits(output: Any, images: int) -> bool:
+def are_logits(output: Any, images: int) -> TypeGuard[Tensor]:
     """Whether what a network returned for some images is logits, floats `[batch, class]`.
 
     Examples:
