@@ -16,7 +16,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+)
 
 from robustsnn.common.users_code import users_code
 from robustsnn.data.datasets import check_images
@@ -27,6 +33,9 @@ from robustsnn.errors import InputError
 #: The names of the two parts of an item that is a dict.
 IMAGE_KEYS = ("image", "images", "img", "pixel_values", "x", "data", "input", "inputs")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y", "fine_label", "class")
+#: How many items of a dataset are read twice: a flip by chance leaves one of them as it is half of
+#: the time.
+LOOKED_AT_TWICE = 16
 _REMEDY = (
     "give a pair (images, labels), a DataLoader, a Dataset of such pairs, or the name of a data set"
 )
@@ -38,7 +47,7 @@ def images_in_memory(data: Any, samples: int | None = None, class_names: Any = (
     Args:
         data: A pair of images and labels, each a tensor, a NumPy array or a list; a list of pairs
             of one image and its label; a `Dataset`, `Subset` or `DataLoader` of such pairs. A
-            loader that shuffles is read in the order of its dataset.
+            loader that shuffles is read in the order of its dataset or of its subset.
         samples: The number of images, from the first one on; None for all.
         class_names: The names of the classes, if they are known.
 
@@ -133,7 +142,7 @@ def _of_items(data: Any, samples: int | None) -> tuple[Tensor, Any]:
     images: list[Tensor] = []
     labels: list[NDArray[Any]] = []
     found = 0
-    for image, label in _batches(data):
+    for image, label in _batches(data, samples):
         values = _array_of_labels(label)
         pixels = _pixels(image, len(values))
         if images and pixels.shape[1:] != images[0].shape[1:]:
@@ -155,15 +164,15 @@ def _of_items(data: Any, samples: int | None) -> tuple[Tensor, Any]:
     return torch.cat(images), np.concatenate(labels)
 
 
-def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
+def _batches(data: Any, samples: int | None) -> Iterator[tuple[Any, Any]]:
     if isinstance(data, DataLoader):
-        for batch in _ordered(data):
+        for batch in _ordered(data, samples):
             yield _item(batch, data)
         return
     if isinstance(data, IterableDataset):
         items: Iterable[Any] = data
     elif hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        _refuse_draws(data)
+        _refuse_draws(data, samples)
         items = (data[index] for index in range(len(data)))
     elif isinstance(data, Iterator):
         items = data
@@ -174,32 +183,35 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
         yield ([image], [label]) if _is_label(label) else (image, label)
 
 
-def _ordered(loader: DataLoader[Any]) -> Iterable[Any]:
-    """The batches of a loader; of one that shuffles, in the order of its dataset."""
+def _ordered(loader: DataLoader[Any], samples: int | None) -> Iterable[Any]:
+    """The batches of a loader; of one that shuffles, in the order of its dataset or subset."""
     if isinstance(loader.dataset, IterableDataset):
         return loader
-    _refuse_draws(loader.dataset)
-    if not isinstance(loader.sampler, RandomSampler) or loader.batch_size is None:
+    _refuse_draws(loader.dataset, samples)
+    dataset, sampler = loader.dataset, loader.sampler
+    if loader.batch_size is None or not isinstance(sampler, RandomSampler | SubsetRandomSampler):
         return loader
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, list(sampler.indices))
     return DataLoader(
-        loader.dataset,
+        dataset,
         batch_size=loader.batch_size,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
     )
 
 
-def _refuse_draws(dataset: Any) -> None:
+def _refuse_draws(dataset: Any, samples: int | None) -> None:
     """Refuse a dataset that gives another image each time, as with random augmentation."""
-    if not len(dataset):
-        return
-    seen = [_item(dataset[0], dataset)[0] for _ in range(2)]
-    first, second = (np.asarray(image) for image in seen)
-    if first.shape != second.shape or not np.array_equal(first, second):
-        raise InputError(
-            "the dataset gives another image each time (random augmentation?): take the random "
-            "transforms out, so that there is one image to attack."
-        )
+    looked_at = min(len(dataset), LOOKED_AT_TWICE, LOOKED_AT_TWICE if samples is None else samples)
+    for number in range(looked_at):
+        seen = [_item(dataset[number], dataset)[0] for _ in range(2)]
+        first, second = (np.asarray(image) for image in seen)
+        if first.shape != second.shape or not np.array_equal(first, second):
+            raise InputError(
+                "the dataset gives another image each time (random augmentation?): take the random "
+                "transforms out, so that there is one image to attack."
+            )
 
 
 def _item(item: Any, data: Any) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from robustsnn.adversary.contract import Attack
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.common.content import digest, files_in
 from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
+from robustsnn.common.users_code import UsersCodeError
 from robustsnn.common.wording import slug
 from robustsnn.data.images import Images
 from robustsnn.errors import InputError
@@ -40,6 +41,7 @@ from robustsnn.models.calling import calling
 from robustsnn.models.function import Function
 from robustsnn.models.growth import IMAGES as GROWING
 from robustsnn.models.growth import refuse_growth
+from robustsnn.models.scoring import does_not_take
 from robustsnn.models.subject import (
     Subject,
     at_its_size,
@@ -189,6 +191,8 @@ def prepare(request: Request, subject: Subject | None = None, images: Images | N
     if any(task.substitute for task in tasks):
         second = _substitute(request, subject, images)
     crafting = checked(second, images, request.device) if second else None
+    if crafting is not None:
+        refuse_growth(crafting, images.tensor(slice(0, GROWING)).to(request.device))
     for task in tasks:
         if task.estimator != BEST:  # `best` is the estimator of a probe, which is a task too
             estimator_name(task, network, crafting if task.substitute else None)
@@ -279,14 +283,18 @@ def checked(subject: Subject, images: Images, device: str) -> nn.Module:
     What the check finds holds for every copy.
 
     Raises:
-        InputError: The copy does not say what the model itself says.
+        InputError: It does not take the images, or the copy does not say what the model itself
+            says.
     """
     network = subject.load()
     if isinstance(network, Wrapped):
         some = images.tensor(slice(0, CHECKED)).to(device)
-        with calling(network):
-            compare_with_original(network, some)
-            check(network, some)
+        try:
+            with calling(network):
+                compare_with_original(network, some)
+                check(network, some)
+        except UsersCodeError as error:
+            raise does_not_take(some, error) from error
     return network
 
 

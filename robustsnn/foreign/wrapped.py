@@ -23,7 +23,7 @@ from robustsnn.foreign.reach import Found, Reach
 from robustsnn.foreign.replay import Replay, handled, settings_of
 from robustsnn.foreign.twin import Twins
 from robustsnn.models.calling import AT_ONCE, call
-from robustsnn.models.shapes import Shaped, not_logits
+from robustsnn.models.shapes import Shaped, are_logits, not_logits
 from robustsnn.snn.backward_rule import spiking_layers
 from robustsnn.snn.neuron import LIF
 
@@ -126,7 +126,7 @@ class Wrapped(nn.Module):
             finally:
                 # Nothing of a pass stays behind: neither its graph nor a state.
                 self.reset()
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        if not are_logits(logits, len(images)):
             raise not_logits(self.inner_name, logits)
         return logits
 

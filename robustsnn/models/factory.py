@@ -32,6 +32,9 @@ def from_factory(text: str, weights: Path | None = None) -> nn.Module:
         Identity()
     """
     module_name, _, attribute = text.partition(":")
+    if module_name.endswith(".py"):
+        dotted = module_name.removesuffix(".py").replace("/", ".").lstrip(".")
+        raise InputError(f"{text!r} names a file: write {dotted}:{attribute}, without .py.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     module = _module(module_name, text)

@@ -54,14 +54,10 @@ def refuse_growth(network: nn.Module, images: Tensor) -> None:
     while type(inner).__module__.startswith("robustsnn.") and hasattr(inner, "inner"):
         inner = inner.inner
     try:
-        counts = _counts(network, inner, images[:IMAGES], collect=False)
-        if _grows(counts):
-            # What only the collector of cycles can free is not kept.
-            counts = _counts(network, inner, images[:IMAGES], collect=True)
+        if not _keeps_more(network, inner, images[:IMAGES]):
+            return
     except Exception:
         # A network that does not take the images is told by what is run next.
-        return
-    if not _grows(counts):
         return
     places = [place for place, held in _containers(inner) if _kept(held)]
     where = f" ({listing(places)})" if places else ""
@@ -71,45 +67,65 @@ def refuse_growth(network: nn.Module, images: Tensor) -> None:
     )
 
 
-def _grows(counts: list[int]) -> bool:
-    return all(later > before for before, later in itertools.pairwise(counts))
+def _keeps_more(network: nn.Module, inner: nn.Module, images: Tensor) -> bool:
+    """Whether passes without a gradient leave tensors behind, or those with one in containers.
 
-
-def _counts(network: nn.Module, inner: nn.Module, images: Tensor, collect: bool) -> list[int]:
-    """The number of tensors in memory, and of arrays in the network, after each of a few passes."""
-    found = []
+    A state that leads from pass to pass holds the graphs of all of them. It is not collected, and
+    the checks of a run say that it is not reset.
+    """
     enabled = gc.isenabled()
     # Garbage of before that is collected in the middle would hide what is added.
     gc.disable()
     try:
+        there, whole, back = [], [], []
         for _ in range(PASSES):
-            _pass(network, images)
-            if collect:
-                gc.collect()
-            tensors = sum(issubclass(type(one), Tensor) for one in gc.get_objects())
-            arrays = sum(_kept(held, np.ndarray) for _, held in _containers(inner))
-            found.append(tensors + arrays)
+            _pass(network, images, gradient=False)
+            # All that is new is in the youngest generation, which is small.
+            there.append(_tensors(generation=0) + _held(inner))
+        for _ in range(PASSES if _grows(there) else 0):
+            _pass(network, images, gradient=False)
+            # What only the collector of cycles can free is not kept.
+            gc.collect()
+            whole.append(_tensors() + _held(inner))
+        for _ in range(PASSES):
+            _pass(network, images, gradient=True)
+            back.append(_held(inner))
     finally:
         if enabled:
             gc.enable()
-    return found
+    return _grows(whole) or _grows(back)
 
 
-def _pass(network: nn.Module, images: Tensor) -> None:
-    """One pass there and back; nothing of it is held here afterwards."""
+def _grows(counts: list[int]) -> bool:
+    return bool(counts) and all(later > before for before, later in itertools.pairwise(counts))
+
+
+def _tensors(generation: int | None = None) -> int:
+    """The number of tensors in memory, or in one generation of the collector."""
+    return sum(issubclass(type(one), Tensor) for one in gc.get_objects(generation=generation))
+
+
+def _held(network: nn.Module) -> int:
+    """The number of tensors and arrays in the containers of a network and of its hooks."""
+    return sum(_kept(held) for _, held in _containers(network))
+
+
+def _pass(network: nn.Module, images: Tensor, gradient: bool) -> None:
+    """One pass, with a gradient or without; nothing of it is held here afterwards."""
     stochastic = bool(getattr(network, "stochastic", False))
     given = {"keys": torch.arange(len(images))} if stochastic else {}
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        x = images.detach().clone().requires_grad_()
-        logits = call(network, x, **given)
-        if isinstance(logits, Tensor) and logits.requires_grad:
-            torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        with torch.set_grad_enabled(gradient):
+            x = images.detach().clone().requires_grad_(gradient)
+            logits = call(network, x, **given)
+            if isinstance(logits, Tensor) and logits.requires_grad:
+                torch.autograd.grad(logits.sum(), x, allow_unused=True)
 
 
-def _kept(held: Any, kinds: Any = (Tensor, np.ndarray)) -> int:
+def _kept(held: Any) -> int:
     values = held.values() if isinstance(held, dict) else held
     return sum(
-        _kept(one, kinds) if type(one) in (*CONTAINERS, tuple) else isinstance(one, kinds)
+        _kept(one) if type(one) in (*CONTAINERS, tuple) else isinstance(one, Tensor | np.ndarray)
         for one in list(values)
     )
 

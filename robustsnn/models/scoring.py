@@ -13,7 +13,7 @@ from robustsnn.common.users_code import UsersCodeError
 from robustsnn.errors import InputError
 from robustsnn.models.batching import padding
 from robustsnn.models.calling import call
-from robustsnn.models.shapes import not_logits
+from robustsnn.models.shapes import are_logits, not_logits
 from robustsnn.snn.network import Network
 from robustsnn.snn.operations import counted
 
@@ -62,7 +62,7 @@ def score(
             logits = call(network, chunk, keys=keys)
         else:
             logits = call(network, chunk)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(chunk):
+        if not are_logits(logits, len(chunk)):
             raise not_logits(network, logits)
         found.append(logits[:real])
     return torch.cat(found)
@@ -218,6 +218,20 @@ def judged_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(finite, margin(logits, labels), torch.inf)
 
 
+def does_not_take(images: Tensor, error: UsersCodeError) -> InputError:
+    """The error for a network that raises an exception on clean images, whatever the reason is.
+
+    Args:
+        images: The images, `[batch, channel, height, width]`.
+        error: What it raised.
+    """
+    where = f"{error.where}: " if error.where else ""
+    return InputError(
+        f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
+        f"({where}{error.reason}): it must map pixels in [0, 1] to logits [batch, class]."
+    )
+
+
 def finite_logits(
     network: nn.Module, images: Tensor, image_ids: Sequence[int], micro_batch: int, seed: int
 ) -> Tensor:
@@ -237,11 +251,7 @@ def finite_logits(
     try:
         logits = score(network, images, image_ids, micro_batch, seed)
     except UsersCodeError as error:
-        where = f"{error.where}: " if error.where else ""
-        raise InputError(
-            f"the network does not take images [batch, {', '.join(map(str, images.shape[1:]))}] "
-            f"({where}{error.reason}): it must map pixels in [0, 1] to logits [batch, class]."
-        ) from error
+        raise does_not_take(images, error) from error
     if logits.shape[1] < 2:
         raise InputError(
             f"the network gives {logits.shape[1]} logit an image, so nothing can be mistaken: "

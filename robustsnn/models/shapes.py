@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -336,6 +336,21 @@ def seen(output: Any) -> str:
     return f"a {type(output).__name__}"
 
 
+def are_logits(output: Any, images: int) -> TypeGuard[Tensor]:
+    """Whether what a network returned for some images is logits, floats `[batch, class]`.
+
+    Examples:
+        >>> are_logits(torch.zeros(4, 10), 4), are_logits(torch.zeros(4, 10).long(), 4)
+        (True, False)
+    """
+    return (
+        isinstance(output, Tensor)
+        and output.dim() == 2
+        and len(output) == images
+        and output.is_floating_point()
+    )
+
+
 def not_logits(network: nn.Module | str, output: Any) -> InputError:
     """The error for an output that is not logits; it names the shape seen and the choices.
 
@@ -344,6 +359,12 @@ def not_logits(network: nn.Module | str, output: Any) -> InputError:
         output: What it returned.
     """
     name = network if isinstance(network, str) else type(network).__name__
+    if isinstance(output, Tensor) and output.dim() == 2 and not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        return InputError(
+            f"{name} returns {seen(output)} of type {kind}, not logits: they are real "
+            "floating-point numbers, and a gradient has to reach the images through them."
+        )
     return InputError(
         f"{name} returns {seen(output)}, not logits [batch, class]: say how they are read behind "
         f"the name of the model, such as MODEL:decode=spikes-sum ({', '.join(DECODINGS)}), with "

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from robustsnn.errors import InputError
+from robustsnn.models.factory import from_factory
 from tests.conftest import Cli
 
 NETS = """
@@ -168,3 +170,11 @@ def test_a_module_that_is_missing_is_told_from_one_that_it_imports(
     done = warm(*EVALUATE)
     assert done.returncode == 2
     assert "cannot find 'nets:build' (No module named 'nets')" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("nets.py:Net", "nets:Net"), ("./sub/nets.py:Net", "sub.nets:Net")]
+)
+def test_a_file_in_place_of_a_module_is_told_how_it_is_written(given: str, meant: str) -> None:
+    with pytest.raises(InputError, match=rf"names a file: write {meant}, without \.py"):
+        from_factory(given)

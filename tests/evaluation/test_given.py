@@ -22,6 +22,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
 )
 
@@ -174,6 +175,28 @@ class Draws(Pairs):
     def __getitem__(self, index: int) -> Any:
         image, label = super().__getitem__(index)
         return (image + torch.rand(())).clamp(0, 1), label
+
+
+class Flips(Pairs):
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return (image.flip(-1) if torch.rand(()) < 0.5 else image), label
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flip_by_chance_is_seen_although_it_leaves_half_of_the_images(seed):
+    torch.manual_seed(seed)
+    with pytest.raises(InputError, match="random augmentation"):
+        images_in_memory(Flips(items() * 4))
+
+
+def test_a_loader_of_a_random_subset_is_read_in_the_order_of_the_subset():
+    for seed in range(3):
+        torch.manual_seed(seed)
+        loader = DataLoader(Pairs(items()), batch_size=2, sampler=SubsetRandomSampler([4, 1, 3]))
+        found = images_in_memory(loader)
+        assert torch.equal(found.tensor(), IMAGES[[4, 1, 3]])
+        assert found.labels.tolist() == LABELS[[4, 1, 3]].tolist()
 
 
 @pytest.mark.parametrize(

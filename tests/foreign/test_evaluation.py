@@ -392,3 +392,10 @@ def test_what_it_returns_has_to_be_logits() -> None:
 
     with pytest.raises(InputError, match=r"Spikes returns \[4, 8, 10\], not logits"):
         wrap(Spikes("m").eval(), images())
+
+    class Counts(SpikingJelly):
+        def forward(self, x: Tensor) -> Tensor:
+            return (4 * super().forward(x)).long()
+
+    with pytest.raises(InputError, match=r"Counts returns \[8, 10\] of type int64, not logits"):
+        wrap(Counts().eval(), images())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import robustsnn
 from robustsnn.errors import InputError
 from tests.conftest import Cli
-from tests.foreign.networks import forget, images, needs, quiet
+from tests.foreign.networks import SnnTorch, forget, images, needs, quiet
 
 HERE = Path(__file__)
 
@@ -109,6 +109,16 @@ def test_a_spike_function_that_fails_where_a_rule_asks_it() -> None:
             network, (images(), labels), attack="pgd:steps=3", estimator="bptt:reset=attached"
         )
     assert f"{HERE}, line {line_of('raised')}): LookupError: no slope" in str(caught.value)
+
+
+@needs("snntorch")
+@quiet
+def test_images_of_another_shape_are_told_as_for_an_ann() -> None:
+    network = SnnTorch().eval()
+    with pytest.raises(InputError) as caught:
+        robustsnn.evaluate(network, (images().repeat(1, 3, 1, 1), torch.arange(8)), attack="fgsm")
+    said = str(caught.value)
+    assert "the network does not take images [batch, 3, 28, 28]" in said and "networks.py" in said
 
 
 FACTORY = """

@@ -319,6 +319,17 @@ def test_an_attack_that_raises(tmp_path: Path) -> None:
     assert f"{path}, line 4" in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_logits_that_are_not_real_numbers(kind: torch.dtype) -> None:
+    class Counts(Base):
+        def forward(self, x: Tensor) -> Tensor:
+            return (10 * super().forward(x)).to(kind)
+
+    name = str(kind).removeprefix("torch.")
+    with pytest.raises(InputError, match=rf"Counts returns \[.*3\] of type {name}, not logits"):
+        evaluated(Counts())
+
+
 def test_a_layer_of_torch_is_named() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(7, 3))
     with pytest.raises(InputError, match=r"does not take images .*in its layer 1, Linear"):

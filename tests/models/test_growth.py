@@ -170,6 +170,18 @@ def fills_a_cache() -> nn.Module:
     return Caches()
 
 
+def leads_its_state_from_pass_to_pass() -> nn.Module:
+    class Leads(Net):
+        """The graph of every pass is held, by a state that does not change what is computed."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            self.last = logits.sum() + (0 if self.last is None else self.last)
+            return logits
+
+    return Leads()
+
+
 def is_a_cycle() -> nn.Module:
     class Cycle(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -180,9 +192,13 @@ def is_a_cycle() -> nn.Module:
     return Cycle()
 
 
-@pytest.mark.parametrize(
-    "make", [keeps_its_last_pass, keeps_numbers, keeps_a_few_passes, fills_a_cache, is_a_cycle]
-)
+STAYING = [
+    keeps_its_last_pass, keeps_numbers, keeps_a_few_passes, fills_a_cache, is_a_cycle,
+    leads_its_state_from_pass_to_pass,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", STAYING)
 def test_what_stays_of_one_size_is_evaluated(make: Callable[[], nn.Module]) -> None:
     plain, found = evaluated(Net()), evaluated(make())
     assert found.accuracy == plain.accuracy
