@@ -32,7 +32,9 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
     panels = _panels(comparison)
     legend = [*comparison.models, "chance"]
     below = figures.legend_height(figures.WIDTH, legend)
-    height = 2.9 * len(panels) + below + 0.1
+    warning = figures.doubtful(comparison.runs)
+    above = figures.MARK if warning else 0.0
+    height = 2.9 * len(panels) + below + 0.1 + above
     with figures.style():
         figure = Figure(figsize=(figures.WIDTH, height))
         grid = figure.subplots(len(panels), 1, squeeze=False)
@@ -41,10 +43,11 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         figure.subplots_adjust(
             left=0.115,
             right=0.975,
-            top=1 - 0.32 / height,
+            top=1 - (0.32 + above) / height,
             bottom=(below + 0.62) / height,
             hspace=0.42,
         )
+        figures.mark(figure, warning)
         handles = [
             figures.line(figures.colour(models, m), figures.marker(models, m))
             for m in comparison.models
@@ -59,7 +62,7 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         f"{comparison.title}: the fraction of {wording.count(comparison.samples, 'image')} that is"
         " still classified right as the perturbation grows, with 95 % Wilson bands. The curve of a"
         " sound attack ends at or below chance (dotted); a curve that stays above it says more"
-        " about the attack than about the model.",
+        " about the attack than about the model." + (f" {warning}" if warning else ""),
     )
 
 

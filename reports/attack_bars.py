@@ -47,7 +47,9 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
     row = count * thickness + 0.19
     legend_labels = list(comparison.models)
     below = figures.legend_height(figures.WIDTH, legend_labels) if count > 1 else 0.0
-    height = len(conditions) * row + below + 0.72
+    warning = figures.doubtful(comparison.runs)
+    above = figures.MARK if warning else 0.0
+    height = len(conditions) * row + below + 0.72 + above
     with figures.style():
         figure = Figure(figsize=(figures.WIDTH, height))
         axes = figure.subplots()
@@ -66,9 +68,10 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         figure.subplots_adjust(
             left=max(0.235, MARGIN * longest),
             right=0.985,
-            top=1 - 0.08 / height,
+            top=1 - (0.08 + above) / height,
             bottom=(below + 0.56) / height,
         )
+        figures.mark(figure, warning)
         if count > 1:
             handles = [Patch(color=figures.colour(models, m)) for m in comparison.models]
             figures.legend(figure, handles, legend_labels, below)
@@ -80,7 +83,8 @@ def _draw(comparison: Comparison, models: tuple[str, ...], output: Path) -> list
         f"{comparison.title}: the fraction of {wording.count(comparison.samples, 'image')} that is"
         " classified right, with 95 % Wilson intervals. The dotted line is chance. The worst case"
         " counts an image only if it survives every attack of that norm and size."
-        + (f" {CUMULATIVE}" if cascade else ""),
+        + (f" {CUMULATIVE}" if cascade else "")
+        + (f" {warning}" if warning else ""),
     )
 
 

@@ -19,6 +19,7 @@ SAYS = {
     "evaluate_in_memory": ["worst-case", "upper bound"],
     "my_attack": ["gaussian-noise", "my-attack-draws-20"],
     "my_estimator": ["custom-under-", "my_estimator.py:silent=0.1"],
+    "my_model": ["worst-case", "level B"],
     "read_records": ["Ankle boot", "% survive"],
 }
 

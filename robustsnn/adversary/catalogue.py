@@ -11,6 +11,7 @@ from typing import Any
 
 from robustsnn.adversary.contract import Attack
 from robustsnn.common.content import module_names, object_named, summary
+from robustsnn.common.installed import installed, package_of
 from robustsnn.common.kinds import KINDS
 from robustsnn.common.spec import build, parse_fields
 from robustsnn.errors import InputError
@@ -20,13 +21,15 @@ ADAPTER = "_adapter"
 
 
 def attack_names() -> list[str]:
-    """The names of the attacks that ship: file names with dashes; `x_adapter.py` is `x`.
+    """The names of the attacks that ship and of those that other installed packages add.
+
+    The name of a file is written with dashes; `x_adapter.py` is `x`.
 
     Examples:
         >>> "pgd" in attack_names()
         True
     """
-    return sorted(_modules())
+    return sorted({*_modules(), *installed("attacks")})
 
 
 def attack_summary(name: str) -> str:
@@ -36,7 +39,10 @@ def attack_summary(name: str) -> str:
         >>> attack_summary("fgsm").partition(":")[0]
         'FGSM'
     """
-    return summary("attacks", _modules()[name])
+    modules = _modules()
+    if name not in modules:
+        return f"of the package {package_of('attacks', name)}"
+    return summary("attacks", modules[name])
 
 
 def attack_class(name: str) -> type[Attack]:

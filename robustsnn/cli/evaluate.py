@@ -10,6 +10,7 @@ import typer
 from robustsnn.cli.app import app
 from robustsnn.cli.options import (
     MODEL,
+    FailUnder,
     Json,
     Model,
     models_that_ship,
@@ -20,6 +21,8 @@ from robustsnn.cli.options import (
 from robustsnn.cli.screen import (
     about_images,
     asked,
+    check_fail_under,
+    fails_under,
     list_code,
     print_crosscheck,
     print_json,
@@ -56,8 +59,10 @@ def evaluate(
         Path | None, typer.Option(help="Run folder [default: runs/<hash>]; resumes or reprints.")
     ] = None,
     json_output: Json = False,
+    fail_under: FailUnder = None,
 ) -> None:
     """Attack one model and say what is left of its accuracy."""
+    check_fail_under(fail_under)
     from robustsnn.evaluation.request import Request
 
     request = Request((model,), **settings)
@@ -77,8 +82,10 @@ def evaluate(
     if json_output:
         said = {"flags": list(done.manifest.flags), "verdict": done.manifest.verdict}
         print_json(folder, done.results, **said)
-        return
-    print_run(folder)
+    else:
+        print_run(folder)
+    if fails_under(fail_under, [done]):
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Attack several models on the same images, side by side.")
@@ -93,8 +100,10 @@ def compare(
         Path | None, typer.Option(help="Folder of page and runs [default: runs/compare-<hash>].")
     ] = None,
     json_output: Json = False,
+    fail_under: FailUnder = None,
 ) -> None:
     """Attack several models on the same images and set them side by side."""
+    check_fail_under(fail_under)
     from robustsnn.evaluation.request import Request
 
     request = Request(tuple(models), **settings)
@@ -119,8 +128,10 @@ def compare(
         flags = [dict(flag) for run in runs.runs for flag in run.flags]
         levels = {run.label: dict(run.diagnosis) for run in runs.runs}
         print_json(page.parent, runs.results, flags=flags, verdicts=levels)
-        return
-    print_page(page)
+    else:
+        print_page(page)
+    if fails_under(fail_under, list(compared.evaluations.values())):
+        raise typer.Exit(1)
 
 
 @app.command(short_help="Ask whether other libraries' attacks break more than ours.")

@@ -1,9 +1,10 @@
-"""The commands that list and show what ships: models, attacks, suites and estimators."""
+"""The commands that list and show models, attacks, suites, estimators and runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,14 +13,18 @@ import typer
 from robustsnn.cli.app import app
 from robustsnn.cli.options import attacks_and_suites, estimators_that_ship, models_that_ship
 from robustsnn.cli.screen import console, print_table
+from robustsnn.common.printable import printable
+from robustsnn.common.wording import percent
 from robustsnn.errors import unknown
 
 zoo_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 attacks_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 estimators_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(zoo_app, name="zoo", help="List, show, pull and import models.")
 app.add_typer(attacks_app, name="attacks", help="List and show attacks and suites.")
 app.add_typer(estimators_app, name="estimators", help="List and show gradient estimators.")
+app.add_typer(runs_app, name="runs", help="List runs.")
 
 
 @zoo_app.command("list", short_help="The models that ship, with what they reach.")
@@ -191,6 +196,34 @@ def estimators_show(
     from robustsnn.estimators.make import estimator_class
 
     _show(name, estimator_class(name))
+
+
+@runs_app.command("list", short_help="The runs below a folder, with accuracy and level.")
+def runs_list(
+    folder: Annotated[Path, typer.Argument(help="Folder with run folders.")] = Path("runs"),
+) -> None:
+    """The runs in a folder and below it, oldest first: what was attacked, what is left, the level.
+
+    A run that was not finished or that cannot be read is listed too.
+    """
+    from robustsnn.records.listed import listed_runs
+
+    heads = ("folder", "model", "data", "suite", "images", "seed", "worst case", "level", "started")
+    rows = []
+    for run in listed_runs(folder):
+        name = printable(str(run.folder))
+        if run.manifest is None:
+            print(f"robustsnn: {name}: {printable(run.trouble)}", file=sys.stderr)
+            rows.append((name, *["?"] * (len(heads) - 1)))
+            continue
+        said = run.manifest
+        left = "unfinished" if run.accuracy is None else percent(run.accuracy)
+        about = (said.model, said.data, said.suite, str(said.samples), str(said.seed))
+        rows.append((name, *about, left, said.level or "–", said.start[:16].replace("T", " ")))
+    if not rows:
+        print(f"robustsnn: no run below {folder}", file=sys.stderr)
+        return
+    print_table(heads, rows)
 
 
 def _show(title: str, kind: Any) -> None:

@@ -95,6 +95,10 @@ DataRoot = Annotated[
 Weights = Annotated[Path | None, typer.Option(help="State dict of a python.module:factory.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads [default: torch's choice].")]
+FailUnder = Annotated[
+    float | None,
+    typer.Option(help="Exit 1 if the worst case is below, such as 0.5, or the level is C."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Results to stdout as JSON, nothing else.")]
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from robustsnn.common.printable import printable
 from robustsnn.common.telling import telling
+from robustsnn.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
+    from robustsnn.evaluation.finished import Evaluation
     from robustsnn.evaluation.request import Request
     from robustsnn.records.manifest import Manifest
     from robustsnn.workflows.crosscheck.rows import Crosscheck
@@ -233,6 +235,35 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from robustsnn.reporting.columns import table
 
     console().print(table(heads, rows))
+
+
+def check_fail_under(least: float | None) -> None:
+    """Refuse a least accuracy that is not a fraction.
+
+    Raises:
+        InputError: It is not between 0 and 1.
+    """
+    if least is not None and not 0 <= least <= 1:
+        raise InputError(f"--fail-under {least:g}: give a fraction between 0 and 1, such as 0.5.")
+
+
+def fails_under(least: float | None, runs: Sequence[Evaluation]) -> bool:
+    """Whether some run leaves less accuracy than asked for, or cannot be relied on; says which.
+
+    Args:
+        least: The least accuracy in the worst case, between 0 and 1; None if nothing was asked.
+        runs: The finished runs.
+    """
+    failed = False
+    for run in runs if least is not None else ():
+        said = f"{run.accuracy:.3f} is below --fail-under {least:g}"
+        if run.accuracy >= (least or 0):
+            if run.level != "C":
+                continue
+            said = f"{run.accuracy:.3f} is of level C, which is not reliable"
+        print(f"robustsnn: {printable(run.manifest.model)}: {said}", file=sys.stderr)
+        failed = True
+    return failed
 
 
 def print_crosscheck(found: Crosscheck) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from robustsnn.common.installed import installed, load
 from robustsnn.common.users_code import USERS, reason_of, where_of
 from robustsnn.errors import InputError, unknown
 
@@ -67,7 +68,8 @@ def object_named(
     """What the file of a name, or a user's own file, defines; None where ours defines nothing.
 
     Args:
-        name: A name that ships, or the path of a `.py` file, which is run for it.
+        name: A name that ships, one that another installed package adds, or the path of a `.py`
+            file, which is run for it.
         package: The package of what ships, such as `attacks`.
         modules: The modules of the names that ship.
         attribute: What the file has to define, such as `ATTACK`.
@@ -78,9 +80,11 @@ def object_named(
     """
     if is_file_name(name):
         return users_object(name, attribute, what.rpartition(" ")[2])
-    if name not in modules:
-        raise unknown(what, name, modules)
-    return object_of(package, modules[name], attribute)
+    if name in modules:
+        return object_of(package, modules[name], attribute)
+    if name in installed(package):
+        return load(package, name)
+    raise unknown(what, name, [*modules, *installed(package)])
 
 
 def is_file_name(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from robustsnn.common.content import is_file_name, module_names, summary
+from robustsnn.common.installed import installed, package_of
 from robustsnn.errors import InputError, unknown
 
 #: The modules of this package that are not estimators that a user can name.
@@ -12,13 +13,13 @@ MECHANISM = ("base", "catalogue", "eot", "make")
 
 
 def estimator_names() -> list[str]:
-    """The estimators that ship: the names of the files of this package.
+    """The estimators that ship, which are the files here, and those that other packages add.
 
     Examples:
         >>> "bptt" in estimator_names()
         True
     """
-    return sorted(estimator_modules())
+    return sorted({*estimator_modules(), *installed("estimators")})
 
 
 def estimator_modules() -> dict[str, str]:
@@ -34,7 +35,10 @@ def estimator_summary(name: str) -> str:
         >>> estimator_summary("spsa").partition(":")[0]
         'SPSA'
     """
-    return summary("estimators", estimator_modules()[name])
+    modules = estimator_modules()
+    if name not in modules:
+        return f"of the package {package_of('estimators', name)}"
+    return summary("estimators", modules[name])
 
 
 def check_estimator(text: str) -> None:

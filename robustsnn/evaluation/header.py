@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustsnn.common.installed import packages as installed_packages
 from robustsnn.evaluation.diagnose import stages_of
 from robustsnn.evaluation.meant import classes_of, kind_of
 from robustsnn.evaluation.plan import Plan
@@ -182,7 +183,7 @@ def versions() -> dict[str, str]:
         True
     """
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *installed_packages()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

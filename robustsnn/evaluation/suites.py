@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from robustsnn.common.content import files_in, folder
 from robustsnn.common.epsilon import norm as norm_named
 from robustsnn.common.epsilon import parse_epsilon, resolve_epsilon, size_of, sizes
+from robustsnn.common.fields import first_of, said_of
 from robustsnn.common.files import expanded
 from robustsnn.common.kinds import BEST, NORMS
 from robustsnn.common.strict_yaml import line_of, read_yaml
@@ -329,12 +330,11 @@ def _validated(document: dict[str, Any], where: str, path: Path | None = None) -
     try:
         return Suite.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_of(error)
         location = [p for p in first["loc"] if isinstance(p, str | int)]
         field = ".".join(map(str, location)) or "suite"
         line = line_of(path, location) if path is not None else ""
-        message = str(first["msg"]).removeprefix("Value error, ").rstrip(".")
-        raise InputError(f"{where}{line}: {field}: {message}.") from None
+        raise InputError(f"{where}{line}: {field}: {said_of(error, Suite)}.") from None
 
 
 def suite_names() -> list[str]:

@@ -20,6 +20,7 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn.utils import prune
 
+from robustsnn.common.fields import first_of, said_of
 from robustsnn.common.files import expanded, read_text, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.factory import from_factory
@@ -165,9 +166,10 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     try:
         config = NetworkConfig.model_validate_json(json.dumps(description.pop("network", None)))
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_of(error)
         field = ".".join(map(str, first["loc"])) or "network"
-        raise InputError(f"{where}: network.{field}: {first['msg']}.") from None
+        said = said_of(error, NetworkConfig)
+        raise InputError(f"{where}: network.{field}: {said}.") from None
     weights = description.get("dense_weights")
     if weights is not None and (type(weights) is not int or weights < 1):
         raise InputError(f"{where}: dense_weights must be a whole number above 0.")

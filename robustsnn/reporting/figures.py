@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from robustsnn.common import wording
+from robustsnn.records.runs import Run
 
 #: The colours of text and axes, secondary text, grid and background. The page replaces them by its
 #: own in dark mode.
@@ -26,6 +29,8 @@ PALETTE = ("#0b72b5", "#d1590c", "#0a9270", "#b565a7", "#b58900", "#46a5d8")
 
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
+#: The inches that a warning takes at the top of a figure.
+MARK = 0.22
 #: The width of a figure in inches; it is narrow, so that its text is legible on a phone.
 WIDTH = 5.0
 
@@ -153,6 +158,26 @@ def percent_axis(axes: Axes, label: str = "accuracy, %") -> None:
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1], ["0", "20", "40", "60", "80", "100"])
     axes.set_ylabel(label)
+
+
+def doubtful(runs: Iterable[Run]) -> str:
+    """The warning of a figure of runs whose numbers must not be quoted; empty without any."""
+    named = list(dict.fromkeys(run.label for run in runs if run.level == "C"))
+    return f"Level C, do not quote: {wording.listing(named)}." if named else ""
+
+
+def mark(figure: Figure, text: str) -> None:
+    """Write a warning into the upper right corner of a figure, which takes it along.
+
+    Args:
+        figure: The figure, with `MARK` inches left above its axes.
+        text: The warning; nothing is written if it is empty.
+    """
+    if text:
+        fits = int(figure.get_figwidth() / 0.075)
+        place = 1 - 0.05 / figure.get_figheight()
+        shown = shorten(text, fits)
+        figure.text(0.985, place, shown, ha="right", va="top", fontsize=8.5, color=WRONG)
 
 
 def save(figure: Figure, output: Path, name: str, title: str, description: str) -> list[Path]:

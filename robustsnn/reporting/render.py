@@ -11,6 +11,7 @@ from types import ModuleType
 
 from robustsnn.common.content import folder
 from robustsnn.common.files import expanded
+from robustsnn.common.installed import installed, load, package_of
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Runs
 
@@ -65,8 +66,26 @@ def render(runs: Runs, output: Path | str, baseline: str | None = None) -> Path:
 
 def _renderers() -> list[ModuleType]:
     # The page shows what the other renderers drew, so it comes last.
-    modules: list[ModuleType] = renderers()
+    modules: list[ModuleType] = [*renderers(), *_of_other_packages()]
     return sorted(modules, key=lambda module: (getattr(module, "ORDER", 0), module.__name__))
+
+
+def _of_other_packages() -> list[ModuleType]:
+    """The modules that other installed packages name in `robustsnn.reports`.
+
+    Raises:
+        InputError: One does not load, or has no function `render`.
+    """
+    found = []
+    for name in installed("reports"):
+        module = load("reports", name)
+        if not isinstance(module, ModuleType) or not callable(getattr(module, "render", None)):
+            raise InputError(
+                f"{name!r} of the package {package_of('reports', name)} is not a module with a "
+                "function render: mend or remove that package."
+            )
+        found.append(module)
+    return found
 
 
 def _refuse_foreign(page: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robustsnn.common.epsilon import parse_epsilon
+from robustsnn.common.fields import first_of, said_of
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.errors import InputError
 from robustsnn.snn.network import LONGEST_SIDE, MOST_STEPS, NetworkConfig
@@ -323,10 +324,12 @@ def load_recipe(path: Path, overrides: dict[str, Any] | None = None) -> Recipe:
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = first_of(error)
         location = [p for p in first["loc"] if isinstance(p, str | int)]
         field = ".".join(map(str, location)) or "recipe"
-        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None
+        raise InputError(
+            f"{path}{line_of(path, location)}: {field}: {said_of(error, Recipe)}."
+        ) from None
 
 
 def document_of(path: Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -273,3 +274,41 @@ def test_the_manifest_on_disk_stays_as_it_is(make_run):
     assert load_runs([folder]).runs[0].model == "a␛b"
     assert (folder / "manifest.json").read_bytes() == before
     assert json.loads(before)["model"] == "a\x1bb"
+
+
+def test_the_guide_explains_every_column(three_models, tmp_path):
+    guide = (Path(__file__).parents[2] / "docs" / "reading-a-report.md").read_text("utf-8")
+    plain = re.sub(r"[*`]", "", guide)
+    runs = load_runs(three_models)
+    folder = make_page_with_everything(three_models, tmp_path)
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    heads = {
+        html.unescape(re.sub(r"<small>.*?</small>|<[^>]*>", "", head)).strip()
+        for head in re.findall(r'<th scope="col".*?</th>', text, re.DOTALL)
+    }
+    named = {*runs.models, *CLASSES}
+    assert {"Settings", "Gained", "Of clean-correct", "Images"} <= heads
+    assert [head for head in heads - named if head not in plain] == []
+    for fact in re.findall(r"<dt>(.*?)</dt>", text[: text.index("Accuracy under each attack")]):
+        assert fact in plain, fact
+    for path in (folder / "tables").glob("*.csv"):
+        for column in pd.read_csv(path).columns:
+            assert f"`{column}`" in guide, (path.name, column)
+
+
+def make_page_with_everything(folders, tmp_path):
+    """A page on which runs have diagnostics, a ledger and the entries of their suite."""
+    stage = {
+        "attack": "fgsm", "norm": "Linf", "epsilon": "8/255", "estimator": "bptt", "attacked": 9,
+        "broken": 1, "left": 0.5, "forward_passes": 1, "backward_passes": 1, "zero_gradients": 0,
+        "seconds": 1, "seconds_per_image": 1, "seconds_per_survivor": 1,
+    }  # fmt: skip
+    found = Finding("D6", "far", False, "caution", "It is far.", 0.5, passed="It is near.")
+    copies = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders]
+    for folder in copies:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest |= {"ledger": [stage], "diagnostics": [found.as_measure()]}
+        manifest |= {"entries": [{"label": "FGSM", "attack": "fgsm", "estimator": "bptt"}]}
+        path.write_text(json.dumps(manifest))
+    return render(load_runs(copies), tmp_path / "out").parent

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from robustsnn.common.fields import first_of, said_of
 from robustsnn.common.files import expanded
 from robustsnn.common.strict_yaml import line_of, read_yaml
 from robustsnn.common.wording import listing, slug
@@ -140,10 +141,11 @@ def load_sweep(path: Path, *, allow_code: bool = False) -> Sweep:
     try:
         sweep = Sweep.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = [p for p in first["loc"] if isinstance(p, str | int)]
+        location = [p for p in first_of(error)["loc"] if isinstance(p, str | int)]
         field = ".".join(map(str, location)) or "sweep"
-        raise InputError(f"{path}{line_of(path, location)}: {field}: {first['msg']}.") from None
+        raise InputError(
+            f"{path}{line_of(path, location)}: {field}: {said_of(error, Sweep)}."
+        ) from None
     if (code := sweep.code()) and not allow_code:
         raise InputError(
             f"{path} names code that would be run ({', '.join(code)}): look at it, then add "
