@@ -22,6 +22,8 @@ from studies.shared import first_images, is_finished
 
 #: The images under each suite: those of networks that do not draw and of those that do.
 SAMPLES = {"standard": 200, "rand": 100}
+#: Networks of more time steps than this would take days under `rand`, and are left out.
+LONGEST = 16
 COLUMNS = ("model", "sha256", "suite", "version", "samples", "clean", "accuracy", "level")
 
 
@@ -47,7 +49,11 @@ def runs_of(
     found = []
     for name in names:
         subject = subject_of(name)
-        suite = "rand" if bool(getattr(subject.load(), "stochastic", False)) else "standard"
+        network = subject.load()
+        if getattr(network, "time_steps", 1) > LONGEST:
+            say(f"{name} is left out: it takes more than {LONGEST} time steps")
+            continue
+        suite = "rand" if bool(getattr(network, "stochastic", False)) else "standard"
         count = SAMPLES[suite] if samples is None else min(SAMPLES[suite], samples)
         output = folder / name.replace("/", "-") / f"{suite}-{count}"
         if not (finished_only and not is_finished(output)):

@@ -174,7 +174,7 @@ def _hire(table: pd.DataFrame, data: str, architecture: str) -> list[str]:
         & (table["seed"] == 1)
     ]
     title = f"### {architecture} on {wording.data(data)}"
-    if ours.empty:
+    if not (ours["kind"] == HIRE).any():
         return [title, "", NONE, ""]
     lines = [
         title,

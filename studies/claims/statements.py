@@ -23,7 +23,16 @@ from studies.claims.members import (
     SEEDS,
     TRADITIONAL,
 )
-from studies.claims.study import GRID, OVERHEAD, PUBLISHED, STEPS, STRONGEST, ZOO
+from studies.claims.study import (
+    CONVERSION,
+    GRID,
+    LONG,
+    OVERHEAD,
+    PUBLISHED,
+    STEPS,
+    STRONGEST,
+    ZOO,
+)
 from studies.shared import survivors_in
 
 #: The probability below which a difference between two networks is called one.
@@ -289,15 +298,23 @@ def _clean_energy(table: pd.DataFrame, data: str, architecture: str, kind: str) 
     """The estimated energy of an image in a network of the zoo; None if it was not run."""
     if table.empty or "energy_uj" not in table:
         return None
+    some = _first_seed(table, data, architecture, kind)
+    some = some[some["energy_uj"].notna()]
+    return None if some.empty else float(some["energy_uj"].iloc[0])
+
+
+def _first_seed(table: pd.DataFrame, data: str, architecture: str, kind: str) -> pd.DataFrame:
+    """The rows about the first network of a kind as it ships, with all its steps."""
     some = table[
-        (table["part"] == ZOO)
+        (table["part"] == (CONVERSION if kind == CONVERTED else ZOO))
         & (table["data"] == data)
         & (table["architecture"] == architecture)
         & (table["kind"] == kind)
         & (table["seed"] == 1)
-        & table["energy_uj"].notna()
     ]
-    return None if some.empty else float(some["energy_uj"].iloc[0])
+    if kind != CONVERTED:
+        return some
+    return some[some["model"].str.endswith(f" at T = {LONG[-1]}")]
 
 
 def _activity(table: pd.DataFrame) -> Claim:
@@ -326,14 +343,8 @@ def spikes_by_layer(
     """The spikes per neuron and step of each layer of a network of the zoo; empty if not run."""
     if table.empty or "layer" not in table:
         return {}
-    some = table[
-        (table["part"] == ZOO)
-        & (table["data"] == data)
-        & (table["architecture"] == architecture)
-        & (table["kind"] == kind)
-        & (table["seed"] == 1)
-        & (table["attack"] == "activity")
-    ].drop_duplicates("layer")
+    some = _first_seed(table, data, architecture, kind)
+    some = some[some["attack"] == "activity"].drop_duplicates("layer")
     return {str(row["layer"]): float(row["value"]) for _, row in some.iterrows()}
 
 

@@ -13,14 +13,14 @@ from robustsnn.models.zoo import zoo_folder
 from robustsnn.snn.network import Network
 from robustsnn.training.run import accuracy, train
 from studies.claims.members import CONVERTED, FROM_RATE, RATE, SNN_AT, TRADITIONAL, Member
-from studies.claims.study import CONVERSION, GRID, RAND, STANDARD, STEPS, Bench, Row, about
+from studies.claims.study import CONVERSION, GRID, LONG, RAND, STANDARD, STEPS, Bench, Row, about
 from studies.shared import root_of
 
 #: The time steps at which networks are evaluated, whatever they were trained with; more of them
 #: would make averages over draws too long.
 STEPS_OF = {FROM_RATE: (2, 4, 8), TRADITIONAL: (2, 4, 8), SNN_AT: (2, 4, 8), RATE: (2, 4, 8)}
-#: The time steps of converted networks, their clean images, and those that are attacked.
-LONG, CLEAN_IMAGES, ATTACKED = (16, 64, 256), 2000, 50
+#: The images of converted networks that are classified clean, and those that are attacked.
+CLEAN_IMAGES, ATTACKED = 2000, 50
 #: The attack on converted networks: averages over few draws, since a pass takes long.
 LONG_ATTACK = Suite.model_validate(
     {

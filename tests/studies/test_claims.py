@@ -141,6 +141,19 @@ def test_spikes_and_time_are_judged_by_their_numbers() -> None:
         assert f"**{word}**" in line(table(one), "HIRE training costs nothing extra")
 
 
+def test_a_converted_network_is_shown_with_all_its_steps() -> None:
+    member = Member("fashion-mnist", "vgg5", members.CONVERTED)
+    rows = [
+        {**study.about(study.CONVERSION, member), "model": f"{member.name} at T = {steps}",
+         "suite": "long", "attack": "activity", "layer": "features.1", "value": 1 / steps}
+        for steps in study.LONG
+    ]  # fmt: skip
+    found = spikes_by_layer(table(*rows), "fashion-mnist", "vgg5", members.CONVERTED)
+    assert found == {"features.1": 1 / 256}
+    # Under averages over draws it would take days.
+    assert study.zoo_rows(member, study.Bench(Path("none"))) == []
+
+
 def test_verdicts() -> None:
     assert verdict([True]) == "holds" and verdict([False, True]) == "depends"
 
