@@ -145,6 +145,33 @@ def combined(
     say(f"{output / 'combined.md'} is written, with {len(table)} rows.")
 
 
+@app.command()
+def hosnn(
+    data_root: DataRootOption = None,
+    only: OnlyOption = None,
+    samples: Annotated[int, typer.Option(help="Images of each network.")] = 1000,
+    images: Annotated[
+        int | None, typer.Option(help="Training images of each network [default: all].")
+    ] = None,
+    output: OutputOption = Path("docs/results/hosnn"),
+    runs: RunsOption = Path("runs/hosnn"),
+    tables_only: TablesOnlyOption = False,
+) -> None:
+    """Train a small HoSNN and its plain twin, and attack both where spikes flip."""
+    from studies.hosnn import study
+    from studies.hosnn.page import write
+
+    rows = []
+    for name in [] if tables_only else chosen("--only", only, study.NETWORKS):
+        if data_root is None:
+            raise InputError("the study trains networks: name the data sets by --data-root.")
+        folder = data_root / "fashion_mnist"
+        where = folder if folder.is_dir() else data_root
+        rows += study.study(name, study.trained(name, runs, where, images, say), samples, runs)
+    table = write(rows, output, "python -m studies hosnn")
+    say(f"{output / 'hosnn.md'} is written, with {len(table)} rows.")
+
+
 def say(text: str) -> None:
     """Print progress on stderr."""
     typer.echo(text, err=True)

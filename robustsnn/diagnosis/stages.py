@@ -236,7 +236,13 @@ def convergence(records: pd.DataFrame, some: Sequence[Stage], cascade: bool) -> 
         some: The stages of the run at one norm and size.
         cascade: Whether each stage saw only the survivors of earlier ones.
     """
-    white = [s for s in some if s.white and not s.probe and s.kind == "fixed-epsilon"]
+    white = [
+        s
+        for s in some
+        if s.white and not s.probe and s.kind == "fixed-epsilon"
+        # What waited for a finding in vain broke nothing because it did not run.
+        if not s.when or _attacked(records, s)
+    ]
     if cascade and any(s.gain is not None for s in white):
         return _doubling(records, [s for s in white if s.gain is not None])
     long = [s for s in white if s.long >= LONG]

@@ -194,6 +194,14 @@ def test_no_convergence_without_two_long_attacks_of_a_cascade():
     assert convergence(records, CASCADE, cascade=False) is None
 
 
+def test_an_attack_that_waited_in_vain_is_not_the_last_one():
+    waiting = dataclasses.replace(LONG[-1], attack="inner", when="blind")
+    records = cascade({"probe-bptt": 300, "apgd-ce": 90, "apgd-margin": 80, "apgd-again": 20})
+    assert "inner" not in set(records["attack"])
+    found = convergence(records, [*CASCADE, waiting], cascade=True)
+    assert found is not None and found.flagged and found.details["attack"] == "apgd-again"
+
+
 # --- D7: black box against white box ------------------------------------------------------------
 
 
