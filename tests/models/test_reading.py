@@ -53,22 +53,25 @@ class Stepwise(Base):
 
 class Whole(Base):
     def scores(self, images: Tensor) -> Tensor:
-        return self.read(self.sequence(images)).sum(0)
+        read: Tensor = self.read(self.sequence(images)).sum(0)
+        return read
 
 
 class TimeMajor(Base):
     def scores(self, images: Tensor) -> Tensor:
         x = self.sequence(images)
-        return self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(0)
+        read: Tensor = self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(0)
+        return read
 
 
 class BatchMajor(Base):
     def scores(self, images: Tensor) -> Tensor:
         x = self.sequence(images).transpose(0, 1)
-        return self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1)
+        read: Tensor = self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1)
+        return read
 
 
-KINDS = {
+KINDS: dict[Callable[[], Base], str] = {
     Stepwise: "batch",
     Whole: "time, batch",
     TimeMajor: "time * batch",
