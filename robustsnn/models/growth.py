@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustsnn.common.wording import listing
 from robustsnn.errors import InputError
-from robustsnn.models.calling import call
+from robustsnn.models.calling import call, calling
 from robustsnn.snn.network import Network
 
 #: The number of passes after each of which it is counted what is kept.
@@ -56,8 +56,8 @@ def refuse_growth(network: nn.Module, images: Tensor) -> None:
     try:
         if not _keeps_more(network, inner, images[:IMAGES]):
             return
-    except Exception:
-        # A network that does not take the images is told by what is run next.
+    except InputError:
+        # What it raises is told by what is run next.
         return
     places = [place for place, held in _containers(inner) if _kept(held)]
     where = f" ({listing(places)})" if places else ""
@@ -115,7 +115,7 @@ def _pass(network: nn.Module, images: Tensor, gradient: bool) -> None:
     stochastic = bool(getattr(network, "stochastic", False))
     given = {"keys": torch.arange(len(images))} if stochastic else {}
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        with torch.set_grad_enabled(gradient):
+        with calling(network), torch.set_grad_enabled(gradient):
             x = images.detach().clone().requires_grad_(gradient)
             logits = call(network, x, **given)
             if isinstance(logits, Tensor) and logits.requires_grad:
