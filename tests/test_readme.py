@@ -93,7 +93,7 @@ def test_pip_install_lines_name_what_exists() -> None:
     found = 0
     for page in pages:
         for line in re.findall(r"pip install ([^`\n]*)", page.read_text(encoding="utf-8")):
-            words = shlex.split(line.strip(" .,;:)"))
+            words = shlex.split(line.strip(" ,;:)"))
             if not any("robustsnn" in word or word.startswith(".") for word in words):
                 continue
             found += 1

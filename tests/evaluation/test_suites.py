@@ -199,7 +199,7 @@ def test_attacks_on_the_command_line():
         (GOOD.replace("attack: fgsm", "attack: fgms"), r"line 5: entries.0.attack: .*'fgsm'"),
         (GOOD.replace("8/255", "-1/255"), r"line 3: epsilon.0: .*negative"),
         (GOOD.replace("8/255", "8/0"), r"line 3: epsilon.0: .*divides by zero"),
-        (GOOD + "colour: red\n", r"line 6: colour: Extra inputs"),
+        (GOOD + "colour: red\n", r"line 6: colour: no such field"),
         (GOOD.replace("label: FGSM", "label: clean"), r"line 5: entries.0.label: .*reserved"),
         (GOOD.replace("name: mine", "name: [1]"), r"line 2: name: "),
         ("name: mine\nepsilon: 8/255\n", r"entries: Field required"),
