@@ -132,7 +132,8 @@ class _Rays:
     @property
     def around(self) -> Tensor:
         """Whether the radius of the ball lies between the bounds of that of each image."""
-        return (self.low < self.threat.radius) & (self.high > self.threat.radius)
+        inside: Tensor = (self.low < self.threat.radius) & (self.high > self.threat.radius)
+        return inside
 
     @property
     def middle(self) -> Tensor:

@@ -94,7 +94,7 @@ def _rows(name: str, found: Evaluation, whole: bool) -> list[dict[str, Any]]:
             "network": name,
             "attack": found.manifest.suite if whole else attack,
             "samples": found.manifest.samples,
-            "accuracy": round(float(table.loc[attack, "accuracy"]), 6),
+            "accuracy": round(float(table["accuracy"][attack]), 6),
             "level": level if whole else "",
             "flags": flags if whole else "",
             "seconds": round(float(found.manifest.seconds or 0), 1) if whole else "",

@@ -81,6 +81,6 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(InputError, match="queries must be at least 1"):
         load_attack("rays:queries=0")
     network = Linear()
-    network.stochastic = True  # type: ignore[assignment]
+    network.stochastic = True
     with pytest.raises(InputError, match="stochastic"):
         proposed(network, network.images_at(torch.tensor([0.1]), "Linf"), 0.1, 5)

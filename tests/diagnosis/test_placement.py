@@ -37,7 +37,8 @@ class Spiking(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         current = self.front(images.flatten(1) - 0.5)[None]
-        return self.back(self.neurons(current, STEPS)[0].sum(0))
+        logits: Tensor = self.back(self.neurons(current, STEPS)[0].sum(0))
+        return logits
 
 
 def adaptive(away: float, place: str, surrogate: Surrogate | None = None) -> HomeostaticLIF:
@@ -118,7 +119,7 @@ class Score(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        z = self.inner(images.flatten(1) - 0.5)
+        z: Tensor = self.inner(images.flatten(1) - 0.5)
         one = F.one_hot(z.argmax(1), 4).to(z)
         if self.told == "all":
             return z

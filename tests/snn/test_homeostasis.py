@@ -109,7 +109,8 @@ def test_every_estimator_sees_thresholds_where_they_are(text):
             return {"made": self.made}
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.made(x, STEPS)[0].sum(0)
+            logits: torch.Tensor = self.made(x, STEPS)[0].sum(0)
+            return logits
 
     network = One(layer("initial"))
     estimator = make_estimator(text, network)
@@ -118,7 +119,7 @@ def test_every_estimator_sees_thresholds_where_they_are(text):
     with estimator.applied(network):
         rule = network.made.rule
         if rule is not None:
-            network.made.rule = lambda grad, trace: (seen.append(trace), rule(grad, trace))[1]  # type: ignore[func-returns-value]
+            network.made.rule = lambda grad, trace: (seen.append(trace), rule(grad, trace))[1]
         (found,) = torch.autograd.grad(network(leaf).sum(), leaf)
     assert found.shape == leaf.shape and bool(found.isfinite().all()) and bool((found != 0).any())
     for trace in seen:
