@@ -132,8 +132,8 @@ class _Rays:
     @property
     def around(self) -> Tensor:
         """Whether the radius of the ball lies between the bounds of that of each image."""
-        around: Tensor = (self.low < self.threat.radius) & (self.high > self.threat.radius)
-        return around
+        inside: Tensor = (self.low < self.threat.radius) & (self.high > self.threat.radius)
+        return inside
 
     @property
     def middle(self) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,25 +51,25 @@ class Stepwise(Base):
 
 class Whole(Base):
     def scores(self, images: Tensor) -> Tensor:
-        read: Tensor = self.read(self.sequence(images)).sum(0)
-        return read
+        found: Tensor = self.read(self.sequence(images)).sum(0)
+        return found
 
 
 class TimeMajor(Base):
     def scores(self, images: Tensor) -> Tensor:
         x = self.sequence(images)
-        read: Tensor = self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(0)
-        return read
+        found: Tensor = self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(0)
+        return found
 
 
 class BatchMajor(Base):
     def scores(self, images: Tensor) -> Tensor:
         x = self.sequence(images).transpose(0, 1)
-        read: Tensor = self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1)
-        return read
+        found: Tensor = self.read(x.flatten(0, 1)).unflatten(0, x.shape[:2]).sum(1)
+        return found
 
 
-KINDS: dict[Callable[[], Base], str] = {
+KINDS = {
     Stepwise: "batch",
     Whole: "time, batch",
     TimeMajor: "time * batch",
@@ -80,7 +78,7 @@ KINDS: dict[Callable[[], Base], str] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_scores_are_summed_over_time_however_they_lie(kind: Callable[[], Base]):
+def test_scores_are_summed_over_time_however_they_lie(kind: type[Base]):
     network = kind()
     images, ids = pictures()
     (reading,) = readings(network, images, ids, 8, 0)

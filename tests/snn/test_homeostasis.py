@@ -109,8 +109,8 @@ def test_every_estimator_sees_thresholds_where_they_are(text):
             return {"made": self.made}
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            spikes: torch.Tensor = self.made(x, STEPS)[0]
-            return spikes.sum(0)
+            logits: torch.Tensor = self.made(x, STEPS)[0].sum(0)
+            return logits
 
     network = One(layer("initial"))
     estimator = make_estimator(text, network)
