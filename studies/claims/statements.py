@@ -22,6 +22,7 @@ from studies.claims.members import (
     RATE,
     SEEDS,
     TRADITIONAL,
+    Member,
 )
 from studies.claims.study import (
     CONVERSION,
@@ -213,18 +214,10 @@ def _pairs(
 ) -> list[tuple[Pair, int]]:
     """The pairs that were measured, over families and seeds, each with its seed."""
     found = []
-    known = table[["data", "architecture", "kind", "seed", "model"]].drop_duplicates()
-    names = {
-        (str(r["data"]), str(r["architecture"]), str(r["kind"]), int(r["seed"])): str(r["model"])
-        for _, r in known.iterrows()
-        if str(r["kind"]) != "nan" and "/" in str(r["model"]) and " at T" not in str(r["model"])
-    }
     for family in FAMILIES:
         for one, other in kinds:
             for seed in SEEDS:
-                both = [names.get((*family, kind, seed)) for kind in (one, other)]
-                if both[0] is None or both[1] is None:
-                    continue
+                both = [Member(*family, kind, seed).name for kind in (one, other)]
                 made = pair(table, both[0], both[1], attack)
                 if made is not None:
                     found.append((made, seed))

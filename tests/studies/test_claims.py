@@ -135,10 +135,14 @@ def test_spikes_and_time_are_judged_by_their_numbers() -> None:
     some = table(*spikes(members.FROM_RATE, 0.2, 0.4), *spikes(members.RATE, 0.1, 0.3))
     assert "**holds**" in line(some, said)
     for value, word in ((1.05, "holds"), (1.4, "does not hold")):
+        # The time of a kind is measured on a network of another, which must not stand for it.
         one = {"part": study.OVERHEAD, "model": "a/b", "kind": HIRE, "value": value, "low": 1.0,
                "high": 1.5, "samples": 12, "data": "a", "architecture": "b", "seed": 1,
                "suite": "training", "attack": "time"}  # fmt: skip
         assert f"**{word}**" in line(table(one), "HIRE training costs nothing extra")
+        own = row(TRADITIONAL, "pgd-7", range(40))
+        both = table(own, {**one, "model": own["model"], "data": "cifar10", "architecture": "vgg5"})
+        assert "published **not measured**" in line(both, WON)
 
 
 def test_a_converted_network_is_shown_with_all_its_steps() -> None:
