@@ -118,7 +118,28 @@ def preflight_of(plan: Plan) -> list[Finding]:
     found = preflight(network, images, labels, ids, plan.batch_size, plan.seed)
     if isinstance(network, Wrapped):
         found.append(reached(network.reach))
+    if not plan.subject.weighted:
+        found.append(unnamed(plan.subject.name))
     return found
+
+
+def unnamed(name: str) -> Finding:
+    """That nothing names the weights of a factory's network, as a check.
+
+    It is a note, since many factories read their weights themselves.
+
+    Args:
+        name: The name of the model.
+    """
+    return Finding(
+        "D1",
+        "weights-not-named",
+        True,
+        "note",
+        f"No file of weights was named with {name}: unless the factory reads one itself, its "
+        f"weights are random. Write {name}@WEIGHTS or --weights.",
+        float("nan"),
+    )
 
 
 def reached(reach: Reach) -> Finding:

@@ -16,6 +16,7 @@ from robustsnn.errors import InputError
 from robustsnn.models.calling import calling, fixed_batch, frozen, take_at_once, uncompiled
 from robustsnn.models.checkpoint import load_model, load_network, read_checkpoint
 from robustsnn.models.identity import digest_of
+from robustsnn.models.naming import parse_factory
 from robustsnn.models.sources import sources_of
 from robustsnn.snn.copying import ANEW, copy_of
 from robustsnn.snn.network import Network
@@ -30,7 +31,8 @@ class Subject:
     the rest of what it computes); `sha256` is that of its weights; `origin` is the place that it
     came from; `meta` is the `meta` of a checkpoint; `described` says whether it is one, so that its
     weights and settings say all that it computes; `at_once` is the number of images that it takes
-    at a time, if it takes no other.
+    at a time, if it takes no other; `weighted` says whether anything names its weights: a factory
+    alone may draw them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Subject:
     meta: Mapping[str, Any] = field(default_factory=dict, repr=False)
     described: bool = False
     at_once: int | None = None
+    weighted: bool = True
 
 
 def subject_of(
@@ -96,7 +99,10 @@ def subject_of(
 
         # What cannot be copied, such as a lock, its factory makes anew.
         ANEW[made] = anew
-        return Subject(name or text, lambda: copy_of(made), identity, digest, text)
+        weighted = weights is not None or parse_factory(text).weights is not None
+        return Subject(
+            name or text, lambda: copy_of(made), identity, digest, text, weighted=weighted
+        )
     return checkpoint_subject(text, device=device, name=name)
 
 

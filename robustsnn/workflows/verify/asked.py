@@ -84,6 +84,7 @@ def asked_by(manifest: Manifest, counted: bool) -> Asked:
         "epsilon": manifest.epsilon.split(", "),
         "attack_misclassified": manifest.attack_misclassified,
         "cascade": manifest.cascade,
+        "curve": manifest.curve,
         "draws": manifest.draws,
         "energy": counted,
         "entries": [dict(entry) for entry in manifest.entries],
