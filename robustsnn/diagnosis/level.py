@@ -320,7 +320,12 @@ def level_of(
         reason = Reason(criterion.id or flag.id, flag.slug, level, flag.sentence, criterion.next)
         if flag.slug not in found or level > found[flag.slug][1].level:
             found[flag.slug] = (place, reason)
-    found |= _besides_flags(missing, full, images)
+    if missing:
+        # Placed before every flag of its level: the missing attacks should be run first.
+        found[SUITE] = (-1, _short_suite(missing, full))
+    if not found and images < FEWEST_IMAGES:
+        # Beside other reasons it would say nothing new.
+        found[IMAGES] = (0, _few_images(images))
     ranked = sorted(found.values(), key=lambda pair: (-ord(pair[1].level), pair[0]))
     reasons = tuple(reason for _, reason in ranked)
     if not reasons:
@@ -342,33 +347,24 @@ def level_of(
     )
 
 
-def _besides_flags(missing: Sequence[str], full: str, images: int) -> dict[str, tuple[int, Reason]]:
-    """The reasons for level B that are not flags, each with its place among those of its level."""
-    found: dict[str, tuple[int, Reason]] = {}
-    if missing:
-        # Placed before every flag of its level: the missing attacks should be run first.
-        found[SUITE] = (
-            -1,
-            Reason(
-                SUITE,
-                "upper-bound",
-                "B",
-                f"The suite lacks {wording.listing(list(missing))}.",
-                f"Run the suite {full}: a stronger attack can only lower this upper bound.",
-            ),
-        )
-    if images < FEWEST_IMAGES:
-        found[IMAGES] = (
-            len(CRITERIA) + 1,
-            Reason(
-                IMAGES,
-                "few-images",
-                "B",
-                f"A level A needs {FEWEST_IMAGES} images, and this run has {images}.",
-                f"Run it on {FEWEST_IMAGES} images or more.",
-            ),
-        )
-    return found
+def _short_suite(missing: Sequence[str], full: str) -> Reason:
+    return Reason(
+        SUITE,
+        "upper-bound",
+        "B",
+        f"The suite lacks {wording.listing(list(missing))}.",
+        f"Run the suite {full}: a stronger attack can only lower this upper bound.",
+    )
+
+
+def _few_images(images: int) -> Reason:
+    return Reason(
+        IMAGES,
+        "few-images",
+        "B",
+        f"A level A needs {FEWEST_IMAGES} images, and this run has {images}.",
+        f"Run it on {FEWEST_IMAGES} images or more.",
+    )
 
 
 def criterion_of(slug: str) -> tuple[int, Criterion]:

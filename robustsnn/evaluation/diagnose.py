@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +38,12 @@ class Pieces:
     Args:
         folder: The run folder.
         threat: The number of the threat model among those of the run.
+        told: The function that is called whenever a piece was kept.
     """
 
     folder: RunFolder
     threat: int
+    told: Callable[[], None] | None = None
 
     def read(self, name: str) -> Piece | None:
         """A piece that an earlier start of the run left behind, or None."""
@@ -55,6 +57,8 @@ class Pieces:
         """Keep a piece."""
         tensors = {key: tensor.detach().cpu().numpy() for key, tensor in piece.tensors.items()}
         self.folder.write_piece(self._named(name), piece.about, tensors)
+        if self.told is not None:
+            self.told()
 
     def _named(self, name: str) -> str:
         return f"probe-{self.threat:03d}-{name}"

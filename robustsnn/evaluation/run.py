@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,14 @@ def _compute(course: Course, stages: Iterable[list[Cell]], progress: Progress | 
     for cells in stages:
         for left, cell in zip(range(len(cells), 0, -1), cells, strict=True):
             bench = bench or Bench(course.plan)
+            given = cell.gather()
             if progress is not None and cell.work == "probe":
-                progress(cell.what, course.stored + done, course.stored + done + course.ahead)
-            cell.keep(bench.compute(*cell.asked, cell.gather()))
+                told = course.stored + done
+                begun = partial(progress, cell.what, told, told + course.ahead)
+                begun()
+                # The probe takes long, so each piece of it is told.
+                given["store"] = dataclasses.replace(given["store"], told=begun)
+            cell.keep(bench.compute(*cell.asked, given))
             if cell.work not in ("clean", "attack"):
                 # The others are not batches, and what is counted after the attacks takes a moment.
                 continue

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustsnn.common.users_code import out_of_memory
 from robustsnn.common.wording import listing
 from robustsnn.errors import InputError
 from robustsnn.models.calling import call, calling
@@ -58,6 +59,11 @@ def refuse_growth(network: nn.Module, images: Tensor) -> None:
             return
     except InputError:
         # What it raises is told by what is run next.
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        # What is run next tries fewer images, and says so where not even one fits.
         return
     places = [place for place, held in _containers(inner) if _kept(held)]
     where = f" ({listing(places)})" if places else ""

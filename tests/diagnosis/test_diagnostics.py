@@ -435,9 +435,9 @@ def test_no_flag_is_level_a():
 def test_a_level_needs_images_before_anything_else_is_right():
     few = levels.level_of([], [], 0, images=FEWEST_IMAGES - 1)
     assert few.level == "B" and "200 images" in few.next
-    # What is wrong beside it is said first.
+    # Where something else is wrong, that is said alone.
     worse = levels.level_of([flag("not-converged")], [], 3, images=10)
-    assert [reason.flag for reason in worse.reasons] == ["not-converged", "few-images"]
+    assert [reason.flag for reason in worse.reasons] == ["not-converged"]
 
 
 #: The diagnostic, its slug, and the level by severity.

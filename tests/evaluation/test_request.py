@@ -113,7 +113,7 @@ def test_every_option_of_the_command_line_is_one_field():
     known = set(options())
     assert known == {f.name for f in dataclasses.fields(Options)} - {"name"}
     assert known <= set(parameters("evaluate"))
-    assert set(parameters("evaluate")) - known == {"model", "output", "json_output"}
+    assert set(parameters("evaluate")) - known == {"model", "output", "json_output", "fail_under"}
     assert known - set(parameters("compare")) == {"weights"}
     for verb in ("evaluate", "compare", "crosscheck"):
         for name, one in parameters(verb).items():
