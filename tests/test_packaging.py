@@ -340,11 +340,14 @@ def test_the_wheel_holds_everything_under_one_name(wheel: Path) -> None:
         "robustsnn",
         "robustsnn.dist-info",
     }
-    expected = [p.relative_to(ROOT).as_posix() for p in (ROOT / "robustsnn").rglob("*")]
+    expected = [
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "robustsnn").rglob("*") if p.is_file()
+    ]
     expected += [
         f"robustsnn/{p.relative_to(ROOT).as_posix()}"
         for folder in CONTENT
         for p in (ROOT / folder).rglob("*")
+        if p.is_file()
     ]
     files = {n for n in expected if Path(n).suffix and not re.search(r"__pycache__|\.pyc|/\.", n)}
     assert {"robustsnn/attacks/suites/quick.yaml", "robustsnn/reports/page.html.j2"} <= files

@@ -78,6 +78,10 @@ def evaluate(
     with progress(about_images(plan.images)) as told:
         done = run(plan, folder, command=asked(), progress=told)
     if done.reprinted:
+        from robustsnn.records.runs import load_runs
+
+        # A damaged folder is told in one line, before anything else is said.
+        load_runs([folder])
         print_reprinted(done.manifest, request)
     if json_output:
         said = {"flags": list(done.manifest.flags), "verdict": done.manifest.verdict}

@@ -173,6 +173,11 @@ def read_checkpoint(name_or_path: str | Path) -> Checkpoint:
     weights = description.get("dense_weights")
     if weights is not None and (type(weights) is not int or weights < 1):
         raise InputError(f"{where}: dense_weights must be a whole number above 0.")
+    if not isinstance(description.get("provenance") or {}, dict):
+        raise InputError(f"{where}: provenance must be a mapping.")
+    for field in ("data", "substitute"):
+        if not isinstance(description.get(field), str | None):
+            raise InputError(f"{where}: {field} must be a name.")
     names = description.get("class_names")
     if not isinstance(names, list) or len(names) != config.classes:
         raise InputError(f"{where}: class_names must be a list of {config.classes} names.")
