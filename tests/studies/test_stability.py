@@ -186,7 +186,7 @@ def test_batches_change_what_is_computed_together_and_no_verdict_of_a_linear_net
         found = stability.study("batches", subject, images, [variant], tmp_path, say=lambda _: None)
         (row,) = found.rows
         # A pass is not padded beyond the images of a run, or 32.
-        assert row["batch"] == min(variant.batch_size, 32)
+        assert row["batch"] == min(variant.batch_size or 32, 32)
         # A single image is padded to a batch of four.
         assert max(Flat.seen) == max(4, row["batch"])
         assert survivors_in(row) == set(range(NUMBER)) - reached
