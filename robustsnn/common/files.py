@@ -29,7 +29,7 @@ def read_text(path: Path, largest: int, remedy: str) -> str:
         remedy: What the message advises.
 
     Raises:
-        InputError: It is no ordinary file, as a pipe or a device, which may never end, or it is too
+        InputError: It is not an ordinary file (a pipe or a device may never end), or it is too
             large, cannot be read, or is not UTF-8.
     """
     try:
@@ -41,7 +41,7 @@ def read_text(path: Path, largest: int, remedy: str) -> str:
 
 
 def check_file(path: Path, largest: int, remedy: str) -> None:
-    """Refuse what is no ordinary file, or larger than it can be.
+    """Refuse what is not an ordinary file, or is larger than it can be.
 
     Raises:
         InputError: It is refused.

@@ -117,7 +117,7 @@ def diagnose(manifest: Manifest, records: pd.DataFrame) -> Diagnosis:
 
 
 def _where_any_survives(finding: Finding, records: pd.DataFrame) -> Finding:
-    """The finding; a blind score is no flag at a size at which no image survives."""
+    """The finding; a blind score is not a flag at a size at which no image survives."""
     if finding.slug != BLIND or not finding.flagged:
         return finding
     (about,) = finding.rows

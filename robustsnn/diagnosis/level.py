@@ -289,6 +289,10 @@ class Level:
         }
 
 
+#: Flags that tell something and leave the level as it is.
+INFORMATION = ("weights-not-named",)
+
+
 def level_of(
     flags: Sequence[Finding],
     missing: Sequence[str],
@@ -313,6 +317,8 @@ def level_of(
     """
     found: dict[str, tuple[int, Reason]] = {}
     for flag in flags:
+        if flag.slug in INFORMATION:
+            continue
         place, criterion = criterion_of(flag.slug)
         level = criterion.invalid if flag.severity == "invalid" else criterion.caution
         if level == "C" and criterion.overestimates and survivors == 0:

@@ -18,6 +18,8 @@ from robustsnn.records.schema import CLEAN
 TOGETHER = 256
 
 
+#: The name of the proposals in a part. They are not examples yet.
+PROPOSAL = "proposal"
 #: The number of images whose pixels are kept for the gallery.
 EXAMPLES = 24
 

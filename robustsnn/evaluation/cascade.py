@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robustsnn.common.kinds import BEST
 from robustsnn.errors import InputError
-from robustsnn.evaluation.batch import Batch, batches_of, labelled, part_name, together
+from robustsnn.evaluation.batch import PROPOSAL, Batch, batches_of, labelled, part_name, together
 from robustsnn.evaluation.diagnose import inner_readings
 from robustsnn.evaluation.judging import COUNTS
 from robustsnn.evaluation.plan import Plan, Task, estimator_name
@@ -28,9 +28,6 @@ from robustsnn.evaluation.rounds import Round, rest_after, sampled
 from robustsnn.models.reading import Reading
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import CLEAN, Size
-
-#: The name of the proposals in a part. They are not examples yet.
-PROPOSAL = "proposal"
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustsnn.common.kinds import ENERGY, GRADIENT_FREE
-from robustsnn.evaluation.batch import part_name
+from robustsnn.evaluation.batch import PROPOSAL, part_name
 from robustsnn.evaluation.plan import Plan
 from robustsnn.records.folder import RunFolder
 from robustsnn.records.schema import OPERATIONS
 
-#: The name of the proposals in a part. They are not examples.
-PROPOSAL = "proposal"
 #: The columns of a row that say what became of its proposal.
 _OF_PROPOSAL = ("prediction", "margin", "draws_right", "success", "linf", "l2", OPERATIONS)
 

@@ -89,8 +89,8 @@ class Entry(Strict):
         when: `blind` for an entry that runs only where the diagnosis found that the score of the
             network is blind (D15); in a cascade only. None for an entry that always runs.
         reads: `inner` for an attack on what the last layer says whose values move, in front of
-            whatever made the score blind; with `when: blind` only. It attacks nothing where there
-            is no such layer. None for an attack on the logits of the network.
+            whatever made the score blind; with `when: blind` only. It attacks nothing where no
+            layer is found. None for an attack on the logits of the network.
     """
 
     label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_valid_label)]

@@ -75,7 +75,7 @@ def _left(name: str, sha256: str) -> str:
 
 @cache
 def _measured(path: Path) -> Mapping[str, Mapping[str, str]]:
-    """The rows of the table of what was measured, by model; none if there is no such table."""
+    """The rows of the table of what was measured, by model; empty if the table does not exist."""
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as lines:

@@ -38,7 +38,7 @@ def listed_runs(root: Path) -> list[Listed]:
     """The runs in a folder and below it, the oldest first.
 
     Raises:
-        InputError: There is no such folder.
+        InputError: The folder does not exist.
     """
     if not root.is_dir():
         raise InputError(f"no folder {root}: name a folder that holds run folders.")

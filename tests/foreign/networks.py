@@ -258,3 +258,16 @@ class Sinabs(nn.Module):
         rows = y if self.squeezed else y.unflatten(0, (-1, self.steps))
         found: Tensor = neuron(rows)
         return found if self.squeezed else found.flatten(0, 1)
+
+
+def _of(name: str, make: Callable[[], nn.Module]) -> Any:
+    return pytest.param(quiet(make), marks=needs(name), id=name)
+
+
+#: One network of each library, for tests of all of them.
+EACH_LIBRARY = [
+    _of("spikingjelly", lambda: SpikingJelly("m")),
+    _of("snntorch", SnnTorch),
+    _of("norse", Norse),
+    _of("sinabs", Sinabs),
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -16,14 +15,9 @@ from robustsnn.foreign.wrap import adapted
 from robustsnn.models.reading import read_at, readings
 from robustsnn.snn.copying import copy_of
 from tests.foreign.networks import (
-    Norse,
-    Sinabs,
-    SnnTorch,
-    SpikingJelly,
+    EACH_LIBRARY,
     images,
     lively,
-    needs,
-    quiet,
 )
 
 
@@ -39,20 +33,8 @@ class Vote(nn.Module):
         return F.one_hot(z.argmax(1), z.shape[1]).to(z)
 
 
-def _of(name: str, make: Callable[[], nn.Module]) -> Any:
-    return pytest.param(quiet(make), marks=needs(name), id=name)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "make",
-    [
-        _of("spikingjelly", lambda: SpikingJelly("m")),
-        _of("snntorch", SnnTorch),
-        _of("norse", Norse),
-        _of("sinabs", Sinabs),
-    ],
-)
+@pytest.mark.parametrize("make", EACH_LIBRARY)
 def test_a_vote_is_read_as_the_network_it_is_about(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     network = lively(make(), 2.0).eval()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -11,27 +10,18 @@ from torch import nn
 
 import robustsnn
 from robustsnn.data.datasets import load_dataset
-from tests.foreign.networks import Norse, Sinabs, SnnTorch, SpikingJelly, needs, quiet, trained
+from tests.foreign.networks import (
+    EACH_LIBRARY,
+    trained,
+)
 
 IMAGES = 100
 #: The images by which the suite with neurons reached may be behind.
 BEHIND = 2
 
 
-def _of(name: str, make: Callable[[], nn.Module]) -> Any:
-    return pytest.param(quiet(make), marks=needs(name), id=name)
-
-
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "make",
-    [
-        _of("spikingjelly", lambda: SpikingJelly("m")),
-        _of("snntorch", SnnTorch),
-        _of("norse", Norse),
-        _of("sinabs", Sinabs),
-    ],
-)
+@pytest.mark.parametrize("make", EACH_LIBRARY)
 def test_light_is_at_least_as_strong_with_neurons_reached(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     network = trained(make(), 250)

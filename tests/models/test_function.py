@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import time
 import types
@@ -522,3 +523,25 @@ def test_an_evaluation_of_a_changed_network_is_another_run(tmp_path: Path) -> No
     network.held = -1.0
     with pytest.raises(robustsnn.InputError, match="had other weights or other code"):
         robustsnn.evaluate(network, (IMAGES, LABELS), attack="fgsm", output=tmp_path / "a")
+
+
+def test_what_names_no_weights_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factory alone may draw its weights; a file of weights answers that."""
+    body = "    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3))"
+    code = f"from torch import nn\ndef build():\n{body}\n"
+    (tmp_path / "unweighted.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = importlib.import_module("unweighted").build()
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    images = torch.rand(4, 1, 6, 6), torch.zeros(4, dtype=torch.int64)
+    for name, told in (("unweighted:build", True), (f"unweighted:build@{tmp_path}/w.pt", False)):
+        found = robustsnn.evaluate(name, images, attack="fgsm")
+        checks = {row["check"]: row["sentence"] for row in found.manifest.preflight}
+        assert ("weights-not-named" in checks) is told
+        assert ("weights-not-named" in {flag["flag"] for flag in found.flags}) is told
+        # Many factories read their weights themselves, so the level stays as it is.
+        reasons = str(found.manifest.diagnosis["because"])
+        assert found.level == "B" and "weights" not in reasons
+        if told:
+            assert "are random" in checks["weights-not-named"]
+            assert "@WEIGHTS" in checks["weights-not-named"]
