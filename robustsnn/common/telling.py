@@ -30,8 +30,7 @@ class Telling:
     def now(self, what: str) -> None:
         """Note what goes on from now on, without saying it."""
         with self._lock:
-            if what != self._what:
-                self._what, self._began = what, time.monotonic()
+            self._what = what
 
     def line(self, text: str) -> None:
         """Say something at once."""
@@ -46,6 +45,7 @@ class Telling:
                 continue
             if sys.stderr.isatty():
                 return
+            # Of all that goes on: a batch that is counted began a moment ago.
             seconds = time.monotonic() - self._began
             try:
                 self.line(f"robustsnn: {self._what}, {seconds:.0f} s so far")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 
@@ -81,6 +80,9 @@ def spearman(one: Floats, other: Floats) -> Floats:
         >>> spearman(np.array([[1.0, 2.0, 3.0]]), np.array([[10.0, 30.0, 20.0]])).round(3).tolist()
         [0.5]
     """
+    # Importing it takes a second, which a command that compares no ranks need not wait for.
+    from scipy.stats import rankdata
+
     a, b = (rankdata(values, axis=1) for values in (one, other))
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     scale = np.sqrt((a**2).sum(1) * (b**2).sum(1))

@@ -86,6 +86,7 @@ def serve() -> None:
         for found in pkgutil.walk_packages(where, f"{package}."):
             if not found.name.endswith("__main__"):
                 importlib.import_module(found.name)
+    rehearse()
     # How long something takes depends on the machine, and what is said in between with it.
     from robustsnn.common import telling
 
@@ -99,6 +100,25 @@ def serve() -> None:
             leave(json.loads(line), main)
         _, status = os.waitpid(child, 0)
         os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def rehearse() -> None:
+    """Load what is loaded at the first use: compiled kernels, and shapes without memory."""
+    import torch
+
+    from robustsnn.models.checkpoint import outline
+    from robustsnn.snn.network import Network, NetworkConfig
+
+    described = {
+        "architecture": "vgg5", "kind": "snn", "classes": 2, "image": (1, 8, 8), "widths": (2, 2, 2),
+        "classifier": (4,), "mean": (0.5,), "std": (0.5,), "time_steps": 2,
+    }  # fmt: skip
+    config = NetworkConfig.model_validate(described)
+    outline(config, "the rehearsal")
+    network, images = Network(config).eval(), torch.zeros(2, 1, 8, 8, requires_grad=True)
+    network(images).sum().backward()
+    with torch.no_grad():
+        network(images)
 
 
 def become(call: Mapping[str, Any]) -> None:

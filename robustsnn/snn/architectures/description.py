@@ -84,12 +84,19 @@ def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Conv2d
     Source: `_initialize_weights2` of HIRE-SNN and DIET-SNN.
     """
     layer = nn.Conv2d(inputs, outputs, size, stride=stride, padding=size // 2, bias=False)
-    nn.init.normal_(layer.weight, 0, math.sqrt(2 / (size * size * outputs)))
+    _draw(layer.weight, math.sqrt(2 / (size * size * outputs)))
     return layer
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """A linear layer without bias; its weights are drawn from N(0, 0.01)."""
     layer = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(layer.weight, 0, 0.01)
+    _draw(layer.weight, 0.01)
     return layer
+
+
+def _draw(weight: nn.Parameter, deviation: float) -> None:
+    # Without memory there is nothing to draw, and PyTorch would import its compiler to do so, which
+    # takes seconds.
+    if not weight.is_meta:
+        nn.init.normal_(weight, 0, deviation)
