@@ -289,7 +289,7 @@ def test_train_replaces_no_recipe_of_the_users(warm, tmp_path, data):
     assert (tmp_path / "out" / "recipe.yaml").read_text() == "name: another\n"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_long_stage_says_a_line_at_least_every_half_minute(cli, checkpoints, tmp_path):
     (tmp_path / "mine.py").write_text(ATTACK.format(line="__import__('time').sleep(31)"))
     done = cli("evaluate", checkpoints / "ann", "--samples", "4", "--attack", "mine.py")

@@ -110,8 +110,8 @@ def rehearse() -> None:
     from robustsnn.snn.network import Network, NetworkConfig
 
     described = {
-        "architecture": "vgg5", "kind": "snn", "classes": 2, "image": (1, 8, 8), "widths": (2, 2, 2),
-        "classifier": (4,), "mean": (0.5,), "std": (0.5,), "time_steps": 2,
+        "architecture": "vgg5", "kind": "snn", "classes": 2, "image": (1, 8, 8),
+        "widths": (2, 2, 2), "classifier": (4,), "mean": (0.5,), "std": (0.5,), "time_steps": 2,
     }  # fmt: skip
     config = NetworkConfig.model_validate(described)
     outline(config, "the rehearsal")

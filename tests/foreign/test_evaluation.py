@@ -323,7 +323,7 @@ class Outer(nn.Module):
 
 @pytest.mark.slow
 def test_a_module_around_a_network_of_ours_is_reached_like_ours() -> None:
-    data = load_dataset("fashion-mnist", None, samples=SAMPLES)
+    data = load_dataset("fashion-mnist", None, samples=SAMPLES // 2)
     outside = robustsnn.evaluate(Outer(), data, "light", batch_size=8)
     inside = robustsnn.evaluate("fashion-mnist/vgg5-snn-at", data, "light", batch_size=8)
     assert outside.manifest.left_out == inside.manifest.left_out

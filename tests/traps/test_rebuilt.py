@@ -27,6 +27,11 @@ def trap(name: str) -> Trap:
     return MORE[name]()
 
 
+@cache
+def run_of(name: str) -> tuple[float, Manifest]:
+    return evaluated(trap(name).network)
+
+
 def made_on(network: torch.nn.Module, steps: int = 12) -> Tensor:
     """Sign steps along the gradient of the cross-entropy, by torch alone."""
     images, labels = trap_images()
@@ -64,7 +69,7 @@ def test_what_it_is_worth_is_known(name):
 )
 def test_it_is_broken_or_flagged_and_never_believed(name):
     made = trap(name)
-    left, manifest = evaluated(made.network)
+    left, manifest = run_of(made.name)
     slugs = {row["flag"] for row in manifest.flags}
     broken = left <= made.robust_accuracy_at_most
     assert broken or slugs & set(made.expected_flags), (left, slugs)
@@ -80,7 +85,7 @@ def inner_layer(manifest: Manifest) -> str | None:
 
 @pytest.mark.slow
 def test_a_hard_vote_is_answered_in_front_of_it():
-    left, manifest = evaluated(trap("hard-vote").network)
+    left, manifest = run_of("hard-vote")
     assert left <= trap("hard-vote").robust_accuracy_at_most
     assert inner_layer(manifest) == "source"
     rows = {row["attack"]: row for row in manifest.ledger}
@@ -90,7 +95,7 @@ def test_a_hard_vote_is_answered_in_front_of_it():
 @pytest.mark.slow
 def test_misplaced_surrogates_are_flagged_and_live_thresholds_break_them():
     made = trap("adaptive-threshold")
-    left, manifest = evaluated(made.network)
+    left, manifest = run_of(made.name)
     (row,) = [r for r in manifest.flags if r["flag"] == "surrogate-misplaced"]
     # It begins two thresholds up, and spikes flip half as high.
     assert 0.4 <= row["evidence"] <= 0.6
