@@ -77,17 +77,18 @@ def evaluate(
     folder = output if output is not None else plan.default_folder
     with progress(about_images(plan.images)) as told:
         done = run(plan, folder, command=asked(), progress=told)
-    if done.reprinted:
-        from robustsnn.records.runs import load_runs
-
-        # A damaged folder is told in one line, before anything else is said.
-        load_runs([folder])
-        print_reprinted(done.manifest, request)
     if json_output:
+        if done.reprinted:
+            from robustsnn.records.runs import load_runs
+
+            load_runs([folder])
         said = {"flags": list(done.manifest.flags), "verdict": done.manifest.verdict}
         print_json(folder, done.results, **said)
     else:
         print_run(folder)
+    # Last, since a damaged folder is told in one line.
+    if done.reprinted:
+        print_reprinted(done.manifest, request)
     if fails_under(fail_under, [done]):
         raise typer.Exit(1)
 
@@ -121,9 +122,6 @@ def compare(
     with progress(notes) as told:
         compared = finished(request, output=output, progress=told, command=asked())
     page = compared.page
-    for done in compared.evaluations.values():
-        if done.reprinted:
-            print_reprinted(done.manifest, request)
     if json_output:
         from robustsnn.records.runs import load_runs
         from robustsnn.workflows.report import runs_of
@@ -134,6 +132,9 @@ def compare(
         print_json(page.parent, runs.results, flags=flags, verdicts=levels)
     else:
         print_page(page)
+    for done in compared.evaluations.values():
+        if done.reprinted:
+            print_reprinted(done.manifest, request)
     if fails_under(fail_under, list(compared.evaluations.values())):
         raise typer.Exit(1)
 
@@ -172,8 +173,6 @@ def crosscheck(
         notes = about_images(request.images)
     with progress(notes) as told:
         found = crosschecked(request, theirs, output=output, progress=told, command=asked())
-    for manifest in found.reprinted:
-        print_reprinted(manifest, request)
     if json_output:
         from robustsnn.workflows.crosscheck.page import frame
 
@@ -184,5 +183,7 @@ def crosscheck(
             against=list(found.against),
             left_out=list(found.left_out),
         )
-        return
-    print_crosscheck(found)
+    else:
+        print_crosscheck(found)
+    for manifest in found.reprinted:
+        print_reprinted(manifest, request)

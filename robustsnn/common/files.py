@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from robustsnn.errors import InputError
@@ -52,6 +54,35 @@ def check_file(path: Path, largest: int, remedy: str) -> None:
         raise InputError(f"{path} is not an ordinary file: {remedy}.")
     if found.st_size > largest:
         raise InputError(f"{path} is larger than {largest:,} bytes: {remedy}.")
+
+
+@contextlib.contextmanager
+def made_folder(path: Path) -> Iterator[None]:
+    """Make a folder and those above it; what was made and is empty goes if the block fails.
+
+    Args:
+        path: The folder, which may be there already.
+
+    Raises:
+        OSError: It cannot be made.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as scratch:
+        ...     with contextlib.suppress(KeyError), made_folder(Path(scratch, "a", "b")):
+        ...         raise KeyError
+        ...     list(Path(scratch).iterdir())
+        []
+    """
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for one in missing:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -5,7 +5,6 @@ The exception is a model named `python.module:factory`, which is the user's own 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from robustsnn.common.fields import first_of, said_of
-from robustsnn.common.files import expanded, read_text, unwritable, write_atomically
+from robustsnn.common.files import expanded, made_folder, read_text, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.models.factory import from_factory
 from robustsnn.models.half_precision import halved
@@ -116,17 +115,17 @@ def save_checkpoint(
 
 def _write(folder: Path, weights: bytes, description: bytes) -> None:
     """Write both files of a checkpoint, or leave nothing of a new one behind."""
-    new, held = not folder.exists(), (folder / DESCRIPTION).exists()
+    held = (folder / DESCRIPTION).exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WEIGHTS, weights)
-        write_atomically(folder / DESCRIPTION, description)
+        with made_folder(folder):
+            try:
+                write_atomically(folder / WEIGHTS, weights)
+                write_atomically(folder / DESCRIPTION, description)
+            except OSError:
+                if not held:
+                    (folder / WEIGHTS).unlink(missing_ok=True)
+                raise
     except OSError as error:
-        with contextlib.suppress(OSError):
-            if not held:
-                (folder / WEIGHTS).unlink(missing_ok=True)
-            if new:
-                folder.rmdir()
         raise unwritable(folder, error) from None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from robustsnn.common.files import check_output, expanded, unwritable
+from robustsnn.common.files import check_output, expanded, made_folder, unwritable
 from robustsnn.errors import InputError
 
 #: The files of a checkpoint: those that it needs, and those that tell more about it.
@@ -78,24 +78,22 @@ def pull(source: str, output: Path | None = None, sha256: str | None = None) -> 
     """
     folder = check_pull(source, output, sha256)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with made_folder(folder.parent):
+            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+            try:
+                fetch = _fetcher(source)
+                for name in (*NEEDED, *MORE):
+                    if not fetch(name, scratch / name) and name in NEEDED:
+                        raise InputError(f"{source} has no {name}: it is not a checkpoint.")
+                _check(scratch, source, sha256)
+                scratch.chmod(0o755)
+                if folder.is_dir():
+                    folder.rmdir()
+                scratch.rename(folder)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise unwritable(folder, error) from None
-    try:
-        fetch = _fetcher(source)
-        for name in (*NEEDED, *MORE):
-            if not fetch(name, scratch / name) and name in NEEDED:
-                raise InputError(f"{source} has no {name}: it is not a checkpoint.")
-        _check(scratch, source, sha256)
-        scratch.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        scratch.rename(folder)
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

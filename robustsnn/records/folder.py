@@ -25,7 +25,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from robustsnn.common.files import check_file, check_output, unwritable, write_atomically
+from robustsnn.common.files import (
+    check_file,
+    check_output,
+    made_folder,
+    unwritable,
+    write_atomically,
+)
 from robustsnn.common.printable import csv_text, from_cell
 from robustsnn.errors import InputError
 from robustsnn.records.manifest import Manifest, read_manifest, write_manifest
@@ -300,8 +306,8 @@ def open_folder(path: Path, identity: str, create: Callable[[], Manifest]) -> Ru
         return folder
     manifest = create()
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        folder.write_manifest(manifest)
+        with made_folder(path):
+            folder.write_manifest(manifest)
     except OSError as error:
         raise unwritable(path, error) from None
     return folder

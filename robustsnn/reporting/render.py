@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from robustsnn.common.content import folder
-from robustsnn.common.files import expanded
+from robustsnn.common.files import expanded, made_folder
 from robustsnn.common.installed import installed, load, package_of
 from robustsnn.errors import InputError
 from robustsnn.records.runs import Runs
@@ -43,24 +43,20 @@ def render(runs: Runs, output: Path | str, baseline: str | None = None) -> Path:
     page = output / "index.html"
     _refuse_foreign(page)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".report-", dir=output))
+        with made_folder(output):
+            scratch = Path(tempfile.mkdtemp(prefix=".report-", dir=output))
+            try:
+                written = [path for module in _renderers() for path in module.render(runs, scratch)]
+                for path in sorted(written, key=lambda path: path.name == page.name):
+                    target = output / path.relative_to(scratch)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise InputError(
             f"cannot write a report to {output}: {error.strerror or error}; name another folder."
         ) from error
-    try:
-        written = [path for module in _renderers() for path in module.render(runs, scratch)]
-        for path in sorted(written, key=lambda path: path.name == page.name):
-            target = output / path.relative_to(scratch)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-    except OSError as error:
-        raise InputError(
-            f"cannot write a report to {output}: {error.strerror or error}; name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return page
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.files import check_output, made_folder, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.training.recipe import Recipe, document_of
 from robustsnn.training.state import STATE, check_state
@@ -69,11 +69,11 @@ def open_folder(
         InputError: The folder cannot be written to.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for scratch in folder.glob(".*.part"):
-            scratch.unlink(missing_ok=True)
-        if not resume and not _same(folder / KEPT, path):
-            write_atomically(folder / KEPT, _kept(folder, path, overrides))
+        with made_folder(folder):
+            for scratch in folder.glob(".*.part"):
+                scratch.unlink(missing_ok=True)
+            if not resume and not _same(folder / KEPT, path):
+                write_atomically(folder / KEPT, _kept(folder, path, overrides))
     except OSError as error:
         raise unwritable(folder, error) from None
 

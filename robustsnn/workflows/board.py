@@ -8,7 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from robustsnn.common.files import check_output, expanded, unwritable, write_atomically
+from robustsnn.common.files import (
+    check_output,
+    expanded,
+    made_folder,
+    unwritable,
+    write_atomically,
+)
 from robustsnn.common.statistics import wilson
 from robustsnn.errors import InputError
 from robustsnn.models.zoo import zoo_folder, zoo_names
@@ -79,10 +85,10 @@ def board(
     entries.sort(key=lambda entry: (entry.suite, entry.data, -entry.accuracy, entry.model))
     held = {"format": FORMAT, "entries": [entry.as_json() for entry in entries]}
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(held, indent=1, ensure_ascii=False)
-        write_atomically(output / BOARD, (text + "\n").encode())
-        write_atomically(output / "index.html", page(entries).encode())
+        with made_folder(output):
+            text = json.dumps(held, indent=1, ensure_ascii=False)
+            write_atomically(output / BOARD, (text + "\n").encode())
+            write_atomically(output / "index.html", page(entries).encode())
     except OSError as error:
         raise unwritable(output, error) from None
     return output / "index.html"

@@ -16,6 +16,7 @@ import pandas as pd
 from robustsnn.common.files import (
     check_output,
     expanded,
+    made_folder,
     read_text,
     unwritable,
     write_atomically,
@@ -255,8 +256,8 @@ def _claim(folder: Path, identity: Mapping[str, str]) -> None:
                 raise InputError(f"{folder} holds another comparison: name another --output.")
             return
         check_output(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": FORMAT, "runs": dict(identity)}, indent=2)
-        write_atomically(marker, (text + "\n").encode())
+        with made_folder(folder):
+            write_atomically(marker, (text + "\n").encode())
     except OSError as error:
         raise unwritable(folder, error) from None

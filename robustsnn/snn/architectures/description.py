@@ -95,7 +95,7 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _draw(weight: nn.Parameter, deviation: float) -> None:
+def _draw(weight: Tensor, deviation: float) -> None:
     # Without memory there is nothing to draw, and PyTorch would import its compiler to do so, which
     # takes seconds.
     if not weight.is_meta:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from robustsnn.common.files import check_output, unwritable, write_atomically
+from robustsnn.common.files import check_output, made_folder, unwritable, write_atomically
 from robustsnn.errors import InputError
 from robustsnn.evaluation.finished import Evaluation
 from robustsnn.evaluation.parallel import Asked, Told, carry_out
@@ -152,7 +152,7 @@ def _claim(folder: Path, asked: Sweep) -> None:
                 raise InputError(f"{folder} holds another sweep: name another --output.")
             return
         check_output(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(marker, (json.dumps(said, indent=2) + "\n").encode())
+        with made_folder(folder):
+            write_atomically(marker, (json.dumps(said, indent=2) + "\n").encode())
     except OSError as error:
         raise unwritable(folder, error) from None
