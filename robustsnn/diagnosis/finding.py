@@ -115,7 +115,7 @@ MOST_ZERO_GRADIENTS = 0.05
 #: The accuracy by which a weaker attack may beat a stronger one before that is flagged.
 MARGIN = 0.005
 #: The checks of the preflight after which a number can still be quoted, with a footnote.
-CAUTIONS = ("ties", "neuron-modes", "neurons-not-reached")
+CAUTIONS = ("ties", "neuron-modes", "neurons-not-reached", "weights-not-named")
 
 
 def of_check(row: Mapping[str, Any]) -> Finding:

@@ -126,7 +126,7 @@ def preflight_of(plan: Plan) -> list[Finding]:
 def unnamed(name: str) -> Finding:
     """That nothing names the weights of a factory's network, as a check.
 
-    It is a note, since many factories read their weights themselves.
+    It leaves the level as it is, since many factories read their weights themselves.
 
     Args:
         name: The name of the model.
@@ -135,7 +135,7 @@ def unnamed(name: str) -> Finding:
         "D1",
         "weights-not-named",
         True,
-        "note",
+        "caution",
         f"No file of weights was named with {name}: unless the factory reads one itself, its "
         f"weights are random. Write {name}@WEIGHTS or --weights.",
         float("nan"),

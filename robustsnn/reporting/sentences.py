@@ -259,7 +259,7 @@ def _trust(run: Run) -> tuple[str, str, tuple[Reason, ...]]:
 
 
 def _caution(run: Run) -> str:
-    flags = len(flag_sentences([run]))
+    flags = sum(mark != "note" for _, _, mark, _ in flag_sentences([run]))
     if not flags:
         return ""
     verb = "speaks" if flags == 1 else "speak"
@@ -275,10 +275,12 @@ def flag_sentences(runs: Iterable[Run]) -> list[tuple[str, str, str, str]]:
     """
     found: dict[tuple[str, str, str, str], None] = {}
     for run in runs:
+        severities = {flag.get("flag"): str(flag.get("severity") or "flag") for flag in run.flags}
         for check in run.preflight:
             if not check.get("passed", True):
                 text = str(check.get("sentence") or f"The check {check.get('check')} failed.")
-                mark = mark_of(run, str(check.get("check")), "failed check")
+                slug = str(check.get("check"))
+                mark = mark_of(run, slug, severities.get(slug, "failed check"))
                 found[run.label, run.suite, mark, text] = None
         for flag in run.flags:
             text = str(flag.get("sentence") or flag.get("flag") or "A flag without a sentence.")

@@ -23,6 +23,8 @@ from robustsnn.evaluation.request import Request
 from robustsnn.models.checkpoint import load_model
 from robustsnn.models.function import fixed_images, function_of
 from robustsnn.models.shapes import Shape, Shaped
+from robustsnn.records.runs import load_runs
+from robustsnn.reporting.sentences import flag_sentences
 from robustsnn.snn.surrogate import Arctan
 from tests.foreign.networks import needs, quiet
 
@@ -535,7 +537,7 @@ def test_what_names_no_weights_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     torch.save(network.state_dict(), tmp_path / "w.pt")
     images = torch.rand(4, 1, 6, 6), torch.zeros(4, dtype=torch.int64)
     for name, told in (("unweighted:build", True), (f"unweighted:build@{tmp_path}/w.pt", False)):
-        found = robustsnn.evaluate(name, images, attack="fgsm")
+        found = robustsnn.evaluate(name, images, attack="fgsm", output=tmp_path / str(told))
         checks = {row["check"]: row["sentence"] for row in found.manifest.preflight}
         assert ("weights-not-named" in checks) is told
         assert ("weights-not-named" in {flag["flag"] for flag in found.flags}) is told
@@ -543,5 +545,10 @@ def test_what_names_no_weights_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         reasons = str(found.manifest.diagnosis["because"])
         assert found.level == "B" and "weights" not in reasons
         if told:
+            severities = {flag["flag"]: flag["severity"] for flag in found.flags}
+            assert severities["weights-not-named"] == "caution"
+            said = flag_sentences(load_runs([tmp_path / str(told)]).runs)
+            marks = [mark for *_, mark, sentence in said if "are random" in sentence]
+            assert marks == ["caution"]
             assert "are random" in checks["weights-not-named"]
             assert "@WEIGHTS" in checks["weights-not-named"]
