@@ -197,21 +197,24 @@ def print_page(page: Path, folders: Sequence[Path] | None = None) -> None:
         page: The page.
         folders: The run folders; by default those of the comparison that the page is of.
     """
+    from robustsnn.records.manifest import blaming
     from robustsnn.records.runs import load_runs
     from robustsnn.reporting.comparison import comparisons
     from robustsnn.reporting.sentences import flag_sentences, headlines
     from robustsnn.reporting.terminal import comparison_tables
     from robustsnn.workflows.report import runs_of
 
-    runs = load_runs(runs_of(page.parent) if folders is None else folders)
+    folders = runs_of(page.parent) if folders is None else folders
     out = console()
-    out.print(comparison_tables(runs))
-    for comparison in comparisons(runs):
-        for headline in headlines(comparison):
-            out.print(headline.sentence, markup=False)
-            out.print()
-    for model, suite, severity, sentence in flag_sentences(runs.runs):
-        out.print(f"{severity}, {model}, {suite}: {sentence}", markup=False)
+    with blaming(*folders):
+        runs = load_runs(folders)
+        out.print(comparison_tables(runs))
+        for comparison in comparisons(runs):
+            for headline in headlines(comparison):
+                out.print(headline.sentence, markup=False)
+                out.print()
+        for model, suite, severity, sentence in flag_sentences(runs.runs):
+            out.print(f"{severity}, {model}, {suite}: {sentence}", markup=False)
     print(page)
 
 

@@ -311,7 +311,10 @@ def blaming(*folders: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        # Whatever it is: templates, tables and schemas have exceptions of their own.
         for folder in folders:
             if not _untouched(folder):
                 said = " ".join(str(error).split())[:200]

@@ -110,6 +110,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "entries that are none": lambda f: edited(f, entries=[{}]),
     "flags that say nothing": lambda f: edited(f, flags=[{}]),
     "a verdict of another type": lambda f: edited(f, verdict={"level": [], "because": 3}),
+    "a ledger whose rows say nothing": lambda f: edited(f, ledger=[{}]),
     "energy of another type": lambda f: edited(f, energy={"ann_uj": "much"}),
     "operations that say nothing": lambda f: edited(f, operations=[{}], counts={"x": 1}),
     "deep": deep,

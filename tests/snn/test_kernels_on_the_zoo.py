@@ -13,6 +13,18 @@ from tests.real_data import real_images
 CONFIGS = {name: read_checkpoint(name).config for name in zoo_names()}
 #: Hundreds of time steps show nothing that a few do not.
 SPIKING = sorted(n for n, c in CONFIGS.items() if c.kind == "snn" and c.time_steps <= 16)
+#: One of each kind of training; their copies and the other compressions take as long again.
+KINDS = (
+    "cifar10/vgg5-snn",
+    "fashion-mnist/resnet12-snn",
+    *(
+        f"fashion-mnist/vgg5-snn{kind}"
+        for kind in ("", "-at", "-hire", "-agc-33x", "-agc-4x-channel")
+    ),
+)
+BY_COST = [
+    pytest.param(name, marks=[] if name in KINDS else pytest.mark.exhaustive) for name in SPIKING
+]
 
 
 def sample(name, count):
@@ -38,8 +50,12 @@ def test_same_logits_and_gradients(name, monkeypatch):
     assert (error <= 1e-5 * size).all()
 
 
+def test_each_kind_ships():
+    assert set(KINDS) <= set(SPIKING)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SPIKING)
+@pytest.mark.parametrize("name", BY_COST)
 def test_same_predictions_on_two_thousand_images(name, monkeypatch):
     images, _ = sample(name, 2000)
     network = load_model(name)
