@@ -18,6 +18,8 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Batch, Networks, inputs_of
 from robustsnn.evaluation.inputs import check_classes
 from robustsnn.evaluation.plan import Plan, Task, follows_gradient
+from robustsnn.foreign.elsewhere import spiking_elsewhere
+from robustsnn.foreign.check import IMAGES as CHECKED
 from robustsnn.foreign.reach import Reach
 from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import padding
@@ -116,8 +118,10 @@ def preflight_of(plan: Plan) -> list[Finding]:
         estimator = make_estimator("bptt", second)
         Victim(second, estimator, ids, plan.batch_size, plan.seed).gradient(images, labels)
     found = preflight(network, images, labels, ids, plan.batch_size, plan.seed)
-    if isinstance(network, Wrapped):
-        found.append(reached(network.reach))
+    reach = network.reach if isinstance(network, Wrapped) else None
+    others = spiking_elsewhere(network, images[: min(CHECKED, plan.batch_size)])
+    if reach is not None or others:
+        found.append(reached(reach, others))
     if not plan.subject.weighted:
         found.append(unnamed(plan.subject.name))
     return found
@@ -142,8 +146,21 @@ def unnamed(name: str) -> Finding:
     )
 
 
-def reached(reach: Reach) -> Finding:
-    """Whether estimators reach every layer of neurons of another library, as a check."""
-    share = len(reach.reached) / max(len(reach.layers), 1)
-    sentence = reach.caution or f"{reach.sentence}."
-    return Finding("D1", "neurons-not-reached", not reach.complete, "caution", sentence, share)
+def reached(reach: Reach | None, others: Sequence[str] = ()) -> Finding:
+    """Whether estimators reach every layer of neurons, as a check.
+
+    Args:
+        reach: What was found in the network; None if no layer was.
+        others: What spikes in a pass without being one of those layers, in words.
+    """
+    parts = []
+    if reach is not None:
+        parts.append(reach.caution or f"{reach.sentence}.")
+    if others:
+        parts.append(
+            "Estimators do not reach what spikes outside of the layers that were found "
+            f"({'; '.join(others)}); it keeps the gradient of its own code."
+        )
+    share = len(reach.reached) / max(len(reach.layers), 1) if reach is not None else 0.0
+    missed = bool(others) or (reach is not None and not reach.complete)
+    return Finding("D1", "neurons-not-reached", missed, "caution", " ".join(parts), share)

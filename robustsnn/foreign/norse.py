@@ -22,7 +22,10 @@ class Norse(Library):
 
     package = "norse"
     title = "Norse"
-    bases = ("SNNCell", "SNN", "SNNRecurrentCell", "SNNRecurrent", "ConstantCurrentLIFEncoder")
+    bases = (
+        "SNNCell", "SNN", "SNNRecurrentCell", "SNNRecurrent",
+        "CobaLIFCell", "LIFCorrelation", "ConstantCurrentLIFEncoder", "SpikeLatencyLIFEncoder",
+    )  # fmt: skip
     silent = ("LICell", "LI", "LIBoxCell")
     kinds = ("LIFCell", "LIF", "LIFBoxCell", "IAFCell", "IAF")
     inputs = ("input_tensor",)

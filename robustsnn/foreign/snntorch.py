@@ -25,7 +25,7 @@ class SnnTorch(Library):
 
     package = "snntorch"
     title = "snnTorch"
-    bases = ("SpikingNeuron",)
+    bases = ("SpikingNeuron", "LeakyParallel", "LeakyKernel")
     kinds = ("Leaky", "Synaptic", "Lapicque")
     inputs = ("input_", "x")
     works = ("fire", "fire_inhibition", "mem_reset", "spike_grad")

@@ -28,6 +28,18 @@ class SpikingJelly(Library):
     inputs = ("x", "x_seq")
     works = ("single_step_forward", "multi_step_forward", "neuronal_charge", "neuronal_fire")
 
+    def kind(self, module: nn.Module) -> str | None:
+        """Any class of the library's rooms of neurons: not all derive of the bases."""
+        found = super().kind(module)
+        if found is not None:
+            return found
+        for one in type(module).__mro__:
+            rooms = one.__module__.split(".")
+            if rooms[0] == self.package and "neuron" in rooms:
+                # These give the membrane alone, with its exact gradient.
+                return None if "NonSpiking" in one.__name__ else one.__name__
+        return None
+
     def dynamics(self, module: Any, like: Tensor) -> Dynamics:
         """The dynamics; potentials are measured from `v_reset`, where a membrane begins."""
         if self.kind(module) not in self.kinds:
