@@ -307,6 +307,8 @@ def _dense(pixels: Tensor) -> Tensor:
     if pixels.layout != torch.strided or pixels.is_complex() or pixels.is_quantized:
         kind = str(pixels.dtype if pixels.is_complex() else pixels.layout).removeprefix("torch.")
         raise InputError(f"images are {kind}: give dense floats in [0, 1].")
+    if pixels.is_meta:
+        raise InputError("images lie on the device meta, which holds no numbers: give them on cpu.")
     # Without the class of its own that a transform may have given it.
     return pixels.as_subclass(Tensor)
 

@@ -18,8 +18,8 @@ from robustsnn.estimators.make import make_estimator
 from robustsnn.evaluation.batch import Batch, Networks, inputs_of
 from robustsnn.evaluation.inputs import check_classes
 from robustsnn.evaluation.plan import Plan, Task, follows_gradient
-from robustsnn.foreign.elsewhere import spiking_elsewhere
 from robustsnn.foreign.check import IMAGES as CHECKED
+from robustsnn.foreign.elsewhere import spiking_elsewhere
 from robustsnn.foreign.reach import Reach
 from robustsnn.foreign.wrapped import Wrapped
 from robustsnn.models.batching import padding

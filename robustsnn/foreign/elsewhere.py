@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from robustsnn.common.users_code import out_of_memory
@@ -111,13 +110,14 @@ def own_functions(found: Tensor) -> list[type]:
     """The functions with a backward pass of their own, and not of ours, that led to a tensor."""
     kinds: dict[type, None] = {}
     seen: set[Any] = set()
-    nodes = [found.grad_fn]
+    nodes: list[Any] = [found.grad_fn]
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        kind = getattr(node, "_forward_cls", None) if isinstance(node, BackwardCFunction) else None
+        # Only the node of a function of Python has it.
+        kind = getattr(node, "_forward_cls", None)
         if kind is not None and not kind.__module__.startswith("robustsnn."):
             kinds.setdefault(kind)
         nodes += [before for before, _ in node.next_functions]
@@ -125,7 +125,7 @@ def own_functions(found: Tensor) -> list[type]:
 
 
 @contextmanager
-def spied(functions: Iterable[type], layers: Iterable[Any]) -> Iterator[dict[str, None]]:
+def spied(functions: Iterable[Any], layers: Iterable[Any]) -> Iterator[dict[str, None]]:
     """Note which functions spike inside the block, but for calls from inside of known layers."""
     noted: dict[str, None] = {}
     inside = 0

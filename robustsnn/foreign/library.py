@@ -115,6 +115,7 @@ class Library:
         kinds: The kinds of neurons whose dynamics are known.
         inputs: The names by which a current may be passed as a keyword.
         works: The attributes without which a neuron computes nothing, called or not.
+        limit: Where a neuron has its threshold.
     """
 
     package: ClassVar[str]
@@ -124,6 +125,7 @@ class Library:
     kinds: ClassVar[Sequence[str]]
     inputs: ClassVar[Sequence[str]] = ("x", "input")
     works: ClassVar[Sequence[str]] = ()
+    limit: ClassVar[str] = ""
 
     def lineage(self, module: nn.Module) -> list[str]:
         """The classes of this library that a module derives of, the nearest first."""
@@ -135,7 +137,14 @@ class Library:
         lineage = self.lineage(module)
         if not lineage or lineage[0] in self.silent or not set(lineage) & set(self.bases):
             return None
-        return lineage[0]
+        return None if self.never_spikes(module) else lineage[0]
+
+    def never_spikes(self, module: nn.Module) -> bool:
+        """Whether the threshold is infinite, as of neurons whose membranes alone are read."""
+        value: Any = module
+        for name in self.limit.split("."):
+            value = getattr(value, name, None)
+        return isinstance(value, float | Tensor) and bool(torch.as_tensor(value).isposinf().all())
 
     def known(self, module: nn.Module) -> bool:
         """Whether the dynamics of a neuron are known, if it is set as is usual."""

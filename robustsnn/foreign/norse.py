@@ -30,6 +30,7 @@ class Norse(Library):
     kinds = ("LIFCell", "LIF", "LIFBoxCell", "IAFCell", "IAF")
     inputs = ("input_tensor",)
     works = ("activation",)
+    limit = "p.v_th"
     #: The functions that compute a step of the kinds that are known.
     steps = ("lif_feed_forward_step", "lif_box_feed_forward_step", "iaf_feed_forward_step")
 

@@ -26,6 +26,7 @@ class Sinabs(Library):
     kinds = ("IAF", "IAFSqueeze", "LIF", "LIFSqueeze")
     inputs = ("input_data",)
     works = ("spike_fn",)
+    limit = "spike_threshold"
 
     def kind(self, module: nn.Module) -> str | None:
         """A layer without a spike function only leaks."""

@@ -29,6 +29,7 @@ class SnnTorch(Library):
     kinds = ("Leaky", "Synaptic", "Lapicque")
     inputs = ("input_", "x")
     works = ("fire", "fire_inhibition", "mem_reset", "spike_grad")
+    limit = "threshold"
 
     def dynamics(self, module: Any, like: Tensor) -> Dynamics:
         """The dynamics; `reset_delay` off resets in the same step, before the leak."""

@@ -27,11 +27,12 @@ class SpikingJelly(Library):
     kinds = ("IFNode", "LIFNode", "ParametricLIFNode", "SimpleIFNode", "SimpleLIFNode")
     inputs = ("x", "x_seq")
     works = ("single_step_forward", "multi_step_forward", "neuronal_charge", "neuronal_fire")
+    limit = "v_threshold"
 
     def kind(self, module: nn.Module) -> str | None:
         """Any class of the library's rooms of neurons: not all derive of the bases."""
         found = super().kind(module)
-        if found is not None:
+        if found is not None or self.never_spikes(module):
             return found
         for one in type(module).__mro__:
             rooms = one.__module__.split(".")

@@ -215,6 +215,7 @@ def test_a_loader_of_a_random_subset_is_read_in_the_order_of_the_subset():
         (lambda: (changed(p7=math.inf), LABELS), "inf"),
         (lambda: ((IMAGES * 255).byte(), LABELS), "uint8"),
         (lambda: (IMAGES.to_sparse(), LABELS), "sparse"),
+        (lambda: (IMAGES.to("meta"), LABELS), "device meta"),
         (lambda: (IMAGES + 0j, LABELS), "complex"),
         (lambda: (IMAGES[0, 0], LABELS), r"\[n, channel, height, width\]"),
         (lambda: (IMAGES[:, None].repeat(1, 2, 1, 1, 1), LABELS), "channel, height, width"),

@@ -24,12 +24,13 @@ class Spike(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return (x > 0).to(x)
+        return (x > 0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return grads[0] * (1 - x.abs()).clamp(min=0)
+        found: Tensor = grads[0] * (1 - x.abs()).clamp(min=0)
+        return found
 
 
 class Home(nn.Module):
@@ -201,7 +202,8 @@ def test_functions_that_do_not_spike_are_left_alone() -> None:
         def backward(ctx: Any, *grads: Tensor) -> Tensor:
             (x,) = ctx.saved_tensors
             s = x.sigmoid()
-            return grads[0] * (s + x * s * (1 - s))
+            found: Tensor = grads[0] * (s + x * s * (1 - s))
+            return found
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -213,3 +215,63 @@ def test_functions_that_do_not_spike_are_left_alone() -> None:
             return nn.functional.linear(Swish.apply(self.fc1(x.flatten(1))), rounded)
 
     assert spiking_elsewhere(Net().eval().requires_grad_(False), images()) == []
+
+
+def membranes_of_spikingjelly() -> nn.Module:
+    from spikingjelly.activation_based import layer, neuron
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = layer.Linear(784, 40), layer.Linear(40, 10)
+            self.one, self.out = neuron.IFNode(), neuron.LIFNode(v_threshold=float("inf"))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(STEPS):
+                self.out(self.fc2(self.one(self.fc1(x.flatten(1)))))
+            last: Tensor = self.out.v
+            return last
+
+    return Net()
+
+
+def membranes_of_snntorch() -> nn.Module:
+    import snntorch
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(784, 40), nn.Linear(40, 10)
+            self.one = snntorch.Leaky(beta=0.9)
+            self.out = snntorch.Leaky(beta=0.9, threshold=float("inf"), reset_mechanism="none")
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, out = self.one.reset_mem(), self.out.reset_mem()
+            for _ in range(STEPS):
+                spikes, one = self.one(self.fc1(x.flatten(1)), one)
+                _, out = self.out(self.fc2(spikes), out)
+            last: Tensor = out
+            return last
+
+    return Net()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(membranes_of_spikingjelly, marks=needs("spikingjelly")),
+        pytest.param(membranes_of_snntorch, marks=needs("snntorch")),
+    ],
+)
+@quiet
+def test_a_neuron_that_cannot_spike_is_a_read_out(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = lively(make(), 3).eval().requires_grad_(False)
+    wrapped = wrap(network, images())
+    assert wrapped.reach.complete and list(wrapped.reach.layers) == ["one"]
+    assert spiking_elsewhere(wrapped, images()) == []
+    wrapped.reset()
+    assert torch.equal(wrapped(images()), wrapped(images()))
+    x = images().requires_grad_()
+    (gradient,) = torch.autograd.grad(wrapped(x).square().sum(), x)
+    assert bool(gradient.isfinite().all()) and bool(gradient.any())
