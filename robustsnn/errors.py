@@ -33,3 +33,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return InputError(f"no {kind} named {name!r}.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def installing(extra: str) -> str:
+    """How to install what an extra holds, as a part of a sentence; no index has RobustSNN.
+
+    Args:
+        extra: The name of the extra.
+
+    Examples:
+        >>> installing("peers")
+        "pip install -e '.[peers]' in a clone of RobustSNN"
+    """
+    return f"pip install -e '.[{extra}]' in a clone of RobustSNN"

@@ -22,10 +22,7 @@ from torch import Tensor, nn
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.randomness import Rng
-from robustsnn.errors import InputError
-
-#: The command that installs libraries that need not be there, by the extra that holds them.
-INSTALL = "pip install 'robustsnn[{}]'"
+from robustsnn.errors import InputError, installing
 
 #: The settings of which there must be at least one, and words in those that must be above 0.
 COUNTS = frozenset(
@@ -64,7 +61,7 @@ def library(module: str, package: str, extra: str = "peers") -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ImportError as error:
-        remedy = INSTALL.format(extra)
+        remedy = installing(extra)
         raise MissingLibrary(f"{package} cannot be imported here ({error}): {remedy}.") from error
 
 

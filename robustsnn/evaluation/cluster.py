@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from robustsnn.errors import InputError
+from robustsnn.errors import InputError, installing
 from robustsnn.evaluation.cells import Cell
 from robustsnn.evaluation.workers import RETRIES, Gone, Sent, compute, moved
 
@@ -95,7 +95,7 @@ def _connected(address: str) -> Any:
         InputError: Ray is not installed, or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
-        raise InputError("--ray needs Ray: install robustsnn[cluster].")
+        raise InputError(f"--ray needs Ray: {installing('cluster')}.")
     import cloudpickle
     import ray
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from robustsnn.common.files import check_output, expanded, made_folder, unwritable
-from robustsnn.errors import InputError
+from robustsnn.errors import InputError, installing
 
 #: The files of a checkpoint: those that it needs, and those that tell more about it.
 NEEDED = ("model.json", "model.safetensors")
@@ -172,7 +172,7 @@ def _from_hub(repository: str, revision: str | None) -> Fetch:
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError:
         raise InputError(
-            "hf:// needs the package huggingface_hub: pip install 'robustsnn[hub]'."
+            f"hf:// needs the package huggingface_hub: {installing('hub')}."
         ) from None
 
     def fetch(name: str, to: Path) -> bool:

@@ -262,6 +262,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} cannot be read ({error}): {remedy}.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{folder} holds no run of this version: name another folder.")
+    # What a diagnosis that is made again says is never read from a file.
+    found.pop("diagnosed_again", None)
     try:
         return Manifest.model_validate(found)
     except ValidationError as error:

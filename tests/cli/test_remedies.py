@@ -380,7 +380,7 @@ def test_torchattacks_need_not_be_there(without_torchattacks, warm, checkpoints,
     one_line(
         without_torchattacks("evaluate", checkpoints / "ann", *asked, "torchattacks:PGD"),
         "torchattacks cannot be imported here",
-        "pip install 'robustsnn[torchattacks]'",
+        "pip install -e '.[torchattacks]' in a clone of RobustSNN",
     )
     done = without_torchattacks(
         "evaluate", checkpoints / "ann", *asked, "pgd:steps=2", "--save-images", "--output", "own"

@@ -85,6 +85,7 @@ class Forger:
             "fixed": False,
             "attack_misclassified": said["attack_misclassified"],
             "cascade": said["cascade"],
+            "curve": said["curve"],
             "draws": said["draws"],
             "energy": "synaptic_operations" in self.records,
             "entries": said["entries"],
@@ -335,6 +336,14 @@ LIES: dict[str, tuple[Callable[[Forger], Any], str]] = {
     ),
     "success": (column("records", "success", False), "the column success"),
     "the distances": (column("records", "linf", lambda r: r["linf"] / 2), "the linf of"),
+    "the margins": (column("records", "margin", lambda r: r["margin"] * 3), "the margins of"),
+    "less than no time": (column("records", "seconds", -1.0), "counts that cannot be"),
+    "a cascade": (says(cascade=True), "has rows of its own"),
+    "no weights": (says(densities=None), "does not state the weights"),
+    "no spikes": (says(activity_images=None), "does not say how many spikes"),
+    "a file": (says(files={"mine.py": "0" * 64}), "files"),
+    "another basis": (says(basis="0" * 64), "basis"),
+    "nothing counted": (says(uncounted="it is new"), "what could not be counted"),
     "the operations": (
         column("records", "synaptic_operations", lambda r: r["synaptic_operations"] / 2),
         "synaptic operations",
@@ -404,6 +413,73 @@ def test_attacked_again_tells_who_never_attacked(warm, honest, tmp_path):
     assert said.returncode == 1
     assert "fell that the run calls robust" in said.stdout.splitlines()[-1]
     assert "attacked again" in said.stdout
+
+
+def test_attacked_again_tells_what_attacks_cost(warm, forger):
+    """Searches that were shorter than they are said to be, and gradients that were missing."""
+    rows = attacked(forger)
+    forger.records.loc[rows, ["forward_passes", "backward_passes"]] *= 10
+    forger.records.loc[rows & (forger.records["attack"] == "fgsm"), "zero_grad"] = 10
+    forger.follow()
+    said = warm("verify", "run", "--attack-again", "100")
+    assert said.returncode == 1, said.stdout + said.stderr
+    last = said.stdout.splitlines()[-1]
+    assert "fgsm takes 1 forward passes per image, and the run says 10" in last, last
+    assert "of the gradients of fgsm are all zero, and the run says 100%" in last, last
+
+
+#: A curve in L2 with steps of its own length, and entries of one label for other networks.
+CURVE = """
+name: walked
+norm: L2
+epsilon: [0.8, 1.6]
+curve: true
+energy: true
+entries:
+- {label: Noise, attack: gaussian-noise}
+- {label: PGD, attack: "pgd:steps=6,step_size=0.4", kinds: [snn]}
+- {label: PGD, attack: gaussian-noise, kinds: [ann]}
+"""
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory, run_warm: Any, checkpoints: Path) -> Path:
+    root = tmp_path_factory.mktemp("walked")
+    (root / "suite.yaml").write_text(CURVE)
+    asked = ["--suite", "suite.yaml", "--samples", str(SAMPLES), "--save-images"]
+    done = run_warm(["evaluate", str(checkpoints / "snn"), *asked, "--output", "run"], root)
+    assert done.returncode == 0, done.stderr
+    return root / "run"
+
+
+def test_entries_of_one_label_are_told_apart_by_their_networks(warm, walked):
+    said = warm("verify", walked)
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [(("0.8", "1.6"), "one step of FGSM breaks"), (("1.6",), "does not keep what it found")],
+)
+def test_noise_for_attacks_with_steps_of_their_own_is_told(warm, walked, tmp_path, sizes, reason):
+    forger = Forger(walked, tmp_path / "run")
+    before = forger.records.copy()
+    all_robust_with_noise(forger)
+    kept = (forger.records["attack"] == "pgd") & ~forger.records["epsilon"].isin(sizes)
+    forger.records[kept] = before[kept]
+    pgd = forger.records["attack"] == "pgd"
+    forger.records.loc[pgd, ["forward_passes", "backward_passes"]] = 8
+    if "0.8" not in sizes:
+        forger.saved["adversarial/pgd@0.8"] = load_file(walked / "examples.safetensors")[
+            "adversarial/pgd@0.8"
+        ]
+        forger.saved["prediction/pgd@0.8"] = load_file(walked / "examples.safetensors")[
+            "prediction/pgd@0.8"
+        ]
+    forger.follow()
+    said = warm("verify", "run")
+    assert said.returncode == 1, said.stdout + said.stderr
+    assert reason in said.stdout.splitlines()[-1], said.stdout
 
 
 def test_a_network_of_code_and_a_file_are_run_only_when_asked_for(warm, checkpoints, tmp_path):

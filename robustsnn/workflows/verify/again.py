@@ -17,7 +17,7 @@ from robustsnn.evaluation.progress import Progress
 from robustsnn.evaluation.run import records_of
 from robustsnn.evaluation.suites import suite_of
 from robustsnn.records.folder import RunFolder
-from robustsnn.records.schema import Size
+from robustsnn.records.schema import CONDITION, Size
 from robustsnn.records.summary import survivors
 from robustsnn.workflows.verify.asked import Expected
 
@@ -27,6 +27,10 @@ MISSED = 0.05
 #: The number of saved images that a single step is tried on, and the share of those that the run
 #: calls robust, and the least number of them, whose fall contradicts the run.
 LOOKED_AT, FALLEN, FEWEST_FALLEN = 64, 0.1, 3
+#: The fewest images attacked again on which what an attack costs is compared, how many times as
+#: many passes it may be said to take, and by how much the share of its gradients that are all zero
+#: may differ.
+ENOUGH, TIMES, ZEROS = 4, 1.5, 0.1
 
 
 def some_of(images: Images, count: int) -> TensorSet:
@@ -79,7 +83,39 @@ def attacked_again(
             )
         where = f"{size.norm} {size.epsilon}, attacked again"
         differing += [(image, where) for image in sorted([*fell, *stood])]
-    return len(ids), tuple(said), tuple(differing)
+    return len(ids), (*said, *_spent(stated, again)), tuple(differing)
+
+
+def _spent(stated: pd.DataFrame, again: pd.DataFrame) -> list[str]:
+    """The attacks that took other passes, or met other gradients, than a run says."""
+    said = []
+    then = dict(iter(stated.groupby(CONDITION, sort=False)))
+    for key, rows in again.groupby(CONDITION, sort=False):
+        if (was := then.get(key)) is None:
+            continue
+        now, was = (one.drop_duplicates("image_id").set_index("image_id") for one in (rows, was))
+        # An image that ends otherwise is left at another moment.
+        was = was.reindex(now.index)
+        alike = (now["margin"] < 0) == (was["margin"] < 0)
+        both = alike & (now["forward_passes"] > 0) & (was["forward_passes"] > 0)
+        now, was = now[both], was[both]
+        if len(now) < ENOUGH:
+            continue
+        for name in ("forward_passes", "backward_passes"):
+            one, other = float(now[name].mean()), float(was[name].mean())
+            if not one <= TIMES * other or not other <= TIMES * one:
+                said.append(
+                    f"{key[0]} takes {one:.4g} {name.replace('_', ' ')} per image, and the run "
+                    f"says {other:.4g}"
+                )
+        one, other = (float(r["zero_grad"].sum() / max(r["backward_passes"].sum(), 1))
+                      for r in (now, was))
+        if not abs(one - other) <= ZEROS:
+            said.append(
+                f"{one:.0%} of the gradients of {key[0]} are all zero, and the run says "
+                f"{other:.0%}"
+            )
+    return said
 
 
 def _compared(

@@ -42,11 +42,13 @@ class Expected:
         condition: The attack, the norm and the size.
         stage: The row of the manifest's `stages`; None for an attack that cannot be made here.
         black_box: Whether the attack crafts on a substitute.
+        spec: The specification of the attack.
     """
 
     condition: Condition
     stage: Mapping[str, Any] | None
     black_box: bool
+    spec: str
 
 
 @dataclass(frozen=True)
@@ -177,15 +179,17 @@ def expected_of(
     Raises:
         InputError: The network does not take the images.
     """
-    meant = [entry.slug for entry in entries_for(asked.suite, network, images, device)]
-    left_out = [entry.label for entry in asked.suite.entries if entry.slug not in meant]
+    # Entries for other networks may have the same label, so a label does not tell who runs.
+    meant = {id(entry) for entry in entries_for(asked.suite, network, images, device)}
+    run_here = {entry.slug for entry in asked.suite.entries if id(entry) in meant}
+    left_out = [entry.label for entry in asked.suite.entries if entry.slug not in run_here]
     values = 1
     for length in images.shape:
         values *= length
     found: list[Expected] = []
     unseen: list[str] = []
     for entry, spec in zip(asked.suite.entries, asked.specs, strict=True):
-        if entry.slug not in meant:
+        if id(entry) not in meant:
             continue
         attack, why = _attack(spec)
         if why:
@@ -202,7 +206,7 @@ def expected_of(
                 stage = None
                 if attack is not None and not files_in(entry.estimator):
                     stage = _stage(entry, place, _attack(one)[0], about, network, second, black)
-                found.append(Expected(about, stage, black))
+                found.append(Expected(about, stage, black, one))
     return found, left_out, unseen
 
 

@@ -29,6 +29,9 @@ from robustsnn.records.schema import CLEAN, CONDITION, OPERATIONS, Condition
 #: The share by which the synaptic operations of an image may differ, since a spike more on another
 #: machine can cause others.
 RECOUNTED = 0.01
+#: The share of a margin, and the part of it, by which it may differ, and the share of the images of
+#: an attack whose margins may differ by more: a spike more on another machine moves all logits.
+REMEASURED, LEAST_MARGIN, MOVED = 0.1, 0.1, 0.25
 #: By how much a distance may differ from the recorded one.
 APART = 1e-5
 
@@ -241,10 +244,12 @@ def rescored(
             threat = ThreatModel(about.norm, about.epsilon)
             outside += int((~threat.admits(images, clean)).sum())
             claims += _measured(images, clean, rows, about)
-        wrong, other = _differing(network, images, labels, ids, rows, manifest)
+        wrong, other, moved = _differing(network, images, labels, ids, rows, manifest)
         miscounted += other
         verdicts += len(ids)
         condition = about.attack if about.attack == CLEAN else " ".join(about)
+        if moved > MOVED * len(ids):
+            claims.append(f"the margins of {condition} are not those of its saved images")
         differing += [(ids[i], condition) for i in wrong]
         said = saved.get(f"prediction/{name.partition('/')[2] or CLEAN}")
         if said is not None and said.tolist() != rows["prediction"].tolist():
@@ -271,8 +276,11 @@ def _differing(
     ids: Sequence[int],
     recorded: pd.DataFrame,
     manifest: Manifest,
-) -> tuple[list[int], int]:
-    """The positions of the images whose verdict is another, and how many have other operations."""
+) -> tuple[list[int], int, int]:
+    """The positions of the images whose verdict is another, and the number of other counts.
+
+    These are of images that take other operations than recorded, and that have another margin.
+    """
     size, seed, draws = manifest.batch_size, manifest.seed, manifest.draws
     said, found = verdict_and_operations(network, images, labels, list(ids), size, seed, draws)
     # Both are compared, because a tie at the top may be right by its class and is an error in
@@ -285,4 +293,6 @@ def _differing(
         counts = recorded[OPERATIONS].to_numpy(dtype=float)
         alike = np.isclose(counts, found.cpu().numpy(), rtol=RECOUNTED, atol=0, equal_nan=True)
         miscounted = int((~alike).sum())
-    return [int(i) for i in wrong.nonzero()[0]], miscounted
+    was, now = recorded["margin"].to_numpy(dtype=float), said.margins.cpu().numpy()
+    near = np.isclose(was, now, rtol=REMEASURED, atol=LEAST_MARGIN, equal_nan=True)
+    return [int(i) for i in wrong.nonzero()[0]], miscounted, int((~near).sum())

@@ -37,7 +37,8 @@ def odd_activity(
     """
     count = manifest.activity_images
     if count is None:
-        return (), ()
+        # Runs that have a digest of their manifest state it.
+        return ("the run does not say how many spikes there are",) if manifest.digest else (), ()
     images = plan.images if data is None else data
     if len(images) < count:
         why = f"{len(images)} of the {count} images that were counted are saved"
@@ -58,6 +59,8 @@ def odd_activity(
             said.append(f"the {name} in the manifest is not that of the model")
     if not alike(list(manifest.operations), measured.get("operations", [])):
         said.append("the operations in the manifest are not those of the model")
+    if manifest.uncounted != measured.get("uncounted", ""):
+        said.append("what could not be counted is not what the manifest says")
     return tuple(said), ()
 
 

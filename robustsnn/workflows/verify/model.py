@@ -29,6 +29,8 @@ FOLLOWING = (
     "spiking",
     "classes",
     "left_out",
+    "files",
+    "basis",
     "substitute",
     "substitute_sha256",
 )
@@ -145,7 +147,8 @@ def odd_densities(
 ) -> tuple[str, ...]:
     """What the run states about the weights of the model and is not so; nothing if it is older."""
     if manifest.densities is None:
-        return ()
+        # Runs that have a digest of their manifest state the weights too.
+        return ("the run does not state the weights of the model",) if manifest.digest else ()
     found = {row["layer"]: row for row in densities_of(network)}
     stated = {row["layer"]: row for row in manifest.densities}
     differing = [

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from robustsnn.adversary.catalogue import load_attack
 from robustsnn.common.epsilon import parse_epsilon
-from robustsnn.common.kinds import BEST
-from robustsnn.common.wording import slug
+from robustsnn.common.kinds import BEST, ENERGY, GRADIENT_FREE
 from robustsnn.records.manifest import Manifest
 from robustsnn.records.schema import (
     CLEAN,
@@ -32,6 +32,10 @@ SLACK = 1e-6
 WALKERS, FARTHEST, ENOUGH = ("fgsm", "pgd", "apgd", "sa-pgd"), 0.75, 5
 #: The attacks that move every image, whether that helps or not.
 MOVERS = ("fgsm", "gaussian-noise", "uniform-noise")
+
+
+#: What a row that only copies another one has in common with it.
+_FOUND = ["prediction", "margin", "linf", "l2"]
 
 
 def missing_columns(records: pd.DataFrame, results: pd.DataFrame) -> list[str]:
@@ -68,6 +72,7 @@ def odd_rows(
     said += _by_image(manifest, records)
     said += _distances(records)
     if not said:
+        said += _inherited(manifest, records, expected)
         said += _costs(manifest, records, expected)
     return tuple(said)
 
@@ -144,7 +149,10 @@ def _by_image(manifest: Manifest, records: pd.DataFrame) -> list[str]:
         if not bool(whole.all()) or (judged == 1 and not bool((draws == right).all())):
             said.append("the column draws_right of the records does not follow from the verdicts")
     counts = records[["forward_passes", "backward_passes", "zero_grad", "nonfinite_grad"]]
-    if bool((counts < 0).any(axis=None)) or not bool(records["projected"].isin([0, 1]).all()):
+    seconds = records["seconds"].to_numpy(dtype=float)
+    time = bool((np.isfinite(seconds) & (seconds >= 0)).all())
+    times = records["projected"].isin([0, 1])
+    if bool((counts < 0).any(axis=None)) or not bool(times.all()) or not time:
         said.append("the records hold counts that cannot be")
     return said
 
@@ -165,6 +173,53 @@ def _distances(records: pd.DataFrame) -> list[str]:
     return said
 
 
+def _inherited(
+    manifest: Manifest, records: pd.DataFrame, expected: Sequence[Expected]
+) -> list[str]:
+    """Rows that do not keep what was found before them, as those of a cascade and a curve do."""
+    groups = {key: rows for key, rows in records.groupby(CONDITION, sort=False)}
+    said = []
+    if manifest.cascade:
+        own = pd.Series(own_rows(records, cascade=True), index=records.index)
+        kept: dict[tuple[str, ...], pd.DataFrame] = {}
+        for one in expected:
+            size, rows = one.condition[1:], groups.get(tuple(one.condition))
+            if rows is None or not _radius(one.condition.epsilon):
+                continue
+            last = kept.get(size, groups[tuple(CLEAN_IMAGES)].set_index("image_id"))
+            mine = own[rows.index].to_numpy()
+            copies, now = rows[~mine], rows.set_index("image_id")
+            was, found = last.loc[copies["image_id"], _FOUND], copies[_FOUND]
+            same = np.array_equal(was.to_numpy(float), found.to_numpy(float), equal_nan=True)
+            if not same or bool((copies[["forward_passes", "backward_passes"]] != 0).any(axis=None)):
+                said.append(
+                    f"{one.condition.attack} has rows of its own for images that fell before it"
+                )
+            broken = mine & ~(rows["margin"].to_numpy(dtype=float) < 0)
+            ids = rows["image_id"].to_numpy()
+            taken = np.isin(last.index, ids[broken])
+            kept[size] = pd.concat([last[~taken], now.loc[last.index[taken]]])
+    for small, large in zip(expected, expected[1:], strict=False) if manifest.curve else ():
+        one, other = (groups.get(tuple(each.condition)) for each in (small, large))
+        attack = small.condition[:2] == large.condition[:2] and small.stage and large.stage
+        if one is None or other is None or not attack:
+            continue
+        if small.stage["kind"] in (*GRADIENT_FREE, ENERGY):
+            continue
+        if not 0 < _radius(small.condition.epsilon) < _radius(large.condition.epsilon):
+            continue
+        one, other = (rows.set_index("image_id").sort_index() for rows in (one, other))
+        fell = one["prediction"] != one["label"]
+        rose = fell & (other["prediction"] == other["label"])
+        rose |= ~fell & (other["margin"] < one["margin"])
+        if rose.any():
+            said.append(
+                f"{large.condition.attack} at {large.condition.epsilon} does not keep what it "
+                f"found at {small.condition.epsilon}"
+            )
+    return said
+
+
 def _radius(text: str) -> float:
     return parse_epsilon(text)
 
@@ -173,13 +228,10 @@ def _costs(manifest: Manifest, records: pd.DataFrame, expected: Sequence[Expecte
     """Attacks that took fewer steps, or went less far, than their settings say."""
     own = records[own_rows(records, manifest.cascade)]
     groups = dict(iter(own.groupby(CONDITION, sort=False)))
-    specs = {
-        slug(str(entry.get("label"))): str(entry.get("attack", "")) for entry in manifest.entries
-    }
     said = []
     for one in expected:
-        rows, spec = groups.get(tuple(one.condition)), specs.get(one.condition.attack, "")
-        name = spec.partition(":")[0].strip()
+        rows = groups.get(tuple(one.condition))
+        name = one.spec.partition(":")[0].strip()
         radius = _radius(one.condition.epsilon)
         known = name in (*WALKERS, *MOVERS) and one.stage is not None and not one.black_box
         if rows is None or one.stage is None or not known or not radius:
@@ -195,7 +247,7 @@ def _costs(manifest: Manifest, records: pd.DataFrame, expected: Sequence[Expecte
         moved = survivors[(survivors["linf"] > 0) & (survivors["zero_grad"] == 0)]["linf"]
         if (
             name in WALKERS
-            and goes_far(one, spec)
+            and goes_far(one)
             and len(moved) >= ENOUGH
             and moved.max() < FARTHEST * radius
         ):
@@ -213,16 +265,32 @@ def _costs(manifest: Manifest, records: pd.DataFrame, expected: Sequence[Expecte
     return said
 
 
-def goes_far(one: Expected, spec: str) -> bool:
+def goes_far(one: Expected) -> bool:
     """Whether an attack of ours sets its steps so that it can reach the whole of its size.
 
     Args:
         one: The attack at its size.
-        spec: Its specification.
     """
-    name = spec.partition(":")[0].strip()
-    free = "step" not in spec.replace("steps", "")
+    name = one.spec.partition(":")[0].strip()
+    free = "step" not in one.spec.replace("steps", "")
     return name in WALKERS and free and one.condition.norm == "Linf"
+
+
+def as_far_as_a_step(one: Expected) -> bool:
+    """Whether an attack of ours gets at least as far as one step of the length of its size.
+
+    Args:
+        one: The attack at its size.
+    """
+    if one.spec.partition(":")[0].strip() not in WALKERS:
+        return False
+    attack: Any = load_attack(one.spec)
+    size = getattr(attack, "step_size", None)
+    if size is None:
+        return True
+    # Longer steps may jump over what a shorter one meets.
+    length, radius = parse_epsilon(str(size)), _radius(one.condition.epsilon)
+    return length <= radius <= length * attack.steps
 
 
 def _least_passes(name: str, stage: Mapping[str, Any]) -> int:

@@ -15,7 +15,6 @@ from torch import nn
 from robustsnn.common.content import digest, files_in
 from robustsnn.common.epsilon import parse_epsilon
 from robustsnn.common.files import check_file, expanded
-from robustsnn.common.wording import slug
 from robustsnn.data.images import Images
 from robustsnn.diagnosis.diagnose import Diagnosis
 from robustsnn.diagnosis.stages import Stage
@@ -63,8 +62,8 @@ from robustsnn.workflows.verify.measured import odd_activity, odd_preflight
 from robustsnn.workflows.verify.model import odd_densities, subject_in, substitute_in, untrue
 from robustsnn.workflows.verify.result import Verification
 from robustsnn.workflows.verify.rows import (
+    as_far_as_a_step,
     contradictory,
-    goes_far,
     incomplete,
     missing_columns,
     odd_rows,
@@ -181,7 +180,7 @@ def _verified(
         *images.claims,
         *activity,
         *checks,
-        *one_step(plan, records, _strong(manifest, expected)),
+        *one_step(plan, records, _strong(expected)),
     ]
     unseen = [*([why] if why else []), *([gone] if gone else []), *unmade, *uncounted, *unchecked]
     unseen += other_version(manifest)
@@ -271,18 +270,14 @@ def _stages(manifest: Manifest, expected: Sequence[Expected]) -> list[str]:
     return said
 
 
-def _strong(manifest: Manifest, expected: Sequence[Expected]) -> list[Expected]:
+def _strong(expected: Sequence[Expected]) -> list[Expected]:
     """The attacks that follow the network's own gradient as far as their size, in some steps."""
-    specs = {
-        slug(str(entry.get("label"))): str(entry.get("attack", "")) for entry in manifest.entries
-    }
     found = []
     for one in expected:
         stage = None if one.stage is None else Stage.of(one.stage)
-        spec = specs.get(one.condition.attack, "")
-        if stage is None or not stage.own or not goes_far(one, spec):
+        if stage is None or not stage.own or not as_far_as_a_step(one):
             continue
-        steps = 1 if spec.partition(":")[0].strip() == "fgsm" else stage.long
+        steps = 1 if one.spec.partition(":")[0].strip() == "fgsm" else stage.long
         if (steps == 1 or steps >= SOME_STEPS) and parse_epsilon(one.condition.epsilon) > 0:
             found.append(one)
     return found
@@ -385,7 +380,8 @@ def _plan(
         save_images=manifest.save_images,
         identity=identity,
         function=function,
-        basis=manifest.basis,
+        # Without such a network there is none.
+        basis=manifest.basis if function else "",
     )
 
 
