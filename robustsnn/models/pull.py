@@ -171,9 +171,7 @@ def _from_hub(repository: str, revision: str | None) -> Fetch:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError:
-        raise InputError(
-            f"hf:// needs the package huggingface_hub: {installing('hub')}."
-        ) from None
+        raise InputError(f"hf:// needs the package huggingface_hub: {installing('hub')}.") from None
 
     def fetch(name: str, to: Path) -> bool:
         try:

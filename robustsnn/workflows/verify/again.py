@@ -108,12 +108,12 @@ def _spent(stated: pd.DataFrame, again: pd.DataFrame) -> list[str]:
                     f"{key[0]} takes {one:.4g} {name.replace('_', ' ')} per image, and the run "
                     f"says {other:.4g}"
                 )
-        one, other = (float(r["zero_grad"].sum() / max(r["backward_passes"].sum(), 1))
-                      for r in (now, was))
+        one, other = (
+            float(r["zero_grad"].sum() / max(r["backward_passes"].sum(), 1)) for r in (now, was)
+        )
         if not abs(one - other) <= ZEROS:
             said.append(
-                f"{one:.0%} of the gradients of {key[0]} are all zero, and the run says "
-                f"{other:.0%}"
+                f"{one:.0%} of the gradients of {key[0]} are all zero, and the run says {other:.0%}"
             )
     return said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,7 +192,8 @@ def _inherited(
             copies, now = rows[~mine], rows.set_index("image_id")
             was, found = last.loc[copies["image_id"], _FOUND], copies[_FOUND]
             same = np.array_equal(was.to_numpy(float), found.to_numpy(float), equal_nan=True)
-            if not same or bool((copies[["forward_passes", "backward_passes"]] != 0).any(axis=None)):
+            spent = copies[["forward_passes", "backward_passes"]]
+            if not same or bool((spent != 0).any(axis=None)):
                 said.append(
                     f"{one.condition.attack} has rows of its own for images that fell before it"
                 )
@@ -199,19 +201,20 @@ def _inherited(
             ids = rows["image_id"].to_numpy()
             taken = np.isin(last.index, ids[broken])
             kept[size] = pd.concat([last[~taken], now.loc[last.index[taken]]])
-    for small, large in zip(expected, expected[1:], strict=False) if manifest.curve else ():
-        one, other = (groups.get(tuple(each.condition)) for each in (small, large))
-        attack = small.condition[:2] == large.condition[:2] and small.stage and large.stage
-        if one is None or other is None or not attack:
+    for small, large in itertools.pairwise(expected) if manifest.curve else ():
+        lower, upper = groups.get(tuple(small.condition)), groups.get(tuple(large.condition))
+        same_attack = small.condition[:2] == large.condition[:2]
+        if lower is None or upper is None or small.stage is None or not same_attack:
             continue
         if small.stage["kind"] in (*GRADIENT_FREE, ENERGY):
             continue
         if not 0 < _radius(small.condition.epsilon) < _radius(large.condition.epsilon):
             continue
-        one, other = (rows.set_index("image_id").sort_index() for rows in (one, other))
-        fell = one["prediction"] != one["label"]
-        rose = fell & (other["prediction"] == other["label"])
-        rose |= ~fell & (other["margin"] < one["margin"])
+        lower = lower.set_index("image_id").sort_index()
+        upper = upper.set_index("image_id").sort_index()
+        fell = lower["prediction"] != lower["label"]
+        rose = fell & (upper["prediction"] == upper["label"])
+        rose |= ~fell & (upper["margin"] < lower["margin"])
         if rose.any():
             said.append(
                 f"{large.condition.attack} at {large.condition.epsilon} does not keep what it "
@@ -290,7 +293,7 @@ def as_far_as_a_step(one: Expected) -> bool:
         return True
     # Longer steps may jump over what a shorter one meets.
     length, radius = parse_epsilon(str(size)), _radius(one.condition.epsilon)
-    return length <= radius <= length * attack.steps
+    return length <= radius <= length * int(attack.steps)
 
 
 def _least_passes(name: str, stage: Mapping[str, Any]) -> int:
