@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, ClassVar
+from functools import cache, lru_cache
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator, ruled_layers
 from robustsnn.snn.backward_rule import BackwardRule, Trace, through_time
-from robustsnn.snn.neuron import kernel
+from robustsnn.snn.neuron import kernel, rule_kernels
 
 
 @dataclass(frozen=True)
@@ -112,20 +112,24 @@ class Adaptive:
         """
         omega = 2 / math.pi * math.tan(math.pi * self.vanishing)
         means, deviations = self._of(name, grad, rows)
-        new, old = _first_of_each(rows)
-        if _compiled(trace):
-            found: Tensor = adaptive_kernel().adaptive(
-                trace.current, grad, means, deviations, new, rows[new], old, rows[old],
+        places = _places(tuple(rows.tolist()), grad.device)
+        settings = dict(omega=omega, gamma=self.gamma, first=self.first, second=self.second)
+        found: Tensor
+        if _dense(trace) and kernel(grad.device) == "fused":
+            found = adaptive_kernel().adaptive(
+                trace.current, grad, means, deviations, *places[1:],
                 threshold=trace.threshold.item(), leak=trace.leak.item(), hard=trace.hard,
-                attached=trace.attached, omega=omega, gamma=self.gamma, first=self.first,
-                second=self.second,
+                attached=trace.attached, **settings,
             )  # fmt: skip
             return found
+        if _dense(trace) and (kernels := rule_kernels(grad, trace)) is not None:
+            found = kernels.adaptive(grad, trace, means, deviations, *places[1:], **settings)
+            return found
+        rows, new, at = places[:3]
         derivative = []
         for t in range(len(trace.membranes)):
             z = trace.over(t)
             distance = _flat(z[new]).abs()
-            at = rows[new]
             mean = means[t, at].mul_(self.first).add_(distance, alpha=1 - self.first)
             means[t, at] = mean
             deviation = distance.sub_(mean).abs_().mul_(1 - self.second)
@@ -166,13 +170,12 @@ def adaptive_kernel() -> Any:
     return importlib.import_module("robustsnn.snn.adaptive_fused")
 
 
-def _compiled(trace: Trace) -> bool:
-    """Whether the compiled rule can be used; it needs images with the channel last."""
+def _dense(trace: Trace) -> bool:
+    """Whether compiled rules can be used; they need images with the channel last."""
     one = trace.current[0]
     return (
         trace.plain
         and trace.gain == 1
-        and kernel(one.device) == "fused"
         and one.dtype in (torch.float32, torch.float64)
         and (one.dim() == 2 or one.is_contiguous(memory_format=torch.channels_last))
     )
@@ -191,15 +194,31 @@ def _shaped(flat: Tensor, like: Tensor) -> Tensor:
     return torch.unflatten(flat, 1, (*rest, channels)).movedim(-1, 1)
 
 
-def _first_of_each(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The positions where each value occurs first, and the other positions, both in order."""
+class _Places(NamedTuple):
+    """The rows of a batch in the memory, and where in the batch they are, int64 on one device.
+
+    `new` are the positions where each row occurs first and `at` their rows, `old` the other
+    positions and `also_at` their rows.
+    """
+
+    rows: Tensor
+    new: Tensor
+    at: Tensor
+    old: Tensor
+    also_at: Tensor
+
+
+@lru_cache(maxsize=256)
+def _places(rows: tuple[int, ...], device: torch.device) -> _Places:
+    """The places of such rows; the next steps of an attack do not copy them to the device again."""
     seen: dict[int, int] = {}
     others = []
-    for position, row in enumerate(rows.tolist()):
+    for position, row in enumerate(rows):
         if seen.setdefault(row, position) != position:
             others.append(position)
-    new = torch.tensor(list(seen.values()), dtype=torch.int64)
-    return new, torch.tensor(others, dtype=torch.int64)
+    new = list(seen.values())
+    lists = (list(rows), new, [rows[i] for i in new], others, [rows[i] for i in others])
+    return _Places(*(torch.tensor(some, dtype=torch.int64).to(device) for some in lists))
 
 
 ESTIMATOR = Assg

@@ -10,6 +10,7 @@ from torch import Tensor
 from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator
 from robustsnn.snn.backward_rule import Trace
+from robustsnn.snn.neuron import rule_kernels
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Bptr(Estimator):
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
         """The gradient of the current, `grad * max(1[mean over time of spikes > 0], leak)`."""
+        if (kernels := rule_kernels(grad, trace)) is not None:
+            made: Tensor = kernels.bptr(grad, trace, self.leak)
+            return made
         fired = trace.spikes.amax(0, keepdim=True)
         if trace.graded:
             fired = fired.clamp(max=1)

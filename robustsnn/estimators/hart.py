@@ -11,6 +11,7 @@ from torch import Tensor
 from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator
 from robustsnn.snn.backward_rule import Trace
+from robustsnn.snn.neuron import rule_kernels
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Hart(Estimator):
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
         """The gradient of the current, which is the same at every step."""
+        if (kernels := rule_kernels(grad, trace)) is not None:
+            made: Tensor = kernels.hart(grad, trace, self.width)
+            return made
         total = torch.zeros_like(grad[0])
         for t in range(len(trace.membranes)):
             z = trace.over(t).abs_()

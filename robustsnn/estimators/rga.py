@@ -10,6 +10,7 @@ from torch import Tensor
 from robustsnn.errors import InputError
 from robustsnn.estimators.base import Estimator
 from robustsnn.snn.backward_rule import Trace
+from robustsnn.snn.neuron import rule_kernels
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class Rga(Estimator):
 
     def rule(self, grad: Tensor, trace: Trace) -> Tensor:
         """The gradient of the current: `grad` times the same derivative at every step."""
+        if (kernels := rule_kernels(grad, trace)) is not None:
+            made: Tensor = kernels.rga(grad, trace, self.gamma, self.beta)
+            return made
         mean = trace.current.mean(0, keepdim=True)
         v = trace.threshold if trace.live is None else trace.live.mean(0)
         tau = trace.leak

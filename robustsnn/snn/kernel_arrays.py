@@ -80,7 +80,7 @@ def flat_array(tensor: Tensor) -> Array:
     return array
 
 
-def _like(tensor: Tensor, like: Tensor) -> Tensor:
+def one_like(tensor: Tensor, like: Tensor) -> Tensor:
     """The tensor `[batch, ...]` in the memory layout of `like`."""
     if tensor.stride() == like.stride():
         return tensor
@@ -92,7 +92,7 @@ def one_array(tensor: Tensor | None, like: Tensor) -> Array:
     """A tensor `[batch, ...]` as `[neuron]`, laid out as `like`; without rows if it is absent."""
     if tensor is None:
         return np.empty(0, like.detach().numpy().dtype)
-    array: Array = flat_array(_like(tensor.detach(), like).unsqueeze(0))[0]
+    array: Array = flat_array(one_like(tensor.detach(), like).unsqueeze(0))[0]
     return array
 
 
@@ -103,8 +103,11 @@ def over_time(tensor: Tensor | None, like: Tensor, steps: int) -> Array:
     """
     if tensor is None:
         return np.empty((0, 0), like.detach().numpy().dtype)
-    tensor = tensor.detach()
-    if tensor[0].stride() != like.stride() or (steps > 1 and tensor.stride(0) != like.numel()):
-        copy = empty_over_time(like, steps)
-        tensor = copy.copy_(tensor)
-    return flat_array(tensor)
+    return flat_array(steps_like(tensor.detach(), like, steps))
+
+
+def steps_like(tensor: Tensor, like: Tensor, steps: int) -> Tensor:
+    """A tensor `[step, batch, ...]` with the steps one after the other, each laid out as `like`."""
+    if tensor[0].stride() == like.stride() and (steps == 1 or tensor.stride(0) == like.numel()):
+        return tensor
+    return empty_over_time(like, steps).copy_(tensor)

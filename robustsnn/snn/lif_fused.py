@@ -50,6 +50,7 @@ CODES: dict[type[Surrogate], int] = {
     Gaussian: GAUSSIAN,
     StraightThrough: STRAIGHT_THROUGH,
 }
+SURROGATES = tuple(CODES)
 DTYPES = (torch.float32, torch.float64)
 
 # The membranes of a block over all steps should stay in a first-level cache of 32 KiB.

@@ -1,12 +1,13 @@
 """Layers of leaky integrate-and-fire neurons, over a whole sequence at once.
 
 `robustsnn.snn.lif_reference` states the dynamics and their gradients; on a CPU a compiled kernel
-computes the same spikes, bit for bit, in less time and memory.
+and on a GPU one of Triton compute the same spikes, bit for bit, in less time and memory.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import warnings
 from functools import cache, partial
@@ -25,7 +26,8 @@ from robustsnn.snn.surrogate import Surrogate, Triangle, describe
 
 LEAST_THRESHOLD = 1e-3
 KERNEL_VARIABLE = "ROBUSTSNN_LIF"
-KERNELS = ("auto", "fused", "reference")
+INTERPRET_VARIABLE = "TRITON_INTERPRET"
+KERNELS = ("auto", "fused", "triton", "reference")
 
 Reset = Literal["soft", "hard"]
 
@@ -54,10 +56,33 @@ def fused_kernel() -> Any:
         return None
 
 
-def kernel(device: torch.device | str = "cpu") -> str:
-    """What computes LIF layers on a device: `fused` or `reference`.
+@cache
+def triton_kernel(device: torch.device) -> Any:
+    """The module of the Triton kernels, or None, after one warning, where they cannot run.
 
-    The environment variable ROBUSTSNN_LIF chooses: `auto` (the default), `fused` or `reference`.
+    At its first use on a device a small layer is compared with the reference, spike for spike.
+    """
+    try:
+        module = importlib.import_module("robustsnn.snn.lif_triton")
+        module.check(device)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        warnings.warn(
+            f"the Triton LIF kernel is not available on {device} ({type(error).__name__}: "
+            f"{reason}); spiking networks run on the slower reference, with the same spikes.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    return module
+
+
+def kernel(device: torch.device | str = "cpu") -> str:
+    """What computes LIF layers on a device: `fused`, `triton` or `reference`.
+
+    The environment variable ROBUSTSNN_LIF chooses: `auto` (the default), `fused`, `triton` or
+    `reference`. By itself `auto` takes the fused kernel on a CPU, Triton on a GPU where it can be
+    imported, and the reference elsewhere.
 
     Raises:
         InputError: The variable has another value, or asks for a kernel that cannot run.
@@ -67,14 +92,46 @@ def kernel(device: torch.device | str = "cpu") -> str:
         raise InputError(f"{KERNEL_VARIABLE}={asked}: choose one of {', '.join(KERNELS)}.")
     if asked == "reference":
         return "reference"
-    on_cpu = torch.device(device).type == "cpu"
+    device = torch.device(device)
     if asked == "fused":
-        if not on_cpu:
+        if device.type != "cpu":
             raise InputError(f"{KERNEL_VARIABLE}=fused runs on the CPU only, not on {device}.")
         if fused_kernel() is None:
             raise InputError(f"{KERNEL_VARIABLE}=fused needs numba: pip install numba.")
         return "fused"
-    return "fused" if on_cpu and fused_kernel() is not None else "reference"
+    if asked == "triton":
+        _ask_for_triton(device)
+        return "triton"
+    if device.type == "cpu":
+        return "fused" if fused_kernel() is not None else "reference"
+    if device.type != "cuda" or not _has_triton() or not torch.cuda.is_available():
+        return "reference"
+    return "reference" if triton_kernel(device) is None else "triton"
+
+
+def _ask_for_triton(device: torch.device) -> None:
+    """Raise an InputError if Triton cannot run on a device."""
+    if not _has_triton():
+        raise InputError(f"{KERNEL_VARIABLE}=triton needs Triton: pip install triton.")
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        raise InputError(
+            f"{KERNEL_VARIABLE}=triton runs on a GPU, not on {device}: leave it at auto, or set "
+            f"{INTERPRET_VARIABLE}=1 to try the kernels on a CPU, slowly."
+        )
+    if triton_kernel(device) is None:
+        raise InputError(
+            f"{KERNEL_VARIABLE}=triton cannot run on {device}; the warning before says why."
+        )
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels on the CPU, as the environment says; for tests."""
+    return os.environ.get(INTERPRET_VARIABLE, "").lower() in ("1", "true", "on", "yes")
 
 
 def lif_sequence(
@@ -123,10 +180,14 @@ def lif_sequence(
     if reset not in ("soft", "hard"):
         raise ValueError(f"reset must be 'soft' or 'hard', not {reset!r}")
     options = (threshold, leak, initial, steps, surrogate, reset == "hard", not detach_reset)
-    if _fused(current, surrogate):
+    made = _chosen(current, surrogate)
+    if made == "fused":
         here = pool and fused_kernel().can_pool(current)
         spikes, membrane = fused_kernel().FusedLIF.apply(current, *options, here)
         pool = pool and not here
+    elif made == "triton":
+        run = triton_kernel(current.device).TritonLIF.apply
+        spikes, membrane = run(current, *options, torch.is_grad_enabled())
     else:
         spikes, membrane = ReferenceLIF.apply(current, *options)
     return LIFOutput(average_over_windows(spikes) if pool else spikes, membrane)
@@ -138,13 +199,32 @@ def average_over_windows(spikes: Tensor) -> Tensor:
     return torch.unflatten(means, 0, spikes.shape[:2])
 
 
-def _fused(current: Tensor, surrogate: Surrogate) -> bool:
-    if kernel(current.device) != "fused" or current.dtype not in fused_kernel().DTYPES:
-        return False
-    if type(surrogate) in fused_kernel().CODES:
-        return True
+def _chosen(current: Tensor, surrogate: Surrogate) -> str:
+    """What computes a layer: the kernel of the device if it takes that current and surrogate."""
+    found = kernel(current.device)
+    if found == "reference":
+        return found
+    module = fused_kernel() if found == "fused" else triton_kernel(current.device)
+    if current.dtype not in module.DTYPES:
+        return "reference"
+    if type(surrogate) in module.SURROGATES:
+        return found
     _tell_about(type(surrogate))
-    return False
+    return "reference"
+
+
+def rule_kernels(grad: Tensor, trace: Trace) -> Any:
+    """The module of the Triton kernels of backward rules, or None where a rule runs in torch.
+
+    Args:
+        grad: The gradient of the spikes, `[time, batch, ...]`.
+        trace: The trace of the layer.
+    """
+    current = trace.current
+    if not trace.plain or trace.gain != 1 or kernel(current.device) != "triton":
+        return None
+    module = triton_kernel(current.device)
+    return module if {current.dtype, grad.dtype} <= set(module.DTYPES) else None
 
 
 @cache
@@ -224,7 +304,7 @@ class LIF(nn.Module):
         return Trace(
             current=current,
             spikes=spikes,
-            replay=lambda: run_reference(current, threshold, leak, initial, steps, hard)[1],
+            replay=partial(_membranes, current, threshold, leak, initial, steps, hard),
             final=final,
             threshold=threshold,
             leak=leak,
@@ -246,6 +326,23 @@ class LIF(nn.Module):
             f"threshold={self.threshold.item():g}, leak={self.leak.item():g}, "
             f"surrogate={describe(self.surrogate)}{', once=True' if self.once else ''}"
         )
+
+
+def _membranes(
+    current: Tensor,
+    threshold: Tensor,
+    leak: Tensor,
+    initial: Tensor | None,
+    steps: int,
+    hard: bool,
+) -> list[Tensor]:
+    """The membranes before reset, `[batch, ...]` of each step; the arguments are those of `run`."""
+    arguments = (current, threshold, leak, initial, steps, hard)
+    if kernel(current.device) == "triton":
+        module = triton_kernel(current.device)
+        if current.dtype in module.DTYPES:
+            return list(module.membranes_of(*arguments))
+    return run_reference(*arguments)[1]
 
 
 class FixedDropout(nn.Module):
