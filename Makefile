@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint types docs bench clean
+.PHONY: help demo test test-all lint types docs bench bench-gpu clean
 
 help:
 	@echo "make demo      attack the models that ship and write runs/demo/index.html (minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint      lint and types only"
 	@echo "make docs      build the documentation site in site/ (open site/index.html)"
 	@echo "make bench     speed and memory against other libraries (an hour; BENCH=--quick: minutes)"
+	@echo "make bench-gpu a GPU against other libraries (under ten minutes; a dry run without a GPU)"
 	@echo "make clean     remove .venv, the site and caches"
 
 demo: $(VENV)/.core
@@ -53,6 +54,10 @@ docs: $(VENV)/.docs
 # Resumes what was measured before; see benchmarks/README.md.
 bench: $(VENV)/.peers
 	$(BIN)/python -m benchmarks run $(BENCH)
+
+# Without a GPU it runs to its end on the CPU, with tiny sizes, and measures nothing.
+bench-gpu: $(VENV)/.peers
+	$(BIN)/python -m benchmarks gpu $(BENCH)
 
 clean:
 	rm -rf $(VENV) .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache build site *.egg-info

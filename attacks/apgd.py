@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustsnn.adversary.losses import TARGETED, loss_function
-from robustsnn.adversary.search import Best, checkpoints, surface_point, warm_point
+from robustsnn.adversary.search import Best, checkpoints, chosen, surface_point, warm_point
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Gradient, Victim
 from robustsnn.common.randomness import Rng
@@ -123,6 +123,8 @@ class APGD:
         rows: Tensor,
     ) -> None:
         """One run from `x`, with the images at those rows of `best`, which keeps what it finds."""
+        # On the device, where all tensors of the search are; victims take positions on the CPU.
+        rows = rows.to(x.device)
 
         def gradient(part: Victim, x: Tensor, here: Tensor) -> tuple[Gradient, Tensor]:
             aimed = None if aim is None else aim[here]
@@ -132,13 +134,13 @@ class APGD:
         def note(now: _Search, logits: Tensor) -> bool:
             """Keep iterates that are better and drop fooled images; whether any was dropped."""
             margins = best.note(rows[now.here], now.x, logits, labels[now.here])
-            fooled = (margins > 0).cpu()
-            if not self._exits(victim) or not bool(fooled.any()):
+            # To leave out what is done is the one reason for which a step asks the device.
+            if not self._exits(victim) or not bool((fooled := (margins > 0).cpu()).any()):
                 return False
-            now.keep(~fooled)
+            now.keep((~fooled).nonzero().flatten().to(x.device))
             return True
 
-        here = torch.arange(len(images))
+        here = torch.arange(len(images), device=x.device)
         found, loss = gradient(victim, x, here)
         now = _Search(
             here=here,
@@ -167,9 +169,9 @@ class APGD:
             now.rises += loss > now.loss
             now.loss, now.gradient = loss, found.gradient
             better = loss > now.best_loss
-            now.best[better] = now.x[better]
-            now.best_gradient[better] = now.gradient[better]
-            now.best_loss[better] = loss[better]
+            now.best = chosen(better, now.x, now.best)
+            now.best_gradient = chosen(better, now.gradient, now.best_gradient)
+            now.best_loss = torch.where(better, loss, now.best_loss)
             if note(now, found.logits):
                 part = victim.select(now.here)
             if taken in looks:
@@ -202,10 +204,10 @@ class _Search:
     rises: Tensor
     halved: Tensor
 
-    def keep(self, mask: Tensor) -> None:
-        """Keep the images under that mask and forget the others."""
+    def keep(self, positions: Tensor) -> None:
+        """Keep the images at those positions and forget the others."""
         for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[mask])
+            setattr(self, field.name, getattr(self, field.name)[positions])
 
 
 def _advance(now: _Search, images: Tensor, threat: ThreatModel, weight: float) -> None:
@@ -219,9 +221,9 @@ def _advance(now: _Search, images: Tensor, threat: ThreatModel, weight: float) -
 def _look_back(now: _Search, period: int) -> None:
     """Where the last period brought too little, halve the step and go back to the best point."""
     stuck = (now.rises <= ENOUGH_RISES * period) | (~now.halved & (now.best_loss <= now.checked))
-    now.step[stuck] /= 2
-    now.x[stuck] = now.best[stuck]
-    now.gradient[stuck] = now.best_gradient[stuck]
+    now.step = torch.where(stuck, now.step / 2, now.step)
+    now.x = chosen(stuck, now.best, now.x)
+    now.gradient = chosen(stuck, now.best_gradient, now.gradient)
     now.halved = stuck
     now.checked = now.best_loss.clone()
     now.rises.zero_()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustsnn.adversary.losses import judged_margin, loss_function
+from robustsnn.adversary.search import chosen
 from robustsnn.adversary.threat import ThreatModel
 from robustsnn.adversary.victim import Victim
 from robustsnn.common.epsilon import parse_epsilon
@@ -79,11 +80,12 @@ class PGD:
                 threat,
                 rng.select(active).stream(f"start-{restart}"),
             )
-            better = (scores > best[active]).cpu()
+            here = active.to(images.device)
+            better = scores > best[here]
             if restart == 0:
                 better = torch.ones_like(better)
-            proposal[active[better]] = found[better]
-            best[active[better]] = scores[better]
+            proposal[here] = chosen(better, found, proposal[here])
+            best[here] = torch.where(better, scores, best[here])
             if self._exits(victim):
                 active = (best <= 0).nonzero().flatten().cpu()
         return proposal
@@ -104,33 +106,36 @@ class PGD:
         x = threat.random_point(images, rng) if self.random_start else images.clone()
         kept = x.clone()
         scores = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        # The active images, as victims count them and as tensors on the device are indexed.
         active = torch.arange(len(x))
+        here, part = active.to(x.device), victim
 
         def score(logits: Tensor) -> Tensor:
             """Keep iterates that are better, or newer; return which active images are fooled."""
-            margins = judged_margin(logits, labels[active]).to(scores.dtype)
-            better = margins > scores[active]
+            margins = judged_margin(logits, labels[here]).to(scores.dtype)
+            better = margins > scores[here]
             if self.iterate == "last":
                 better = torch.ones_like(better)
-            where = active[better.cpu()]
-            scores[where] = margins[better]
-            kept[where] = x[where]
+            scores[here] = torch.where(better, margins, scores[here])
+            kept[here] = chosen(better, x[here], kept[here])
             return margins > 0
 
         for _ in range(self.steps):
-            found = victim.select(active).gradient(x[active], labels[active], self.loss)
+            found = part.gradient(x[here], labels[here], self.loss)
             gradient = found.gradient
             fooled = score(found.logits)
-            if self._exits(victim) and bool(fooled.any()):
-                gradient = gradient[~fooled]
-                active = active[~fooled.cpu()]
+            # To leave out what is done is the one reason for which a step asks the device.
+            if self._exits(victim) and bool((done := fooled.cpu()).any()):
+                active = active[~done]
                 if len(active) == 0:
                     return kept, scores
-            x[active] = self.advance(x[active], gradient, images[active], threat)
+                gradient = gradient[(~done).nonzero().flatten().to(x.device)]
+                here, part = active.to(x.device), victim.select(active)
+            x[here] = self.advance(x[here], gradient, images[here], threat)
         if self.iterate == "last" and self.restarts == 1:
-            kept[active] = x[active]
+            kept[here] = x[here]
         else:
-            score(victim.select(active).logits(x[active], victim.draws))
+            score(part.logits(x[here], victim.draws))
         return kept, scores
 
     def _exits(self, victim: Victim) -> bool:

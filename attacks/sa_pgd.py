@@ -101,23 +101,28 @@ class SAPGD:
         """One restart from `x` of the images at those rows; `best` keeps what it finds."""
         part = victim.select(rows)
         part.fresh()
+        # The rows on the device, and what belongs to them.
+        here = rows.to(x.device)
+        clean, true = images[here], labels[here]
         # These are float64, or the squares of a pixel with small gradients would be lost.
         momentum = torch.zeros_like(x, dtype=torch.float64)
         squares = torch.zeros_like(momentum)
         eta, halvings = threat.radius, checkpoints(self.steps)
         for taken in range(self.steps):
-            found = part.gradient(x, labels[rows], self.loss)
+            found = part.gradient(x, true, self.loss)
             gradient = found.gradient
-            left = torch.ones(len(rows), dtype=torch.bool)
             if self._wider(taken) == 1:
-                left = (best.note(rows, x, found.logits, labels[rows]) <= 0).cpu()
-            if self._exits(victim) and not bool(left.all()):
-                rows = rows[left]
-                if len(rows) == 0:
-                    return
-                part = victim.select(rows)
-                x, gradient = x[left], gradient[left]
-                momentum, squares = momentum[left], squares[left]
+                margins = best.note(here, x, found.logits, true)
+                # To leave out what is done is the one reason for which a step asks the device.
+                if self._exits(victim) and not bool((left := (margins <= 0).cpu()).all()):
+                    rows = rows[left]
+                    if len(rows) == 0:
+                        return
+                    part = victim.select(rows)
+                    kept = left.nonzero().flatten().to(x.device)
+                    here, clean, true = here[kept], clean[kept], true[kept]
+                    x, gradient = x[kept], gradient[kept]
+                    momentum, squares = momentum[kept], squares[kept]
             if taken in halvings:
                 eta /= 2
             if threat.norm == "Linf":
@@ -129,8 +134,8 @@ class SAPGD:
                 momentum = MOMENTUM * momentum + threat.ascent(gradient.double())
                 step = threat.ascent(momentum)
             x = x + (eta * self._wider(taken) * step).to(x.dtype)
-            x = _widened(threat, self._wider(taken + 1)).project(x, images[rows])
-        best.note(rows, x, part.logits(x, part.draws), labels[rows])
+            x = _widened(threat, self._wider(taken + 1)).project(x, clean)
+        best.note(here, x, part.logits(x, part.draws), true)
 
     def _wider(self, taken: int) -> float:
         """How many times as wide the ball is after so many steps; 1 after the last one."""

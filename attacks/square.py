@@ -91,24 +91,26 @@ class Square:
             x = (_stripes if threat.norm == "Linf" else _tiles)(images, threat, rng)
         search = _Windows if threat.norm == "Linf" else _Bumps
         best, rows = Best.of(images), torch.arange(len(images))
-        best.note(rows, x, victim.logits(x, self.draws), labels)
-        part, around, true = victim, search(images, threat), labels
+        # The rows on the device, and what belongs to them.
+        here, part, around, true = rows.to(x.device), victim, search(images, threat), labels
+        best.note(here, x, victim.logits(x, self.draws), labels)
         shape = (BLOCK, search.columns(images.shape[1]))
-        draws = torch.empty(len(images), *shape, dtype=torch.float64)
+        draws = torch.empty(len(images), *shape, dtype=torch.float64, device=x.device)
         for query in range(1, self.queries):
-            left = (best.margin[rows] <= 0).cpu()
-            if not victim.stochastic and not bool(left.all()):
-                rows, draws = rows[left], draws[left]
+            # To leave out what is done is the one reason for which a query asks the device.
+            if not victim.stochastic and not bool((left := (best.margin[here] <= 0).cpu()).all()):
+                kept = left.nonzero().flatten().to(x.device)
+                rows, here, draws = rows[left], here[kept], draws[kept]
                 if len(rows) == 0:
                     break
-                part, true = victim.select(rows), labels[rows]
-                around = search(images[rows], threat)
+                part, true = victim.select(rows), labels[here]
+                around = search(images[here], threat)
             turn = (query - 1) % BLOCK
             if turn == 0:
                 draws = rng.select(rows).uniform(shape, 0.0, 1.0, like=draws)
             side = self.side(query - 1, images.shape)
-            x = around.changed(best.images[rows], side, draws[:, turn].to(images.device))
-            best.note(rows, x, part.logits(x, self.draws), true)
+            x = around.changed(best.images[here], side, draws[:, turn])
+            best.note(here, x, part.logits(x, self.draws), true)
         return best.images
 
     def side(self, query: int, shape: torch.Size) -> int:
@@ -163,7 +165,7 @@ class _Bumps:
         gains = _window(draws[:, 0], draws[:, 1], side, x)
         loses = _window(draws[:, 2], draws[:, 3], side, x)
         signs = torch.where(draws[:, 5:] < 0.5, -1.0, 1.0).to(x.dtype)[:, None, None]
-        bump = _bump(side).to(x)[..., None]
+        bump = _bump_like(side, x.dtype, x.device)[..., None]
         bump = torch.where((draws[:, 4] < 0.5)[:, None, None, None], bump.transpose(0, 1), bump)
         delta = x - self.images
         unused = (self.threat.radius**2 - _length(delta).square()).clamp_min(0) / x.shape[1]
@@ -223,6 +225,12 @@ def _bump(side: int) -> Tensor:
     upper = side // 2
     bump = torch.cat([_hill(upper, side), -_hill(side - upper, side)])
     return bump / bump.square().sum().sqrt()
+
+
+@functools.cache
+def _bump_like(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same, of that type and on that device, to which it is copied once."""
+    return _bump(side).to(device, dtype)
 
 
 def _hill(height: int, width: int) -> Tensor:

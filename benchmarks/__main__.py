@@ -20,6 +20,8 @@ from robustsnn.errors import InputError
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 OUTPUT = Path("docs/results/speed")
 CELLS = Path("runs/bench")
+GPU_PAGE, GPU_DRY = Path("docs/results/gpu.md"), Path("runs/gpu.md")
+GPU_MODEL = "fashion-mnist/vgg5-snn"
 PARTS = ("speed", "process", "memory", "attack", "profile")
 
 
@@ -119,6 +121,40 @@ def settings(
     _settle(process, threads)
     for name, seconds in measuring.measure_settings(steps, batch, rounds, compiled).items():
         typer.echo(f"{name:44} {batch / seconds:8.2f} input gradients a second")
+
+
+@app.command()
+def gpu(
+    dry_run: Annotated[
+        bool | None,
+        typer.Option(
+            help="Run on the CPU with tiny sizes and measure nothing [default: without a GPU]."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The page [default: docs/results/gpu.md; of a dry run, runs/gpu.md]."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="SNN of the zoo, or a checkpoint.")] = GPU_MODEL,
+) -> None:
+    """Measure a GPU in less than ten minutes, against SpikingJelly and torchattacks."""
+    import torch
+
+    from benchmarks import gpu as measuring
+    from benchmarks.tables import write
+
+    there = torch.cuda.is_available()
+    if dry_run is False and not there:
+        raise InputError("there is no GPU that torch can use: leave --no-dry-run out to try it.")
+    dry = not there if dry_run is None else dry_run
+    if dry:
+        say(measuring.NOTHING)
+    rows, notes = measuring.measure(model, dry, say)
+    path = (GPU_DRY if dry else GPU_PAGE) if output is None else output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    write(path, measuring.page(rows, notes, dry, command))
+    say(f"{path} is written. {measuring.NOTHING if dry else ''}".strip())
 
 
 @app.command(hidden=True)

@@ -39,18 +39,31 @@ class Best:
         """Keep the iterates of larger margin; the margins of all iterates, `[row]`.
 
         Args:
-            rows: The positions of the images that the iterates belong to, int64 `[row]`, on the
-                CPU.
+            rows: The positions of the images that the iterates belong to, int64 `[row]`, each
+                once; on the device of the images nothing is copied.
             iterates: The iterates, `[row, ...]`.
             logits: The logits of the iterates, `[row, class]`.
             labels: The true classes of those images, int64 `[row]`.
         """
         margins = judged_margin(logits, labels).to(self.margin.dtype)
         where = rows.to(self.margin.device)
-        better = margins > self.margin[where]
-        self.images[where[better]] = iterates[better]
-        self.margin[where[better]] = margins[better]
+        before = self.margin[where]
+        better = margins > before
+        # A choice by `where`, since the number of entries under a mask is known to the host only
+        # once the device is done.
+        self.images[where] = chosen(better, iterates, self.images[where])
+        self.margin[where] = torch.where(better, margins, before)
         return margins
+
+
+def chosen(mask: Tensor, these: Tensor, others: Tensor) -> Tensor:
+    """The entries `[batch, ...]` of `these` under a mask `[batch]`, and of `others` elsewhere.
+
+    Examples:
+        >>> chosen(torch.tensor([True, False]), torch.ones(2, 1), torch.zeros(2, 1)).flatten()
+        tensor([1., 0.])
+    """
+    return torch.where(mask.reshape(-1, *[1] * (these.dim() - 1)), these, others)
 
 
 def surface_point(images: Tensor, threat: ThreatModel, rng: Rng) -> Tensor:

@@ -129,11 +129,13 @@ class Victim:
     @property
     def zero_grad(self) -> Tensor:
         """Backward passes whose gradient was all zero, int64 `[batch]`."""
+        self._ledger.settle()
         return self._ledger.zero[self._rows]
 
     @property
     def nonfinite_grad(self) -> Tensor:
         """Backward passes with a NaN or infinite entry, int64 `[batch]`."""
+        self._ledger.settle()
         return self._ledger.nonfinite[self._rows]
 
     def select(self, index: Tensor | Sequence[int], micro_batch: int | None = None) -> Victim:
@@ -421,9 +423,9 @@ class Victim:
         finite = flat.isfinite().all(1)
         zero = (flat == 0).all(1)
         if len(gradient) == len(self):
-            self._add(self._ledger.zero, zero * weight)
-            self._add(self._ledger.nonfinite, ~finite * weight)
-        if bool(finite.all()):
+            self._ledger.defects(self._rows, zero * weight, ~finite * weight)
+        # Elsewhere, to know whether anything has to be replaced would be to wait for the device.
+        if gradient.device.type == "cpu" and bool(finite.all()):
             return gradient
         return torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
 

@@ -320,7 +320,8 @@ COMPILE = """
             for i, n in enumerate(names)
             if n not in given and n != "steps"
         }
-        source = ASTSource(function, types, {(names.index(n),): v for n, v in given.items()}, aligned)
+        constants = {(names.index(n),): v for n, v in given.items()}
+        source = ASTSource(function, types, constants, aligned)
         options = {"num_warps": 4, "enable_fp_fusion": False}
         made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
         text = made.asm["ptx"]
