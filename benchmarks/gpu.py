@@ -213,11 +213,10 @@ def _evaluations(
     steps = sum(int(n) for e in kept for n in re.findall(r"steps=(\d+)", e.attack))
     queries = sum(int(n) for e in kept for n in re.findall(r"queries=(\d+)", e.attack))
     row.notes.append(
-        f"{row.measure}: there PGD with {steps} steps and Square with {queries} queries, as many as "
-        "the entries have; here images that are broken leave, and every proposal is judged again"
+        f"{row.measure}: there PGD with {steps} steps and Square with {queries} queries, as many "
+        "as the entries have; here broken images leave, and every proposal is judged again"
     )
-    radius = ThreatModel(suite.norm, suite.epsilon[0] if isinstance(suite.epsilon, list)
-                         else suite.epsilon).radius  # fmt: skip
+    radius = ThreatModel(suite.norm, suite.epsilon[0]).radius
     module = peer.module
     module.train()
 

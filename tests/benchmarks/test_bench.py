@@ -252,3 +252,35 @@ def test_parts_of_a_profile():
     macs = 64 * 4 * 3 * 9 + 3 * 16 * (6 * 4 + 6 * 6) * 9
     assert found["gflop"] * 1e9 == pytest.approx(2 * 4 * macs)
     json.dumps(found)
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_the_gpu_benchmark_ends_and_claims_nothing(tmp_path, monkeypatch, capsys):
+    from benchmarks import __main__ as command
+
+    page_of = tmp_path / "some" / "gpu.md"
+    monkeypatch.setattr("sys.argv", ["benchmarks", "gpu", "--dry-run", "--output", str(page_of)])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code in (0, None)
+    text = page_of.read_text()
+    assert "Nothing was measured" in text and "Nothing was measured" in capsys.readouterr().err
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 3 + 2 + 2
+    assert all(line.endswith("| - | - |") for line in rows)
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("sys.argv", ["benchmarks", "gpu", "--no-dry-run"])
+        with pytest.raises(SystemExit) as refused:
+            command.main()
+        assert refused.value.code == 2
+        assert "no GPU that torch can use" in capsys.readouterr().err
+
+
+def test_the_page_of_a_gpu_has_medians_and_ratios():
+    from benchmarks.gpu import OURS, Row
+    from benchmarks.gpu import page as gpu_page
+
+    row = Row("some", {OURS: [2.0, 1.0, 4.0], "other": [3.0, 3.0, 6.0]}, ["a note"])
+    text = gpu_page([row], ["of all"], dry=False, command="python")
+    assert "| some | 3 | other | 3 (3 to 6) | 1.50 (1.50 to 3.00) |" in text
+    assert "- of all" in text and "- a note" in text and "Nothing" not in text
