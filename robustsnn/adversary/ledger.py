@@ -29,7 +29,7 @@ class Ledger:
     backward: Tensor
     zero: Tensor
     nonfinite: Tensor
-    _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
+    _waiting: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def empty(cls, images: int) -> Ledger:

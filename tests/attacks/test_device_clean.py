@@ -36,13 +36,13 @@ def plain(monkeypatch):
 
 
 class There(Tensor):
-    """A tensor that says it is on the device and keeps its values in `inner`."""
+    """A tensor that says it is on the device and keeps its values `held` elsewhere."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> There:
-        made: There = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: There = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -54,7 +54,7 @@ class There(Tensor):
         return made
 
     def __init__(self, inner: Tensor) -> None:
-        self.inner = inner.detach()
+        self.held = inner.detach()
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -94,11 +94,11 @@ class Counting(TorchDispatchMode):
         if moves:
             self.seen[TO_DEVICE] += bool(here) and name == "_to_copy"
             kwargs["device"] = torch.device("cpu")
-        inner = tree_map(lambda x: x.inner if isinstance(x, There) else x, (args, kwargs))
+        inner = tree_map(lambda x: x.held if isinstance(x, There) else x, (args, kwargs))
         found = func(*inner[0], **inner[1])
         stays = bool(there) and not (goal is not None and not moves)
         # What is changed in place stays the same object.
-        same = {id(x.inner): x for x in there}
+        same = {id(x.held): x for x in there}
 
         def out(x: Any) -> Any:
             if not isinstance(x, Tensor):
@@ -125,7 +125,7 @@ def small() -> Network:
     return network
 
 
-def moved(network: nn.Module) -> nn.Module:
+def moved(network: Network) -> Network:
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -155,7 +155,7 @@ def attacked(spec: str, estimator: str, norm: str, on_device: bool):
         seen = counting.seen - before
         zero = victim.zero_grad
         assert found.device == images.device
-        found = found.inner if isinstance(found, There) else found
+        found = found.held if isinstance(found, There) else found
     return found, zero, seen
 
 
@@ -233,6 +233,6 @@ def test_the_stand_in_counts_what_it_is_for():
         x[torch.tensor([0])]
         torch.zeros(2).to(DEVICE)
         assert counting.seen[TO_DEVICE] == 2
-        assert x.inner.tolist() == [1.0, 0.0, 0.0]
+        assert x.held.tolist() == [1.0, 0.0, 0.0]
         with pytest.raises(AssertionError, match="here and there"):
             x + torch.zeros(3)

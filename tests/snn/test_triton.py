@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 import subprocess
 import sys
 import textwrap
@@ -276,6 +277,16 @@ def test_kernels_that_give_other_spikes_on_a_device_are_not_used(monkeypatch):
             neuron.kernel()
     finally:
         neuron.triton_kernel.cache_clear()
+
+
+def test_triton_is_imported_where_it_is_used_and_nowhere_else():
+    theirs = re.compile(r"^\s*(from|import) triton|import_module\(.triton", re.M)
+    # Only a function names the module, where the kernel is asked for.
+    ours = re.compile(r"^\s*(from|import) .*(lif_triton|triton_kernels)", re.M)
+    inside = {"lif_triton.py", "triton_kernels.py"}
+    for path in (ROOT / "robustsnn").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert path.name in inside or not (theirs.search(text) or ours.search(text)), path
 
 
 def test_what_the_kernels_do_not_take_runs_on_the_reference(monkeypatch):
