@@ -352,7 +352,9 @@ def _table(path: Path, rng: random.Random, tracer: str) -> tuple[bytes, str]:
     if how == 0:
         frame, said = frame.drop(columns=name), f"dropped {name}"
     elif how == 1:
-        frame, said = frame.rename(columns={name: str(values(rng, tracer))[:50]}), f"renamed {name}"
+        # No table holds half of a character.
+        other = str(values(rng, tracer))[:50].encode(errors="replace").decode()
+        frame, said = frame.rename(columns={name: other}), f"renamed {name}"
     elif how == 2:
         kept = sorted(rng.sample(range(len(frame)), rng.randrange(len(frame))))
         frame, said = frame.iloc[kept], f"kept {len(kept)} rows"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import robustsnn
 from robustsnn.adversary.victim import Victim
+from robustsnn.diagnosis.probe.watch import LayerWatch, Watched
 from robustsnn.estimators.make import make_estimator
 from robustsnn.foreign.wrap import wrap
 from robustsnn.models.checkpoint import load_model
@@ -60,6 +61,21 @@ def test_estimators_give_the_gradients_of_our_network(library: str) -> None:
         assert torch.allclose(found[0].logits, found[1].logits, atol=1e-3), text
         a, b = (one.gradient.flatten(1) for one in found)
         assert float((a - b).norm() / a.norm()) < 1e-3, text
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@quiet
+def test_a_surrogate_of_a_library_sees_the_membranes_that_ours_sees(library: str) -> None:
+    images = real_images(DATA, 8)
+    seen: list[dict[str, LayerWatch]] = []
+    for one in both(library):
+        watched = Watched(make_estimator("bptt", one), {})
+        Victim(one, watched, range(8), 8).gradient(images.tensor(), images.targets())
+        seen.append(watched.layers)
+    for ours, theirs in zip(*(layers.values() for layers in seen), strict=True):
+        assert ours.compact and theirs.compact
+        assert theirs.share(theirs.inside) == pytest.approx(ours.share(ours.inside), abs=2e-3)
+        assert theirs.share(theirs.vanishing) == pytest.approx(ours.share(ours.vanishing), abs=1e-3)
 
 
 @pytest.mark.exhaustive

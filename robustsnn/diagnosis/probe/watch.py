@@ -41,8 +41,9 @@ class LayerWatch:
             the spike is zero.
         nonfinite: The number of NaN or infinite gradients of the current.
         near: The number of membranes within `NEAR` of the threshold.
-        inside: The number of membranes within the width of the surrogate.
-        compact: Whether the surrogate is zero beyond its width.
+        inside: The number of membranes within the support of the surrogate, or within its width if
+            its support has no bounds.
+        compact: Whether the support of the surrogate has bounds.
         vanishing: The sum, over all membranes z, of the share of the surrogate's area between -|z|
             and |z|.
         sharp: The same sum for an arctangent of width `SHARP`.
@@ -83,13 +84,15 @@ class LayerWatch:
         self.entries += found.numel()
         self.zero += int((found == 0).sum())
         self.nonfinite += int((~found.isfinite()).sum())
-        self.compact = isinstance(surrogate, Triangle | Rectangle)
+        reach = support(surrogate)
+        self.compact = math.isfinite(reach)
+        reach = reach if self.compact else surrogate.width
         derivative = surrogate_derivative(trace, surrogate)
         for t in range(len(trace.membranes)):
             z = trace.over(t)[:images].abs_()
             self.silent += int((derivative[t][:images] * grad[t] == 0).sum())
             self.near += int((z < NEAR).sum())
-            self.inside += int((z < surrogate.width).sum())
+            self.inside += int((z < reach).sum())
             self.vanishing += float(mass(surrogate, z).double().sum())
             self.sharp += float((2 / math.pi * (z / SHARP).atan()).double().sum())
         self.lengths += grad.double().transpose(0, 1).flatten(1).norm(dim=1).tolist()
@@ -97,6 +100,22 @@ class LayerWatch:
             steps = found.double().flatten(2).cpu().numpy()
             pairs = [cosine(a, b) for a, b in pairwise(steps)]
             self.temporal += np.mean(pairs, 0).tolist()
+
+
+def support(surrogate: Surrogate) -> float:
+    """The distance from the threshold beyond which a surrogate is zero; infinite if there is none.
+
+    Args:
+        surrogate: The surrogate; one of another library says it as `support`.
+
+    Examples:
+        >>> from robustsnn.snn.surrogate import Arctan
+        >>> support(Triangle(width=0.5)), support(Arctan())
+        (0.5, inf)
+    """
+    if isinstance(surrogate, Triangle | Rectangle):
+        return surrogate.width
+    return float(getattr(surrogate, "support", math.inf))
 
 
 def mass(surrogate: Surrogate, z: Tensor) -> Tensor:
