@@ -7,6 +7,7 @@ part in stays as it is: the clean images, and the attacks before the first one t
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,12 @@ def _attacked(folder: RunFolder) -> bool:
 def _keep_before(folder: RunFolder, held: Manifest, plan: Plan) -> None:
     """Drop what the mended files had a part in, and write the manifest of the run with them."""
     mended = {path for path, digest in plan.files if held.files[path] != digest}
-    named = {
-        entry.slug: {str(path) for path in files_in(entry.attack)} for entry in plan.suite.entries
-    }
-    rules = {
-        entry.slug: {str(path) for path in files_in(entry.estimator)}
-        for entry in plan.suite.entries
-    }
+    named: dict[str, set[str]] = defaultdict(set)
+    rules: dict[str, set[str]] = defaultdict(set)
+    for entry in plan.suite.entries:
+        # Entries for networks of different kinds may share a label.
+        named[entry.slug] |= {str(path) for path in files_in(entry.attack)}
+        rules[entry.slug] |= {str(path) for path in files_in(entry.estimator)}
     first = next(
         index
         for index, task in enumerate(plan.tasks)

@@ -357,5 +357,5 @@ def test_hop_skip_jump_says_what_it_cannot_do() -> None:
 
 def test_a_missing_foolbox_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    with pytest.raises(InputError, match=r"foolbox .* pip install 'robustsnn\[peers\]'"):
+    with pytest.raises(InputError, match=r"foolbox .* pip install -e '\.\[peers\]'"):
         load_attack("hop-skip-jump")

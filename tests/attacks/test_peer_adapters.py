@@ -307,7 +307,7 @@ def test_a_library_that_is_absent(spec, blocked, monkeypatch):
     # With None in sys.modules, Python marks what cannot be imported.
     for module in blocked:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingLibrary, match=r"pip install 'robustsnn\[peers\]'") as caught:
+    with pytest.raises(MissingLibrary, match=r"pip install -e '\.\[peers\]'") as caught:
         load_attack(spec)
     assert "\n" not in str(caught.value)
 

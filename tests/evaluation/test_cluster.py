@@ -26,7 +26,7 @@ needs_ray = pytest.mark.skipif(
 
 def test_without_ray_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"install robustsnn\[cluster\]"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[cluster\]'"):
         cluster.RayWorkers("auto")
 
 
