@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -309,7 +310,8 @@ def _diagnostic(
     run: Run, found: Mapping[str, Any], slug: str, flag: Mapping[str, Any] | None
 ) -> tuple[str, str, str, str, str]:
     evidence = found.get("evidence")
-    number = f"{evidence:.3g}" if isinstance(evidence, int | float) else "–"
+    measured = isinstance(evidence, int | float) and not math.isnan(evidence)
+    number = f"{evidence:.3g}" if measured else "–"
     where = wording.threat(str(found.get("norm") or ""), str(found.get("epsilon") or ""))
     mark, sentence = "", str(found.get("sentence") or "")
     if flag is not None:

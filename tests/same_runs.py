@@ -5,7 +5,8 @@ the same machine, `python -m tests.same_runs compare FILE` evaluates again and s
 Both take names such as `standard:fashion-mnist/vgg5-snn` to do less. Seconds are left out, since
 they are the clock's. `same_runs.json` is what one machine recorded before the packages of
 `robustsnn` were laid out as they are; another machine rounds differently, so there only the
-identities have to be those, and a test holds them to it.
+identities have to be those, and a test holds them to it. Where it has a level and no verdict, the
+level was A: since then that needs 200 images.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Neurons that run in a pass of a network and are none of the layers that were found in it.
 
 Layers are found by looking through the modules of a network. A neuron that a list, a closure or a
-function holds is no module of it, and one that its user wrote is of no class that is known. Both
+function holds is not a module of it, and the class of one that its user wrote is not known. Both
 are seen only where they run. They keep the one gradient that their code gives them.
 """
 
@@ -35,7 +35,7 @@ SEED = 0
 def spiking_elsewhere(network: nn.Module, images: Tensor) -> list[str]:
     """What spikes in a pass of a network without being one of its layers, in words.
 
-    These are neurons of a library that are no modules of the network, and functions with a
+    These are neurons of a library that are not modules of the network, and functions with a
     backward pass of their own that turn what depends on the images into a few values, as spike
     functions do.
 

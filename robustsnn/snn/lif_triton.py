@@ -252,9 +252,8 @@ def hart(grad: Tensor, trace: Trace, width: float) -> Tensor:
 
 def bptr(grad: Tensor, trace: Trace, leak: float) -> Tensor:
     """The rule of `robustsnn.estimators.bptr`, `[time, batch, ...]`."""
-    one, steps = trace.spikes[0], len(grad)
     spikes = dense(trace.spikes.detach())
-    one = spikes[0]
+    one, steps = spikes[0], len(grad)
     found = empty_over_time(one, steps)
     _launch(
         triton_kernels.bptr,

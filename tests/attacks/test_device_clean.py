@@ -31,7 +31,7 @@ def plain(monkeypatch):
     # What runs on the device; the fused kernel of the CPU rounds gradients in another way.
     monkeypatch.setenv("ROBUSTSNN_LIF", "reference")
     yield
-    # It would hold tensors of a device that is no more.
+    # It would hold tensors of a device that is gone after the test.
     assg._places.cache_clear()
 
 
